@@ -1,0 +1,1 @@
+"""Bytes on disk: GLB, OBJ, USD, previews and the contact sheet."""

@@ -1,0 +1,1 @@
+"""Procedural products, training and evaluation of the networks."""

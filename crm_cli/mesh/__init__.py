@@ -1,0 +1,1 @@
+"""Geometry: from a raw surface to a clean, unwrapped, textured mesh."""

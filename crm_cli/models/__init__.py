@@ -1,0 +1,1 @@
+"""Tensors: from a photo to a signed distance and colour field."""

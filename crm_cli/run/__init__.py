@@ -1,0 +1,1 @@
+"""Many photos: find them, convert them in worker processes, remember what is done."""
