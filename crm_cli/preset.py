@@ -1,0 +1,476 @@
+"""What to make: YAML presets read into one frozen tree, with the origin of every value.
+
+Where and how it is made (device, engine, folders) is no preset: it may differ between two runs that
+make the same asset. A setting's type, limits and meaning stand once, in its annotation below; checking,
+`crm presets show` and the documentation read them from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from crm_cli.errors import UsageError
+
+DEFAULT = "default"
+"""The preset that sets everything; every other one extends it, directly or not."""
+
+MAX_PRESET_BYTES = 1_000_000
+"""A preset is a page of text; more is a mistake in the file name, and would only be slow to parse."""
+
+
+class Within(NamedTuple):
+    """Both ends of what a number may be, inclusive."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matting:
+    """How the subject is told from its background."""
+
+    method: Annotated[
+        Literal["auto", "alpha", "grabcut", "rembg", "none"],
+        "who finds the subject; auto takes alpha where it means something, else the best installed",
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framing:
+    """How the subject is laid on the square canvas."""
+
+    size_px: Annotated[int, Within(64, 2048), "side of the canvas"]
+    fill: Annotated[float, Within(0.1, 1.0), "share of the canvas that the subject's longest side fills"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one of the two denoisers is run."""
+
+    solver: Annotated[Literal["unipc", "ddim"], "unipc needs fewer steps; ddim is the published sampler"]
+    steps: Annotated[int, Within(1, 1000), "calls of the network"]
+    guidance: Annotated[
+        float, Within(0.0, 30.0), "classifier-free guidance scale; 1 is off, and half the work"
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """What is handed from the denoisers to the reconstruction."""
+
+    size_px: Annotated[int, Within(64, 512), "side of each of the six views"]
+    use_photo: Annotated[bool, "the front view is the photo itself wherever the networks allow it"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstructing:
+    """How the surface is drawn from the field."""
+
+    grid: Annotated[int, Within(8, 256), "cells of the FlexiCubes grid along each axis"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meshing:
+    """What the surface may cost."""
+
+    faces: Annotated[int, Within(100, 1_000_000), "triangles the asset may have"]
+    smooth: Annotated[
+        int, Within(0, 100), "smoothing passes before simplification; 0 keeps the surface as extracted"
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwrapping:
+    """How texture coordinates are found."""
+
+    method: Annotated[
+        Literal["box", "xatlas"], "box is fast with few seams; xatlas wastes less texture, slowly"
+    ]
+    padding_px: Annotated[int, Within(1, 64), "texels between charts; mipmaps bleed across fewer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texturing:
+    """The texture."""
+
+    size_px: Annotated[
+        Literal[128, 256, 512, 1024, 2048, 4096], "side of the texture; powers of two, as engines ask"
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exporting:
+    """Which files are written."""
+
+    formats: Annotated[tuple[Literal["glb", "obj", "usd"], ...], "file formats of the asset"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previewing:
+    """Pictures of the finished asset."""
+
+    size_px: Annotated[int, Within(32, 2048), "side of each picture"]
+    turns: Annotated[int, Within(1, 36), "pictures around the asset, starting at its front"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checking:
+    """When an asset is flagged."""
+
+    min_silhouette_iou: Annotated[
+        float,
+        Within(0.0, 1.0),
+        "below this match with the photo's outline the networks' answer is not trusted",
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Everything that decides what an asset looks like, and nothing else."""
+
+    weights: Annotated[str, "auto, embedded, or the path of a weights folder"]
+    seed: Annotated[int, Within(0, 2**32 - 1), "start of all randomness; the photo's digest is mixed in"]
+    matting: Matting
+    cutout: Framing
+    rgb: Sampling
+    ccm: Sampling
+    views: Views
+    reconstruction: Reconstructing
+    mesh: Meshing
+    unwrap: Unwrapping
+    texture: Texturing
+    export: Exporting
+    preview: Previewing
+    checks: Checking
+
+    def fingerprint(self, *sections: str) -> str:
+        """SHA-256 over the values of the named sections (all without a name), hexadecimal.
+
+        Canonical JSON is hashed, so that the order of keys and the way a number was written do not count.
+        """
+        values = asdict(self)
+        chosen = {name: values[name] for name in sections or values}
+        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "prep": ("matting", "cutout"),
+    "views": ("weights", "seed", "rgb", "ccm", "views"),
+    "mesh": ("reconstruction", "mesh", "checks"),
+    "out": ("unwrap", "texture", "export", "preview"),
+}
+"""Which part of the preset each stage reads: a change redoes that stage and those after it, not those before.
+
+The silhouette check stands with the mesh because it decides which surface is taken.
+"""
+
+
+class Setting(NamedTuple):
+    """One line of the tree: `rgb.steps`, what it may be, and what it means."""
+
+    key: str
+    kind: type
+    choices: tuple[str | int, ...]
+    many: bool
+    within: Within | None
+    about: str
+
+    @property
+    def allowed(self) -> str:
+        """What the value may be, in words."""
+        if self.choices:
+            listed = ", ".join(str(choice) for choice in self.choices)
+            return f"{'a list of' if self.many else 'one of'} {listed}"
+        noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[self.kind]
+        return f"{noun} from {self.within.low:.12g} to {self.within.high:.12g}" if self.within else noun
+
+
+class Override(NamedTuple):
+    """One value from outside the preset files: dotted key, YAML text, and who says so (`--set`)."""
+
+    key: str
+    text: str
+    origin: str
+
+    @classmethod
+    def from_assignment(cls, assignment: str) -> Override:
+        """Read `key=value` as the command line gives it."""
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--set {_printable(assignment)}: no '=' in it",
+                code="E_PRESET_SET",
+                remedy="write --set rgb.steps=20",
+            )
+        return cls(key.strip(), text, "--set")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedPreset:
+    """A preset with the place every value came from."""
+
+    name: str
+    preset: Preset
+    origins: Mapping[str, str]
+    """Dotted key → preset file, or the option that set it last."""
+
+
+@cache
+def settings() -> Mapping[str, Setting]:
+    """Every setting there is, by dotted key, in the order of the tree."""
+    found = {}
+    for name, hint in get_type_hints(Preset, include_extras=True).items():
+        if is_dataclass(hint):
+            for inner, inner_hint in get_type_hints(hint, include_extras=True).items():
+                found[f"{name}.{inner}"] = _setting(f"{name}.{inner}", inner_hint)
+        else:
+            found[name] = _setting(name, hint)
+    return found
+
+
+def value_of(preset: Preset, key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = preset
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def presets_folder() -> Path:
+    """Where the shipped presets are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "presets"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "presets"
+
+
+def list_presets() -> list[str]:
+    """Names of the shipped presets, the default first."""
+    names = sorted(path.stem for path in presets_folder().glob("*.yaml"))
+    return sorted(names, key=lambda name: name != DEFAULT)
+
+
+def load_preset(name: str = DEFAULT, overrides: Sequence[Override] = ()) -> ResolvedPreset:
+    """Read a shipped preset by name or the user's own by path (`*.yaml`), or raise UsageError.
+
+    overrides: weakest first; each wins over the files and over those before it.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for path, tree in _chain(name):
+        for key, value in _flatten(tree, path):
+            values[key], origins[key] = _checked(key, value, str(path)), str(path)
+    for override in overrides:
+        value = _parse(override.text, where=f"{override.origin} {_printable(override.key)}")
+        values[override.key] = _checked(override.key, value, override.origin)
+        origins[override.key] = override.origin
+    return ResolvedPreset(name=name, preset=_build(values), origins={key: origins[key] for key in settings()})
+
+
+def _setting(key: str, hint: Any) -> Setting:
+    """Read one annotation."""
+    kind, notes = get_args(hint)[0], hint.__metadata__
+    within = next((note for note in notes if isinstance(note, Within)), None)
+    about = next(note for note in notes if isinstance(note, str))
+    many = get_origin(kind) is tuple
+    if many:
+        kind = get_args(kind)[0]
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return Setting(key, type(choices[0]) if choices else kind, choices, many, within, about)
+
+
+def _chain(name: str) -> list[tuple[Path, dict[Any, Any]]]:
+    """The files a preset is made of with what they say, the one everything extends first."""
+    chain: dict[Path, dict[Any, Any]] = {}
+    path: Path | None = _find(name, beside=Path())
+    while path is not None:
+        if path in chain:
+            names = " → ".join(_printable(link.stem) for link in [*chain, path])
+            raise UsageError(f"extends runs in a circle: {names}", code="E_PRESET_CIRCLE")
+        chain[path] = _read(path)
+        path = _parent(path, chain[path].get("extends"))
+    return list(chain.items())[::-1]
+
+
+def _parent(path: Path, extends: Any) -> Path | None:
+    """The file that a preset extends: the default one where it does not say; None for the default itself."""
+    if extends is None:
+        default = _find(DEFAULT, beside=path.parent)
+        return None if path == default else default
+    if not isinstance(extends, str):
+        raise _wrong("extends", f"expected the name of a preset, got {_shown(extends)}", str(path))
+    return _find(extends, beside=path.parent)
+
+
+def _find(name: str, *, beside: Path) -> Path:
+    """The file of a preset: a path where the name looks like one, otherwise a shipped preset."""
+    if name.endswith((".yaml", ".yml")):
+        path = (beside / Path(name).expanduser()).resolve()
+        # A pipe or a device would never end.
+        if not path.is_file():
+            raise UsageError(f"{_printable(name)}: no such preset file", code="E_PRESET_NAME")
+        return path
+    if name in list_presets():
+        return (presets_folder() / f"{name}.yaml").resolve()
+    raise UsageError(
+        f"{_printable(name)}: no such preset{_hint(name, list_presets())}",
+        code="E_PRESET_NAME",
+        remedy="`crm presets list` names them; a file of your own must end in .yaml",
+    )
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    """The mapping in a preset file."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_PRESET_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({_first_line(error)})", code="E_PRESET_FILE") from error
+    if len(raw) > MAX_PRESET_BYTES:
+        raise UsageError(f"{path}: too large to be a preset", code="E_PRESET_FILE")
+    tree = _parse(text, where=str(path))
+    if tree is None:  # an empty file changes nothing
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected settings, got {_shown(tree)}", code="E_PRESET_FILE")
+    return tree
+
+
+def _parse(text: str, *, where: str) -> Any:
+    """Read YAML with the safe loader, which can build nothing but plain values."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, but a key given twice is an error instead of the last one winning."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{twice!r} is set twice", problem_mark=node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    # ValueError: PyYAML passes on what int() and datetime() raise. RecursionError: brackets nested too deep.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(
+            f"{where}:{place} not valid YAML ({_printable(problem or _first_line(error))})",
+            code="E_PRESET_YAML",
+        ) from error
+
+
+def _flatten(tree: Mapping[Any, Any], path: Path) -> Iterable[tuple[str, Any]]:
+    """Dotted keys and values of one file, sections unfolded."""
+    sections = {key.split(".")[0] for key in settings() if "." in key}
+    for name, value in tree.items():
+        if name == "extends":
+            continue
+        if name not in sections:
+            yield str(name), value
+        elif isinstance(value, dict):
+            for inner, inner_value in value.items():
+                yield f"{name}.{inner}", inner_value
+        elif value is not None:  # a section with every line commented out
+            raise _wrong(str(name), f"expected settings, got {_shown(value)}", str(path))
+
+
+def _checked(key: str, value: Any, origin: str) -> Any:
+    """The value in its setting's type, or UsageError."""
+    setting = settings().get(key)
+    if setting is None:
+        raise UsageError(_unknown(key), code="E_PRESET_KEY", remedy=f"set by {origin}")
+    if not setting.many:
+        return _checked_one(setting, value, origin)
+    if isinstance(value, str):  # --set export.formats=glb,usd
+        value = [item.strip() for item in value.split(",")]
+    if not isinstance(value, list) or not value:
+        raise _wrong(key, f"expected {setting.allowed}, got {_shown(value)}", origin)
+    items = tuple(_checked_one(setting, item, origin) for item in value)
+    return tuple(dict.fromkeys(items))
+
+
+def _checked_one(setting: Setting, value: Any, origin: str) -> Any:
+    """One value, or one item of a list."""
+    # A bool is an int to Python, and a whole number is as good as a float to a person.
+    if setting.kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    fits = type(value) is setting.kind
+    if fits and setting.choices:
+        fits = value in setting.choices
+    if fits and setting.within is not None:
+        fits = math.isfinite(value) and setting.within.low <= value <= setting.within.high
+    if not fits:
+        hint = (
+            _hint(str(value), [str(choice) for choice in setting.choices]) if isinstance(value, str) else ""
+        )
+        raise _wrong(setting.key, f"expected {setting.allowed}, got {_shown(value)}{hint}", origin)
+    return value
+
+
+def _build(values: Mapping[str, Any]) -> Preset:
+    """The tree from its flat values."""
+    missing = next((key for key in settings() if key not in values), None)
+    if missing:
+        raise UsageError(f"{missing}: no preset sets it", code="E_PRESET_MISSING", remedy="reinstall crm-cli")
+    parts: dict[str, Any] = {}
+    for name, hint in get_type_hints(Preset).items():
+        if is_dataclass(hint):
+            inner = {key: values[f"{name}.{key}"] for key in get_type_hints(hint)}
+            parts[name] = hint(**inner)  # type: ignore[operator]  # is_dataclass also admits instances
+        else:
+            parts[name] = values[name]
+    return Preset(**parts)
+
+
+def _unknown(key: str) -> str:
+    """Say that a key does not exist, and which one may have been meant."""
+    section, dot, name = key.rpartition(".")
+    siblings = [known.removeprefix(section + dot) for known in settings() if known.startswith(section + dot)]
+    if dot and siblings:
+        return f"{_printable(key)}: no such setting{_hint(name, siblings)}"
+    members = [known for known in settings() if known.startswith(f"{key}.")]
+    if members:
+        return f"{key}: a section, not a setting (it has {', '.join(members)})"
+    # A bare name may be a setting without its section, before it is a setting misspelt.
+    homes = [known for known in settings() if known.endswith(f".{key}")]
+    return f"{_printable(key)}: no such setting{_hint(homes[0] if homes else key, list(settings()))}"
+
+
+def _wrong(key: str, problem: str, origin: str) -> UsageError:
+    """A value that its setting cannot take."""
+    return UsageError(f"{key}: {problem}", code="E_PRESET_VALUE", remedy=f"set by {origin}")
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'steps'?)`, or nothing."""
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short even where aliases make it endless."""
+    return reprlib.repr(value)
+
+
+def _printable(text: str) -> str:
+    """A name in a message: on one line, without control characters."""
+    return text if text.isprintable() else repr(text)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without its details."""
+    return (str(error) or type(error).__name__).splitlines()[0]
