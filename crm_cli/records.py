@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from crm_cli.errors import CrmError, ErrorClass
@@ -182,6 +182,24 @@ class Checks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One photo to convert, and where its files may be written."""
+
+    root: Path
+    """The input folder."""
+    path: PurePosixPath
+    """The photo, relative to the input folder."""
+    stem: PurePosixPath
+    """The asset's name in the output folder without a suffix; `a.jpg` is a whole stem, so add to it, never replace."""
+    id: str
+    """Short hash of the asset's name, safe in file names."""
+    scratch: Path
+    """An empty folder on the output's file system: files are written here under their final relative names."""
+    max_mpixels: float
+    """A photo of more million pixels is refused before it is decoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenFile:
     """One file on disk: path relative to the output folder."""
 
@@ -229,6 +247,6 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Mesh", "Outcome", "Photo", "SixViews",
+    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "Mesh", "Outcome", "Photo", "SixViews",
     "TexturedMesh", "Triplane", "UnwrappedMesh", "WrittenFile", "expect",
 ]  # fmt: skip
