@@ -1,0 +1,199 @@
+"""Six generated views made to agree with each other and with the photo.
+
+Small networks draw each view a little wrong, and a solid cut by six silhouettes is only as good as the
+worst of them: one missing chair leg in one view cuts the leg off. But orthographic views of one object
+repeat each other. Opposite silhouettes are mirror images, two of the three coordinates of a map are the
+pixel grid, and the front view is the photo itself. Whatever follows from that is put right here.
+
+Depth, here, is the world coordinate along a view's line of sight, larger towards the camera, in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, OPPOSITE, RIGHT, TOP, VIEWS, View
+from crm_cli.records import Cutout, SixViews
+
+SOLID = 0.5
+"""Coverage from which a pixel belongs to the object."""
+
+WALL = 0.06
+"""World units kept at least behind every pixel of the photo: two cells of a grid of 64, so that it meshes."""
+
+
+class Pixels(NamedTuple):
+    """Row and column at which one view sees each point, and how near to the camera the point is."""
+
+    row: Tensor
+    column: Tensor
+    nearness: Tensor
+
+
+def centres(size_px: int) -> Tensor:
+    """World coordinates of pixel centres along one axis, [S] in (-1, 1)."""
+    return (torch.arange(size_px) + 0.5) * (2 / size_px) - 1
+
+
+def place_photo(cutout: Cutout, size_px: int) -> Tensor:
+    """Scale a cut-out to one view: [4 S S], colour not premultiplied and zero where nothing is."""
+    premultiplied = torch.cat([cutout.rgb * cutout.alpha, cutout.alpha])[None]
+    small = functional.interpolate(premultiplied, size=(size_px, size_px), mode="area")[0]
+    alpha = small[3:]
+    return torch.cat([small[:3] / alpha.clamp_min(1e-4), alpha]) * (alpha > 1e-3)
+
+
+def depth_of(ccm: Tensor) -> Tensor:
+    """Read the depth out of six coordinate maps: [6 3 S S] in [0, 1] to [6 S S]."""
+    return torch.stack(
+        [view.depth_sign * (2 * maps[view.depth_axis] - 1) for view, maps in zip(VIEWS, ccm, strict=True)]
+    )
+
+
+def maps_of(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Coordinate maps from depth [6 S S] and coverage [6 1 S S]: [6 3 S S] in [0, 1] on mid grey.
+
+    The two coordinates across the line of sight are the pixel grid, exactly.
+    """
+    grid = centres(depth.shape[-1])
+    maps = torch.zeros(6, 3, *depth.shape[1:])
+    for index, view in enumerate(VIEWS):
+        for axis in range(3):
+            along_u = view.right[axis] * grid[None, :]
+            along_v = -view.up[axis] * grid[:, None]
+            maps[index, axis] = along_u + along_v + view.toward[axis] * depth[index]
+    return torch.where(alpha > SOLID, maps / 2 + 0.5, torch.full_like(maps, 0.5))
+
+
+def mirror(image: Tensor, view: int) -> Tensor:
+    """Turn a picture of one view into the outline its opposite view has: bottom and top flip, others mirror."""
+    return image.flip(-2) if view in (BOTTOM, TOP) else image.flip(-1)
+
+
+def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
+    """Give opposite views one outline, the front that of the photo: [6 1 S S], [1 S S] to [6 1 S S]."""
+    agreed = alpha.clone()
+    agreed[FRONT] = photo_alpha
+    agreed[BACK] = mirror(photo_alpha, FRONT)
+    for view in (LEFT, TOP):
+        mean = (alpha[view] + mirror(alpha[OPPOSITE[view]], view)) / 2
+        agreed[view] = mean
+        agreed[OPPOSITE[view]] = mirror(mean, view)
+    rows = photo_alpha.amax(-1, keepdim=True)  # [1 S 1]: heights at which the photo shows anything
+    columns = photo_alpha.amax(-2, keepdim=True)  # [1 1 S]
+    for view in (LEFT, RIGHT):
+        agreed[view] = agreed[view] * rows
+    for view in (TOP, BOTTOM):
+        agreed[view] = agreed[view] * columns
+    return agreed
+
+
+def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Mend the views wherever, taken together, they would cut away something that the photo shows.
+
+    alpha: [6 1 S S]; depth: [6 S S]. For each pixel of the front outline the point behind it that the six
+    views contradict least is found, and the views that contradict it are moved to contain it.
+    """
+    size_px = depth.shape[-1]
+    alpha, depth = alpha.clone(), depth.clone()
+    x, y, z = torch.meshgrid(*[centres(size_px)] * 3, indexing="ij")  # [S S S]
+    looks = [_look(view, x, y, z) for view in VIEWS]
+    outside = torch.stack([_contradiction(alpha[i, 0], depth[i], look) for i, look in enumerate(looks)]).amax(
+        0
+    )  # [S S S]: > 0 where some view says "empty"
+    least, best_y = outside.min(dim=1)  # [S S] over x, z
+    front = looks[FRONT]
+    shown = alpha[FRONT, 0][front.row[:, 0], front.column[:, 0]] > SOLID  # [S S] over x, z
+    at_x, at_z = torch.nonzero(shown & (least > -WALL / 2), as_tuple=True)
+    at_y = best_y[at_x, at_z]
+    for index, look in enumerate(looks):
+        row, column = look.row[at_x, at_y, at_z], look.column[at_x, at_y, at_z]
+        flat = row * size_px + column
+        reach = look.nearness[at_x, at_y, at_z] + WALL / 2
+        was_empty = alpha[index, 0].flatten() <= SOLID
+        start = torch.where(was_empty, torch.full_like(depth[index].flatten(), -1.0), depth[index].flatten())
+        raised = start.scatter_reduce(0, flat, reach, reduce="amax")
+        touched = torch.zeros(size_px * size_px, dtype=torch.bool).index_fill(0, flat, True)
+        depth[index] = torch.where(touched, raised, depth[index].flatten()).view(size_px, size_px)
+        alpha[index, 0] = torch.where(touched, torch.ones(()), alpha[index, 0].flatten()).view(
+            size_px, size_px
+        )
+    return alpha, depth
+
+
+def lift(
+    rgb: Tensor, alpha: Tensor, depth: Tensor, cutout: Cutout, *, size_px: int, use_photo: bool
+) -> SixViews:
+    """Enlarge agreed views to the size the surface is cut from, with the photo itself in front.
+
+    rgb: [6 3 s s] in [0, 1]; alpha: [6 1 s s]; depth: [6 s s].
+    """
+    solid = alpha > SOLID
+    tall_alpha = _sharpen(_resize(alpha, size_px))
+    tall_rgb = _resize(spread(rgb, solid), size_px).clamp(0, 1)
+    tall_depth = _resize(spread(depth[:, None], solid), size_px)[:, 0].clamp(-1, 1)
+    if use_photo:
+        photo = place_photo(cutout, size_px)
+        tall_alpha[FRONT] = photo[3:]
+        tall_alpha[BACK] = mirror(photo[3:], FRONT)
+        tall_rgb[FRONT] = torch.where(photo[3:] > SOLID, photo[:3], tall_rgb[FRONT])
+    on_grey = torch.where(
+        tall_alpha > 0, tall_rgb * tall_alpha + 0.5 * (1 - tall_alpha), torch.full_like(tall_rgb, 0.5)
+    )
+    return SixViews(rgb=on_grey, ccm=maps_of(tall_depth, tall_alpha), alpha=tall_alpha)
+
+
+def spread(images: Tensor, solid: Tensor) -> Tensor:
+    """Carry values outwards from the object over the background: [6 C S S], bool [6 1 S S].
+
+    Enlarging, and sampling at an outline, then never mixes the object with what lies behind it.
+    Each doubling of the scale fills what the finer one left empty, so a few rounds reach the frame.
+    """
+    size_px = images.shape[-1]
+    known = solid.to(images.dtype)
+    total, weight = images * known, known
+    filled, settled = total.clone(), known > 0
+    for level in range(1, size_px.bit_length() + 1):
+        side = max(1, size_px >> level)
+        coarse, coarse_weight = (functional.adaptive_avg_pool2d(t, side) for t in (total, weight))
+        up, up_weight = (
+            functional.interpolate(t, size=(size_px, size_px), mode="bilinear")
+            for t in (coarse, coarse_weight)
+        )
+        reached = (up_weight > 1e-6) & ~settled
+        filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
+        settled = settled | reached
+    return filled
+
+
+def _look(view: View, x: Tensor, y: Tensor, z: Tensor) -> Pixels:
+    """Where a view sees points that lie on the pixel grid."""
+    size_px = x.shape[0]
+    u, v, near = (
+        axis[0] * x + axis[1] * y + axis[2] * z for axis in (view.right, [-a for a in view.up], view.toward)
+    )
+    column, row = (((t + 1) * (size_px / 2) - 0.5).round().long() for t in (u, v))
+    return Pixels(row, column, near)
+
+
+def _contradiction(alpha: Tensor, depth: Tensor, look: Pixels) -> Tensor:
+    """How far outside one view says each point is: [S S], [S S] to [S S S], in world units."""
+    from scipy.ndimage import distance_transform_edt
+
+    empty = alpha <= SOLID
+    distance = torch.from_numpy(distance_transform_edt(empty.numpy())).to(depth) * (2 / depth.shape[-1])
+    gap = look.nearness - depth[look.row, look.column]
+    return torch.where(empty[look.row, look.column], distance[look.row, look.column], gap)
+
+
+def _resize(images: Tensor, size_px: int) -> Tensor:
+    return functional.interpolate(images, size=(size_px, size_px), mode="bicubic", align_corners=False)
+
+
+def _sharpen(alpha: Tensor) -> Tensor:
+    """Make an enlarged outline one pixel soft again instead of as soft as a pixel of the small view."""
+    return ((alpha - SOLID) * 4 + SOLID).clamp(0, 1)
