@@ -150,9 +150,9 @@ SMALL_RGB = DenoiserConfig(
     frames=7,
     channels_in=64,
     channels_out=64,
-    width=48,
+    width=64,
     multipliers=(1, 2),
-    blocks=(0, 1),
+    blocks=(1, 1),
     attention_levels=(1,),
     head_dim=32,
     prediction="x0",
@@ -162,7 +162,7 @@ SMALL_RGB = DenoiserConfig(
 )
 """Stage 1 of the embedded system: RGBA patches of 64 px views; the photo stands beside every frame."""
 
-SMALL_CCM = replace(SMALL_RGB, frames=6, channels_in=16, channels_out=16, width=32, has_reference=False)
+SMALL_CCM = replace(SMALL_RGB, frames=6, channels_in=16, channels_out=16, width=48, has_reference=False)
 """Stage 2 of the embedded system: depth patches; the six RGBA views stand beside them."""
 
 TINY_RGB = replace(SMALL_RGB, width=8, blocks=(0, 0), attention_levels=(), head_dim=8)
