@@ -1,0 +1,298 @@
+"""Triangles on a grid of pixels: plain torch (the definition), warp (fast) and nvdiffrast.
+
+Corners are rounded to 1/4096 of a pixel and edges are tested in whole numbers, so that coverage is
+exact: neighbours share no pixel and leave no gap, and torch and warp agree to the last pixel on any
+device. 1/4096 is about what float32 resolves at column 2048.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crm_cli.fragments import Fragments, Raster, interpolate, project
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crm_cli.frame import View
+    from crm_cli.records import Mesh
+
+SUBPIXEL_BITS = 12
+SUBPIXELS = 1 << SUBPIXEL_BITS
+CENTRE = SUBPIXELS // 2
+
+REACH_PX = 1 << 17
+"""Corners further out than this are refused: edge tests would leave 64 bits."""
+
+CHUNK = 1 << 20
+"""Candidate pixels looked at together by the torch rasteriser: about 150 MB of temporaries."""
+
+EMPTY = 1 - (1 << 63)
+"""Key of a pixel that nothing hit."""
+
+LAST_FACE = (1 << 31) - 1
+
+
+def _snap(positions: Tensor) -> Tensor:
+    """Round pixel positions to sub-pixels. positions: [V 3]; returns int64 [V 2]."""
+    xy = positions[:, :2].double()
+    if not bool((xy.abs() <= REACH_PX).all()):
+        raise ValueError(f"positions must be finite and within ±{REACH_PX} px of the grid's corner")
+    return (xy * SUBPIXELS).round().long()
+
+
+class TorchRaster:
+    """The definition: all pixels of all bounding boxes, the nearest by a scattered maximum."""
+
+    name: ClassVar[str] = "torch"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Work everywhere."""
+        return None
+
+    def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
+        """Find the nearest triangle at every pixel centre; see `Raster`."""
+        corners = _snap(positions)[faces]  # [F 3 2]
+        depths = positions[:, 2][faces].double()  # [F 3]
+        keys = torch.full((height * width,), EMPTY, dtype=torch.int64, device=positions.device)
+        for face, row, column in _candidates(corners, height, width):
+            weights, is_inside = _weigh(corners[face], row, column)
+            face, row, column = face[is_inside], row[is_inside], column[is_inside]
+            key = _pack(_depth(weights[is_inside], depths[face]), face)
+            keys.scatter_reduce_(0, row * width + column, key, "amax")
+        return _resolve(keys, corners, depths, height, width)
+
+
+def _candidates(corners: Tensor, height: int, width: int) -> Any:
+    """Yield (face, row, column), int64 [N] each, of all pixels in bounding boxes, chunk by chunk."""
+    limit = corners.new_tensor((width, height))
+    # Shifting right rounds down, also below zero.
+    first = ((corners.amin(dim=1) + CENTRE - 1) >> SUBPIXEL_BITS).clamp(min=0)  # [F 2]
+    stop = torch.minimum((corners.amax(dim=1) + CENTRE) >> SUBPIXEL_BITS, limit)
+    size = (stop - first).clamp(min=0)
+    end = (size[:, 0] * size[:, 1]).cumsum(0)
+    total = int(end[-1]) if len(end) else 0
+    for start in range(0, total, CHUNK):
+        index = torch.arange(start, min(start + CHUNK, total), device=corners.device)
+        face = torch.searchsorted(end, index, right=True)
+        across = size[face, 0]
+        offset = index - (end[face] - across * size[face, 1])
+        yield face, first[face, 1] + offset // across, first[face, 0] + offset % across
+
+
+def _weigh(corners: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh pixel centres against triangles: weights int64 [N 3] over twice the area, and whether inside.
+
+    corners: int64 [N 3 2], sub-pixels. An edge owns the centres on it if it runs downwards, or level
+    to the right; its neighbour runs along it the other way and does not.
+    """
+    x, y = column * SUBPIXELS + CENTRE, row * SUBPIXELS + CENTRE
+    side = corners.roll(-2, dims=1) - corners.roll(-1, dims=1)  # opposite corner k: from k+1 to k+2
+    away_x, away_y = (
+        x[:, None] - corners.roll(-1, dims=1)[..., 0],
+        y[:, None] - corners.roll(-1, dims=1)[..., 1],
+    )
+    weights = side[..., 0] * away_y - side[..., 1] * away_x
+    winding = weights.sum(dim=1, keepdim=True).sign()
+    side, weights = side * winding[..., None], weights * winding
+    owns = (side[..., 1] > 0) | ((side[..., 1] == 0) & (side[..., 0] > 0))
+    is_inside = ((weights > 0) | ((weights == 0) & owns)).all(dim=1) & (winding[:, 0] != 0)
+    return weights, is_inside
+
+
+def _depth(weights: Tensor, depths: Tensor) -> Tensor:
+    """Interpolate depth: weights int64 [N 3], depths float64 [N 3]; returns float32 [N]."""
+    return ((weights * depths).sum(dim=1) / weights.sum(dim=1)).float()
+
+
+def _pack(depth: Tensor, face: Tensor) -> Tensor:
+    """Make keys whose maximum is the nearest face and, at equal depth, the lowest index."""
+    bits = (depth + 0.0).view(torch.int32)  # adding zero turns -0 into +0
+    ordered = torch.where(bits < 0, bits ^ LAST_FACE, bits)  # negative floats order backwards
+    return (ordered.long() << 32) | (LAST_FACE - face)
+
+
+def _resolve(keys: Tensor, corners: Tensor, depths: Tensor, height: int, width: int) -> Fragments:
+    """Turn the winning keys [H*W] into fragments."""
+    pixel = (keys != EMPTY).nonzero()[:, 0]
+    hit = LAST_FACE - (keys[pixel] & LAST_FACE)
+    weights, _ = _weigh(corners[hit], pixel // width, pixel % width)
+    face = torch.full_like(keys, -1)
+    face[pixel] = hit
+    barycentric = torch.zeros((height * width, 3), device=keys.device)
+    barycentric[pixel] = (weights / weights.sum(dim=1, keepdim=True).double()).float()
+    depth = torch.zeros(height * width, device=keys.device)
+    depth[pixel] = _depth(weights, depths[hit])
+    return Fragments(
+        face=face.view(height, width),
+        barycentric=barycentric.view(height, width, 3),
+        depth=depth.view(height, width),
+    )
+
+
+class WarpRaster:
+    """The same in two warp kernels: a thread a triangle, then a thread a pixel. The default.
+
+    On the CPU warp launches run on one core; a worker process each is the way to use more. The first
+    call on a machine compiles for a few seconds; the result is kept on disk.
+    """
+
+    name: ClassVar[str] = "warp"
+
+    def __init__(self) -> None:
+        self._kernels = _kernels()
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Need the warp-lang package, and the CPU or CUDA."""
+        if device.split(":")[0] not in ("cpu", "cuda"):
+            return "needs the CPU or CUDA"
+        return None if find_spec("warp") else "not installed: pip install warp-lang"
+
+    def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
+        """Find the nearest triangle at every pixel centre; see `Raster`."""
+        device = positions.device
+        corners, depths, faces = _snap(positions), positions[:, 2].float().contiguous(), faces.contiguous()
+        keys = torch.full((height, width), EMPTY, dtype=torch.int64, device=device)
+        fragments = Fragments(
+            face=torch.full((height, width), -1, dtype=torch.int64, device=device),
+            barycentric=torch.zeros((height, width, 3), device=device),
+            depth=torch.zeros((height, width), device=device),
+        )
+        _launch(self._kernels.draw, len(faces), (corners, depths, faces, keys))
+        found = (fragments.face, fragments.barycentric, fragments.depth)
+        _launch(self._kernels.resolve, (height, width), (corners, depths, faces, keys, *found))
+        return fragments
+
+
+def _launch(kernel: Any, threads: int | tuple[int, int], tensors: tuple[Tensor, ...]) -> None:
+    """Run a warp kernel over tensors of one device, in torch's stream of that device."""
+    import warp as wp
+
+    device = tensors[0].device
+    stream = wp.stream_from_torch(device) if device.type == "cuda" else None
+    arrays = [wp.from_torch(tensor, return_ctype=True) for tensor in tensors]
+    wp.launch(kernel, dim=threads, inputs=arrays, device=wp.device_from_torch(device), stream=stream)
+
+
+def _cache_folder() -> Path:
+    """Choose where compiled kernels are kept: this user's cache, or a new temporary folder."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    wanted = (Path(home) if home else Path.home() / ".cache") / "crm" / "warp"
+    with contextlib.suppress(OSError):
+        wanted.mkdir(parents=True, exist_ok=True)
+    if os.access(wanted, os.W_OK):
+        return wanted
+    return Path(tempfile.mkdtemp(prefix="crm-warp-"))
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """Import warp quietly, and with it the kernels; it compiles them at their first launch.
+
+    Processes that compile at once do not disturb each other: warp builds in a folder of its own and
+    renames it into the cache.
+    """
+    import warp as wp
+
+    # Its banner and its warning about a missing driver belong to no one's output. The first setting
+    # is the older releases' name for it.
+    wp.config.quiet = True
+    wp.config.log_level = logging.ERROR
+    if wp.config.kernel_cache_dir is None and "WARP_CACHE_PATH" not in os.environ:
+        wp.config.kernel_cache_dir = str(_cache_folder())
+    wp.init()
+
+    from crm_cli.mesh import kernels
+
+    return kernels
+
+
+class NvdiffrastRaster:
+    """The rasteriser of the published CRM, for those whose licence allows it.
+
+    Written against nvdiffrast 0.4. It rounds corners to 1/16 pixel: centres near an edge may go to
+    another face than with the other two.
+    """
+
+    name: ClassVar[str] = "nvdiffrast"
+
+    def __init__(self) -> None:
+        import nvdiffrast.torch
+
+        self._library = nvdiffrast.torch
+        self._contexts: dict[torch.device, Any] = {}
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Need CUDA and a build of nvdiffrast."""
+        if device.split(":")[0] != "cuda":
+            return "needs CUDA"
+        return None if find_spec("nvdiffrast") else "not installed: run `crm doctor` for the build commands"
+
+    def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
+        """Find the nearest triangle at every pixel centre; see `Raster`."""
+        device = positions.device
+        if device not in self._contexts:
+            self._contexts[device] = self._library.RasterizeCudaContext(device=device)
+        found, _ = self._library.rasterize(
+            self._contexts[device],
+            _clip_space(positions, height, width)[None],
+            faces.int().contiguous(),
+            resolution=[height, width],
+            grad_db=False,
+        )
+        u, v, _, number = found[0].unbind(-1)
+        covered = number > 0
+        barycentric = torch.stack((u, v, 1 - u - v), dim=-1) * covered[..., None]
+        face = number.long() - 1
+        depths = positions[:, 2][faces[face.clamp(min=0)]]  # [H W 3]
+        return Fragments(face=face, barycentric=barycentric, depth=(barycentric * depths).sum(-1))
+
+
+def _clip_space(positions: Tensor, height: int, width: int) -> Tensor:
+    """Turn pixel positions [V 3] into OpenGL clip coordinates [V 4].
+
+    Its first row is at y = -1, ours at y = 0, so that y keeps its direction; nearer is smaller there.
+    """
+    x = positions[:, 0] * (2 / width) - 1
+    y = positions[:, 1] * (2 / height) - 1
+    depth = positions[:, 2]
+    middle, reach = (depth.max() + depth.min()) / 2, (depth.max() - depth.min()) / 2
+    # 0.99 keeps the nearest and the farthest corner off the clip planes.
+    z = (middle - depth) / reach.clamp(min=1e-6) * 0.99
+    return torch.stack((x, y, z, torch.ones_like(z)), dim=-1).float().contiguous()
+
+
+def render_silhouette(mesh: Mesh, raster: Raster, view: View, size_px: int) -> NDArray[np.bool_]:
+    """Show where a mesh covers a view's picture: bool [S S]."""
+    vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
+    fragments = raster.rasterize(project(vertices, view, size_px), faces, height=size_px, width=size_px)
+    covered: NDArray[np.bool_] = fragments.covered.numpy()
+    return covered
+
+
+RASTERS: tuple[type[WarpRaster] | type[TorchRaster] | type[NvdiffrastRaster], ...] = (
+    WarpRaster,
+    TorchRaster,
+    NvdiffrastRaster,
+)
+"""Best first; nvdiffrast last, because its licence forbids commercial use and none may pick it unasked."""
+
+__all__ = [
+    "RASTERS", "Fragments", "NvdiffrastRaster", "Raster", "TorchRaster", "WarpRaster",
+    "interpolate", "project", "render_silhouette",
+]  # fmt: skip
