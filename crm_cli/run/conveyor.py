@@ -1,0 +1,399 @@
+"""The local engine: a pool of worker processes, one photo in each, a deadline for every stage.
+
+A pool of our own, since the standard one fails every photo in flight when one worker dies, without saying
+which photo did it. Here a death belongs to exactly one photo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, UsageError
+from crm_cli.records import Asset, Failed, Job
+from crm_cli.run.wire import Unframer, frame, from_plain
+from crm_cli.run.worker import Launch
+from crm_cli.toolbox import usable_cores
+
+OPENING = "opening"
+"""What a worker does before its first photo: loads libraries and weights."""
+
+DEADLINES_S: Mapping[str, float] = {
+    OPENING: 300,
+    "prepare": 90,
+    "imagine": 300,
+    "reconstruct": 120,
+    "unwrap": 300,
+    "bake": 120,
+    "deliver": 120,
+}
+"""Several times what the slowest photo took: a deadline ends a hang, it does not hurry anybody."""
+
+DEADLINES_CPU_S: Mapping[str, float] = {**DEADLINES_S, "imagine": 3600, "reconstruct": 900, "bake": 600}
+"""Without an accelerator the published networks need the better part of an hour for one photo."""
+
+MEMORY_PER_WORKER = 1_500_000_000
+"""Bytes: torch, the small networks, and one photo at full size."""
+
+FAREWELL_S = 2.0
+"""How long an idle worker may take to leave before it is killed."""
+
+BOOT = "import sys; sys.path.append(sys.argv[1]); from crm_cli.run.worker import main; main()"
+"""Starts a worker. Python's -P keeps the current folder off its path: it may hold somebody's torch.py."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A photo has entered a stage."""
+
+    job: Job
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A photo is through, one way or the other."""
+
+    job: Job
+    outcome: Asset | Failed
+    traceback: str = ""
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotOpened:
+    """A worker died before it could start the photo, which is not to blame."""
+
+    job: Job
+    reason: str
+
+
+Report = Staged | Finished | NotOpened
+
+
+class Conveyor:
+    """Worker processes, started when there is work for them and replaced when they die."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        devices: Sequence[str],
+        workers: int,
+        deadlines_s: Mapping[str, float],
+        logs: Path,
+    ) -> None:
+        self._launch = launch
+        self._devices = devices
+        self._deadlines_s = deadlines_s
+        self._logs = logs
+        self._selector = selectors.DefaultSelector()
+        self._seats: list[_Worker | None] = [None] * workers
+
+    @property
+    def running(self) -> list[Job]:
+        """Photos that a worker has."""
+        return [worker.job for worker in self._workers() if worker.job is not None]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another photo could start now."""
+        return len(self.running) < len(self._seats)
+
+    def submit(self, job: Job) -> None:
+        """Give a photo to an idle worker, or to a new one."""
+        idle = next((worker for worker in self._workers() if worker.job is None), None)
+        (idle or self._start()).take(job)
+
+    def wait(self, timeout_s: float) -> list[Report]:
+        """Collect what happened, waiting for at most the given time."""
+        now = time.monotonic()
+        nearest = min((worker.deadline for worker in self._workers() if worker.job), default=now + timeout_s)
+        reports: list[Report] = []
+        for key, _ in self._selector.select(max(0.0, min(timeout_s, nearest - now))):
+            reports += self._read(key.data)
+        for worker in self._workers():
+            if worker.job and time.monotonic() >= worker.deadline:
+                worker.is_overdue = True
+                worker.kill()
+                reports += self._bury(worker)
+        return reports
+
+    def close(self) -> None:
+        """Let idle workers leave, kill the others."""
+        for worker in self._workers():
+            if worker.job is None:
+                worker.close_commands()
+        patience = time.monotonic() + FAREWELL_S
+        for worker in self._workers():
+            if worker.job is None:
+                worker.wait_for_exit(max(0.0, patience - time.monotonic()))
+            self._remove(worker)
+        self._selector.close()
+
+    def _workers(self) -> list[_Worker]:
+        return [worker for worker in self._seats if worker is not None]
+
+    def _start(self) -> _Worker:
+        """Start a worker on the first empty seat."""
+        seat = self._seats.index(None)
+        launch = replace(self._launch, device=self._devices[seat % len(self._devices)])
+        worker = _Worker(launch, log=self._logs / f"worker-{seat + 1}.log", deadlines_s=self._deadlines_s)
+        self._seats[seat] = worker
+        self._selector.register(worker.reports, selectors.EVENT_READ, worker)
+        return worker
+
+    def _read(self, worker: _Worker) -> list[Report]:
+        """Take in what a worker has sent."""
+        try:
+            data = os.read(worker.reports, 1 << 16)
+            if not data:
+                return self._bury(worker)
+            reports = [report for message in worker.unframer.feed(data) for report in worker.hear(message)]
+        except (ValueError, KeyError) as error:
+            # A worker that talks nonsense is as good as dead.
+            worker.complaint = f"unreadable answer ({error})"
+            worker.kill()
+            return self._bury(worker)
+        if any(isinstance(report, Finished) and report.traceback for report in reports):
+            # After a surprise its state is unknown: a poisoned device context answers everything wrongly.
+            self._remove(worker)
+        return reports
+
+    def _bury(self, worker: _Worker) -> list[Report]:
+        """Remove a dead worker and say which photo it took along."""
+        worker.wait_for_exit(FAREWELL_S)
+        self._remove(worker)
+        return worker.last_words()
+
+    def _remove(self, worker: _Worker) -> None:
+        """Kill a worker with all its children, and free its seat."""
+        self._selector.unregister(worker.reports)
+        worker.kill()
+        worker.dispose()
+        self._seats[self._seats.index(worker)] = None
+
+
+class _Worker:
+    """One worker process as the parent sees it."""
+
+    def __init__(self, launch: Launch, *, log: Path, deadlines_s: Mapping[str, float]) -> None:
+        self._log = log
+        self._deadlines_s = deadlines_s
+        package = Path(__file__).resolve().parents[2]
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", BOOT, str(package), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **_thread_limits(launch.threads)},
+                # A group of its own: Ctrl-C in the terminal reaches the parent alone, even before a worker
+                # can ignore it, and a kill takes a worker's children along.
+                process_group=0,
+            )
+        assert self._process.stdout is not None
+        self.reports = self._process.stdout.fileno()
+        self.unframer = Unframer()
+        self.job: Job | None = None
+        self.stage = OPENING
+        self.is_overdue = False
+        self.complaint = ""
+        self._is_open = False
+        self.deadline = time.monotonic() + deadlines_s[OPENING]
+        self._send(open=launch)
+
+    def take(self, job: Job) -> None:
+        """Hand a photo over; a worker that is still opening starts it when it is ready."""
+        self.job = job
+        if self._is_open:
+            self._enter("start")
+            self._send(job=job)
+
+    def hear(self, message: Mapping[str, Any]) -> list[Report]:
+        """Understand one message."""
+        job = self.job
+        if "refused" in message:
+            raise _reraised(message["refused"])
+        if "ready" in message:
+            self._is_open = True
+            if job is not None:
+                self.take(job)
+            return []
+        if job is None:
+            raise ValueError("an answer nobody asked for")
+        if "stage" in message:
+            self._enter(str(message["stage"]))
+            return [Staged(job=job, stage=self.stage)]
+        self.job = None
+        if "done" in message:
+            return [Finished(job=job, outcome=from_plain(Asset, message["done"]))]
+        outcome = from_plain(Failed, message["failed"])
+        return [Finished(job=job, outcome=outcome, traceback=str(message.get("traceback", "")))]
+
+    def last_words(self) -> list[Report]:
+        """Say what its death means for the photo it had."""
+        if self.job is None:
+            return []
+        kind, code, reason = self._cause_of_death()
+        if not self._is_open:
+            return [NotOpened(job=self.job, reason=f"{reason}; see {self._log}")]
+        message = f"{reason} in {self.stage}"
+        failed = Failed(path=self.job.path, kind=kind, code=code, message=message, stage=self.stage)
+        status = self._process.returncode
+        return [Finished(job=self.job, outcome=failed, signal=-status if status < 0 else None)]
+
+    def kill(self) -> None:
+        """Kill the process and everything it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close_commands(self) -> None:
+        """Tell the process that nothing more will come."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    def wait_for_exit(self, timeout_s: float) -> None:
+        """Give the process time to end by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
+    def dispose(self) -> None:
+        """Reap the process and close its pipes; an empty log is no evidence."""
+        self._process.wait()
+        self.close_commands()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size == 0:
+                self._log.unlink()
+
+    def _enter(self, stage: str) -> None:
+        self.stage = stage
+        longest = max(self._deadlines_s.values())
+        self.deadline = time.monotonic() + self._deadlines_s.get(stage, longest)
+
+    def _send(self, **message: Any) -> None:
+        assert self._process.stdin is not None
+        # A worker that died meanwhile is noticed at the other pipe.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(frame(message))
+            self._process.stdin.flush()
+
+    def _cause_of_death(self) -> tuple[ErrorClass, str, str]:
+        """Class, code and words for how the process ended."""
+        status = self._process.returncode
+        if self.is_overdue:
+            return "timeout", "E_TIMEOUT", f"no end after {self._deadlines_s.get(self.stage, 0):g} s"
+        if self.complaint:
+            return "crash", "E_PROTOCOL", self.complaint
+        if status == -signal.SIGKILL:
+            return "oom", "E_KILLED", "the worker was killed, most likely for want of memory"
+        if status < 0:
+            return "crash", "E_CRASH", f"the worker died with {signal.Signals(-status).name}"
+        return "crash", "E_EXIT", f"the worker left with status {status}"
+
+
+def usable_memory() -> int | None:
+    """Bytes that workers may fill: what the machine has left, within the limit of the control group."""
+    free: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
+        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text("ascii")))
+    return min(free, default=None)
+
+
+def find_devices(wanted: str) -> tuple[str, ...]:
+    """The devices that `--device` means: auto, cpu, cuda, cuda:0 or cuda:0,1."""
+    if wanted == "cpu" or (wanted == "auto" and not _may_have_accelerator()):
+        return ("cpu",)
+    if re.fullmatch(r"cuda:\d+(,\d+)*", wanted):
+        return tuple(f"cuda:{index}" for index in wanted.removeprefix("cuda:").split(","))
+    if wanted not in ("auto", "cuda"):
+        raise UsageError(
+            f"--device {wanted}: no such device", code="E_DEVICE_NAME", remedy="auto, cpu, cuda or cuda:0,1"
+        )
+    found = tuple(ask("from crm_cli.toolbox import accelerators; answer = accelerators()"))
+    if not found and wanted == "cuda":
+        raise EnvironmentProblem(
+            "--device cuda: torch can use none on this machine", code="E_DEVICE", remedy="see `crm doctor`"
+        )
+    return found or ("cpu",)
+
+
+def ask(code: str) -> Any:
+    """Run a few lines of ours in a process of its own and give back what they call `answer`.
+
+    So the coordinator learns what only torch knows without importing it.
+    """
+    package = Path(__file__).resolve().parents[2]
+    script = f"import sys, json; sys.path.append(sys.argv[1]); {code}; print(json.dumps(answer))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, str(package)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise EnvironmentProblem(
+            f"torch does not start here: {reason[0]}", code="E_TORCH", remedy="see `crm doctor`"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _may_have_accelerator() -> bool:
+    """Whether asking torch, which takes seconds, can find anything: is NVIDIA's driver here, or WSL's?"""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
+
+
+def default_workers(devices: Sequence[str]) -> int:
+    """One worker for each accelerator; on the CPU one for each core, as long as memory lasts."""
+    if devices[0] != "cpu":
+        return len(devices)
+    memory = usable_memory()
+    by_memory = memory // MEMORY_PER_WORKER if memory is not None else usable_cores()
+    return max(1, min(usable_cores(), by_memory))
+
+
+def deadlines(devices: Sequence[str], changes: Mapping[str, float]) -> Mapping[str, float]:
+    """Deadline of every stage in seconds, with the caller's changes."""
+    table = dict(DEADLINES_CPU_S if devices[0] == "cpu" else DEADLINES_S)
+    names = {name.lower(): name for name in table}
+    for name, seconds in changes.items():
+        if name.lower() not in names:
+            raise UsageError(
+                f"--timeout {name}: no such stage", code="E_STAGE", remedy=f"stages: {', '.join(names)}"
+            )
+        table[names[name.lower()]] = seconds
+    return table
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    """Environment that keeps every numeric library of a worker to its share of the cores.
+
+    Set before the start: most of them read it once, when they are loaded.
+    """
+    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+    return {f"{name}_NUM_THREADS": str(threads) for name in names}
+
+
+def _reraised(refusal: Mapping[str, Any]) -> CrmError:
+    """The error with which a worker refused to open, with its own exit code."""
+    code = ExitCode(int(refusal["exit_code"]))
+    family = {kind.exit_code: kind for kind in (UsageError, EnvironmentProblem)}
+    kind = family.get(code, EnvironmentProblem)
+    return kind(str(refusal["cause"]), code=str(refusal["code"]), remedy=str(refusal["remedy"]))

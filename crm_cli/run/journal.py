@@ -1,0 +1,134 @@
+"""What was attempted and what failed: append-only lines, on disk before anything depends on them.
+
+    OUT/.crm/journal/<run>.ndjson
+
+A run writes a file of its own, so that a line torn by a full disk or a kill can never be glued to a good one.
+Finished assets are known from their records; the journal is where failures and interruptions are remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from crm_cli.errors import ErrorClass
+from crm_cli.records import Failed
+from crm_cli.run.store import output_error, sync_folder
+from crm_cli.run.wire import dumps, from_plain
+
+JournalEvent = Literal[
+    "run_start", "attempt_start", "stage_done", "asset_done", "asset_failed", "interrupted", "run_end"
+]
+
+RETRYABLE: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout", "quality", "io"})
+"""Classes that may end otherwise next time; the rest need another photo or another folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastFailure:
+    """How the latest attempt at an asset failed."""
+
+    asset: PurePosixPath
+    key: str
+    """What was asked for: the asset's last key, and the limits that decide whether a photo is read at all."""
+    stage: str
+    kind: ErrorClass
+    code: str
+    message: str
+
+
+class Journal:
+    """The lines of one run; only the process that holds the output folder's lock writes them."""
+
+    def __init__(self, out: Path, run: str) -> None:
+        self._out = out
+        self._run = run
+        self._lines = 0
+        path = _folder(out) / f"{run}.ndjson"
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._file = os.open(path, flags, 0o644)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise output_error(out, error) from error
+
+    def __enter__(self) -> Self:
+        """Return the journal."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def write(self, event: JournalEvent, /, *, is_durable: bool = True, **details: Any) -> None:
+        """Append one line; durable ones are on disk when this returns."""
+        self._lines += 1
+        head = {"v": 1, "t": round(time.time(), 3), "run": self._run, "seq": self._lines, "ev": event}
+        line = dumps({**head, **details}).encode("ascii") + b"\n"
+        try:
+            # One write a line: readers see it whole or torn at the end, never mixed with another.
+            written = os.write(self._file, line)
+            if written != len(line):
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if is_durable:
+                os.fdatasync(self._file)
+        except OSError as error:
+            raise output_error(self._out, error) from error
+
+    def failed(self, failure: Failed, *, key: str, signal: int | None = None) -> None:
+        """Remember that an attempt failed."""
+        self.write(
+            "asset_failed",
+            asset=failure.path,
+            key=key,
+            attempt=failure.attempts,
+            stage=failure.stage,
+            error={
+                "class": failure.kind,
+                "code": failure.code,
+                "msg": failure.message,
+                "signal": signal,
+                "retryable": failure.kind in RETRYABLE,
+            },
+        )
+
+
+def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over."""
+    for path in sorted(_folder(out).glob("*.ndjson")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    continue
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(raw)
+                    if isinstance(line, dict):
+                        yield line
+
+
+def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:
+    """Failures that no later success has answered, by asset."""
+    failures: dict[PurePosixPath, LastFailure] = {}
+    for line in read_lines(out):
+        if line.get("ev") not in ("asset_done", "asset_failed"):
+            continue
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            asset = from_plain(PurePosixPath, line["asset"])
+            failures.pop(asset, None)
+            if line["ev"] == "asset_failed":
+                error = line["error"]
+                plain = {**line, "kind": error["class"], "code": error["code"], "message": error["msg"]}
+                failures[asset] = from_plain(LastFailure, plain)
+    return failures
+
+
+def _folder(out: Path) -> Path:
+    return out / ".crm" / "journal"

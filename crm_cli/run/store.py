@@ -1,0 +1,487 @@
+"""The output folder's truth: a lock, atomic writes, and commit records that are written last.
+
+    OUT/.crm/FORMAT     the layout's number; a newer one is refused
+    OUT/.crm/lock       held with flock while a run writes; the kernel frees it however the run ends
+    OUT/.crm/records    aa/<asset>.<key>.json, one for each finished asset
+    OUT/.crm/tmp        where workers write; emptied by the next run
+
+An asset is finished when its record stands, never because its files do. Before the first file is moved into
+place the record is written as `….intent`; moving it to `….json` is the commit. So at any instant every file
+under its final name is complete, and every such file is known to be ours, even where the run was killed
+between two moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import stat
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
+from crm_cli.preset import STAGE_SECTIONS, Preset
+from crm_cli.records import Checks
+from crm_cli.run.wire import dumps, from_plain
+
+FORMAT = 1
+
+STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 1, "mesh": 1, "out": 1}
+"""Raised by hand when a stage's code gives another result; the package's version would redo everything."""
+
+FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE})
+"""Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
+
+HASHED_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A photo's bytes, and what the file system said about them when they were hashed."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What an asset depends on, stage after stage; each key holds the one before it."""
+
+    prep: str
+    views: str
+    mesh: str
+    out: str
+
+    @classmethod
+    def chain(cls, input_sha256: str, preset: Preset, weights: Mapping[str, str]) -> Keys:
+        """Hash input, settings, weights and stage numbers together.
+
+        weights: digest of the weights that a stage reads, by stage. Neither device nor engine, folder,
+        time or worker is part of a key: they decide where an asset is made, not what it is.
+        """
+        key, keys = input_sha256, {}
+        for stage, sections in STAGE_SECTIONS.items():
+            parts = [key, preset.fingerprint(*sections), weights.get(stage, ""), STAGE_NUMBERS[stage]]
+            key = hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
+            keys[stage] = key
+        return cls(**keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One published file: what a look at it must find for the record to count."""
+
+    path: PurePosixPath
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRecord:
+    """Everything known about one finished asset."""
+
+    v: int = 1
+    asset: PurePosixPath
+    id: str
+    stem: PurePosixPath
+    input: Input
+    keys: Keys
+    outputs: tuple[Output, ...]
+    weights: Mapping[str, str]
+    params_sha: str
+    seed: int
+    seconds: Mapping[str, float]
+    checks: Checks
+    warnings: tuple[str, ...]
+    run: str
+    attempt: int
+    t: float
+    crm: str
+
+    @property
+    def file_name(self) -> str:
+        """Name without suffix; it carries the key, so that listing a folder is planning enough."""
+        return f"{self.id}.{self.keys.out[:12]}"
+
+    def as_bytes(self) -> bytes:
+        """One line of JSON that ends with the checksum of everything before it."""
+        body = dumps(self)[:-1].encode("ascii")
+        return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> CommitRecord:
+        """Read what as_bytes wrote; ValueError where a single byte is wrong."""
+        body, mark, tail = raw.rpartition(b',"crc":"')
+        if not mark or tail != b'%08x"}\n' % zlib.crc32(body):
+            raise ValueError("checksum does not match")
+        return from_plain(cls, json.loads(body + b"}"))
+
+
+def hash_file(path: Path) -> Input:
+    """Read a whole file and say what it holds."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return Input(
+        sha256=digest.hexdigest(), size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino
+    )
+
+
+def looks_unchanged(path: Path, known: Input) -> bool:
+    """Whether a file still has the size, time and inode it had when it was hashed."""
+    found = path.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ino) == (known.size, known.mtime_ns, known.inode)
+
+
+def write_atomically(path: Path, data: bytes, *, run: str) -> None:
+    """Replace a file so that at any instant either the old bytes or the new ones are there, whole."""
+    part = path.parent / f".crm-{run}-{os.getpid()}-{os.urandom(4).hex()}.part"
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new entries in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The commit records of an output folder; reading them needs no lock."""
+
+    out: Path
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Asset id → names of its records and intents."""
+
+    @classmethod
+    def scan(cls, out: Path) -> Records:
+        """List the records without opening one."""
+        names: dict[str, tuple[str, ...]] = {}
+        for folder in _listed(_private(out) / "records"):
+            for entry in _listed(Path(folder)):
+                if entry.name.endswith((".json", ".intent")):
+                    asset = entry.name.partition(".")[0]
+                    names[asset] = (*names.get(asset, ()), entry.name)
+        return cls(out=out, names=names)
+
+    def of(self, asset_id: str, *, with_intents: bool = False) -> list[CommitRecord]:
+        """Read the records of one asset, newest first; damaged ones do not count."""
+        wanted = (".json", ".intent") if with_intents else (".json",)
+        found = []
+        for name in self.names.get(asset_id, ()):
+            if name.endswith(wanted):
+                with contextlib.suppress(OSError, ValueError, RecursionError):
+                    raw = (_private(self.out) / "records" / asset_id[:2] / name).read_bytes()
+                    found.append(CommitRecord.from_bytes(raw))
+        return sorted(found, key=lambda record: record.t, reverse=True)
+
+    def newest(self) -> Iterator[CommitRecord]:
+        """Yield the latest record of every asset."""
+        for asset_id in sorted(self.names):
+            yield from self.of(asset_id)[:1]
+
+    def intact(self, record: CommitRecord) -> bool:
+        """Whether every file of a record is there as it was written."""
+        return all(_is_as_written(self.out, output) for output in record.outputs)
+
+
+class Store:
+    """The output folder of a run that may write; holds the lock until closed."""
+
+    def __init__(self, out: Path, *, run: str, lock: int) -> None:
+        self.out = out
+        self.run = run
+        self._lock = lock
+        self._scratch = 0
+        self.records = Records.scan(out)
+
+    @classmethod
+    def open(cls, out: Path, *, run: str, wait_lock_s: float = 0.0) -> Store:
+        """Create or open an output folder, take its lock, and clear away what dead runs left."""
+        private = _private(out)
+        try:
+            (private / "records").mkdir(parents=True, exist_ok=True)
+            for name in ("tmp", "journal", "runs"):
+                (private / name).mkdir(exist_ok=True)
+            refuse_newer(out)
+            lock = _take_lock(private / "lock", run=run, wait_s=wait_lock_s)
+            try:
+                if not (private / "FORMAT").exists():
+                    write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
+                _clear_leftovers(out)
+                return cls(out, run=run, lock=lock)
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise output_error(out, error) from error
+
+    def close(self) -> None:
+        """Remove the run's scratch folder and let the next run in."""
+        shutil.rmtree(self._own_tmp, ignore_errors=True)
+        os.close(self._lock)
+
+    @property
+    def _own_tmp(self) -> Path:
+        return _private(self.out) / "tmp" / f"{self.run}-{os.getpid()}"
+
+    def scratch(self) -> Path:
+        """A new empty folder on the output's file system for one attempt."""
+        self._scratch += 1
+        folder = self._own_tmp / str(self._scratch)
+        try:
+            # Not parents: an output folder that has vanished must not be made again.
+            self._own_tmp.mkdir(exist_ok=True)
+            folder.mkdir()
+        except OSError as error:
+            raise output_error(self.out, error) from error
+        return folder
+
+    def publish(
+        self, record: CommitRecord, scratch: Path, *, may_overwrite: bool = False, inputs: Iterable[Path] = ()
+    ) -> CommitRecord:
+        """Move an attempt's files into place and commit the asset; returns the record as committed.
+
+        record: its outputs name the files in scratch; times are filled in here. inputs: photos inside the
+        output folder, never overwritten. Raises PhotoError (conflict, io) where this asset cannot be
+        published, OutputError where no other could be either.
+        """
+        try:
+            record = _with_times(record, scratch)
+            self._refuse_foreign(record, may_overwrite=may_overwrite, inputs=tuple(inputs))
+            folders = self._make_folders(record)
+            final = self._record_path(record)
+            intent = final.with_name(f"{record.file_name}.intent")
+            write_atomically(intent, record.as_bytes(), run=self.run)
+            for output in record.outputs:
+                (scratch / output.path).replace(self.out / output.path)
+            for folder in folders:
+                sync_folder(folder)
+            intent.replace(final)
+            sync_folder(final.parent)
+            self._drop_superseded(record)
+        except OSError as error:
+            if error.errno in FULL_OR_GONE or not _private(self.out).is_dir():
+                raise output_error(self.out, error) from error
+            raise PhotoError(
+                f"{record.asset}: cannot be published: {error}",
+                code="E_PUBLISH",
+                remedy="see to the file or folder in the way, then run again",
+                kind="io",
+            ) from error
+        return record
+
+    def discard(self, scratch: Path) -> None:
+        """Throw an attempt's files away."""
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    def _record_path(self, record: CommitRecord) -> Path:
+        return _private(self.out) / "records" / record.id[:2] / f"{record.file_name}.json"
+
+    def _refuse_foreign(self, record: CommitRecord, *, may_overwrite: bool, inputs: tuple[Path, ...]) -> None:
+        """Raise PhotoError where a final name is taken by a file that is not ours, or was edited since."""
+        ours = [
+            output
+            for old in self.records.of(record.id, with_intents=True)
+            for output in old.outputs
+            if _is_as_written(self.out, output)
+        ]
+        own_paths = {output.path for output in ours}
+        for output in record.outputs:
+            final = self.out / output.path
+            if output.path in own_paths or not os.path.lexists(final):
+                continue
+            is_input = any(final.samefile(file) for file in inputs if final.exists())
+            if not may_overwrite or is_input or final.is_dir():
+                raise PhotoError(
+                    f"{record.asset}: {output.path} is in the way: "
+                    + ("it is an input" if is_input else "not written by crm, or changed since"),
+                    code="E_CONFLICT",
+                    remedy="move it" if is_input else "move it, or use --overwrite",
+                    kind="conflict",
+                )
+
+    def _make_folders(self, record: CommitRecord) -> list[Path]:
+        """Make the folders of an asset's files and of its record; returns those that must be synced."""
+        wanted = {self.out / output.path.parent for output in record.outputs}
+        for folder in [*sorted(wanted), self._record_path(record).parent]:
+            made = self.out
+            for part in folder.relative_to(self.out).parts:
+                parent, made = made, made / part
+                try:
+                    made.mkdir()
+                except FileExistsError:
+                    # A link could lead anywhere, and a file cannot be written under.
+                    if not stat.S_ISDIR(made.lstat().st_mode):
+                        raise
+                else:
+                    sync_folder(parent)
+        return sorted(wanted)
+
+    def _drop_superseded(self, record: CommitRecord) -> None:
+        """Remove older records of the asset, but keep one that alone knows a file to be ours."""
+        folder = self._record_path(record).parent
+        current = {output.path for output in record.outputs}
+        names = {f"{record.file_name}.json"}
+        for old in self.records.of(record.id, with_intents=True):
+            if not {output.path for output in old.outputs} <= current:
+                names |= {f"{old.file_name}.json", f"{old.file_name}.intent"}
+        for name in self.records.names.get(record.id, ()):
+            if name not in names:
+                (folder / name).unlink(missing_ok=True)
+
+
+def refuse_newer(out: Path) -> None:
+    """Raise UsageError where the folder was written by a later version of crm."""
+    try:
+        text = (_private(out) / "FORMAT").read_text("ascii").strip()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{out}: .crm/FORMAT cannot be read", code="E_FORMAT") from error
+    if text != str(FORMAT):
+        raise UsageError(
+            f"{out}: written in format {text[:20]!r}, this version reads {FORMAT}",
+            code="E_FORMAT",
+            remedy="update crm, or choose another output folder",
+        )
+
+
+def output_error(out: Path, error: OSError) -> OutputError:
+    """Say that the output folder cannot be written."""
+    return OutputError(
+        f"{out}: cannot be written: {error.strerror or error}",
+        code="E_OUTPUT",
+        remedy="free space or fix the folder, then run the same command again: finished assets are kept",
+    )
+
+
+def _private(out: Path) -> Path:
+    return out / ".crm"
+
+
+def _listed(folder: Path) -> Sequence[os.DirEntry[str]]:
+    """Entries of a folder, in order; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_as_written(out: Path, output: Output) -> bool:
+    """Whether a published file still has the size and time its record names."""
+    try:
+        found = (out / output.path).lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (
+        output.size,
+        output.mtime_ns,
+    )
+
+
+def _with_times(record: CommitRecord, scratch: Path) -> CommitRecord:
+    """Make the files in scratch durable, and fill in the times they keep when they are moved."""
+    outputs = []
+    for output in record.outputs:
+        if output.path.is_absolute() or ".." in output.path.parts:
+            raise PhotoError(f"{record.asset}: wrote outside its folder", code="E_ESCAPE", kind="internal")
+        descriptor = os.open(scratch / output.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != output.size:
+            raise PhotoError(
+                f"{record.asset}: {output.path} has {found.st_size} bytes, {output.size} were announced",
+                code="E_SHORT_FILE",
+                kind="io",
+            )
+        outputs.append(
+            Output(path=output.path, size=output.size, mtime_ns=found.st_mtime_ns, sha256=output.sha256)
+        )
+    return replace(record, outputs=tuple(outputs))
+
+
+def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
+    """Lock the output folder, or raise Locked with the name of the holder."""
+    # Close-on-exec: a worker that outlived its parent would otherwise keep the lock alive.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    patience = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= patience:
+                holder = _describe_holder(os.pread(descriptor, 4096, 0))
+                os.close(descriptor)
+                raise Locked(
+                    f"{path.parent.parent}: another run holds this folder ({holder})",
+                    code="E_LOCKED",
+                    remedy="wait for it, or use --wait-lock SECONDS",
+                ) from None
+            time.sleep(0.2)
+    us = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "t": time.time(), "run": run}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, dumps(us).encode("ascii") + b"\n", 0)
+    return descriptor
+
+
+def _describe_holder(raw: bytes) -> str:
+    """Words about who holds a lock; for the message only, never to decide anything."""
+    try:
+        holder: dict[str, Any] = json.loads(raw)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["t"])))
+        return f"process {int(holder['pid'])} on {holder['host']} since {since}"
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return "it has not said who it is"
+
+
+def _boot_id() -> str:
+    """Which boot of this machine: a process number means nothing after a restart."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what earlier runs left unfinished. Whoever holds the lock may: nobody else is writing."""
+    private = _private(out)
+    for entry in _listed(private / "tmp"):
+        shutil.rmtree(entry.path, ignore_errors=True)
+    for folder in (private, out / "report", *(Path(entry) for entry in _listed(private / "records"))):
+        for entry in _listed(folder):
+            if entry.name.startswith(".crm-") and entry.name.endswith(".part"):
+                Path(entry).unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""One worker process: opens the line of stations once, then converts one photo after another.
+
+A photo that crashes or hangs a native library costs this process and nothing else. The parent speaks to it
+over stdin and a private copy of stdout, in length-prefixed JSON:
+
+    parent → worker   {"open": Launch}, then {"job": Job} for each photo; end of file means: leave
+    worker → parent   {"ready": true} or {"refused": …} once; then for each photo {"stage": name} as often
+                      as it enters one, and {"done": Asset} or {"failed": Failed}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from crm_cli.errors import CrmError, ErrorClass, PhotoError
+from crm_cli.preset import Preset
+from crm_cli.records import Asset, Failed, Job
+from crm_cli.run.wire import Unframer, frame, from_plain
+
+PIPELINE = "crm_cli.pipeline:Line"
+"""What converts photos, as `module:class`."""
+
+NO_SPACE = "E_NO_SPACE"
+"""Code of a failure that the next photo would meet as well, since it has the same disk to write to."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class Line(Protocol):
+    """The stations that turn one photo into an asset, opened and ready."""
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int) -> Line:
+        """Load what the stations need."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+        """Write the photo's files into the job's scratch folder; name each stage before it starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a worker is told once."""
+
+    preset: Preset
+    device: str
+    threads: int
+    line: str = PIPELINE
+    """Never taken from a preset: a preset can name no code."""
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    _die_with(int(sys.argv[-1]))
+    # The parent decides what an interrupt means; a worker finishes its photo, or is killed.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    faulthandler.enable()
+    commands, reports = _claim_pipes()
+    serve(commands, reports)
+
+
+def serve(commands: BinaryIO, reports: BinaryIO) -> None:
+    """Answer every message until the end of the stream."""
+
+    def send(**message: Any) -> None:
+        reports.write(frame(message))
+        reports.flush()
+
+    line: Line | None = None
+    for message in _messages(commands):
+        if line is None:
+            try:
+                line = open_line(from_plain(Launch, message["open"]))
+            except CrmError as error:
+                send(refused=_describe(error))
+                return
+            send(ready=True)
+        else:
+            send(**convert_one(line, from_plain(Job, message["job"]), lambda name: send(stage=name)))
+
+
+def open_line(launch: Launch) -> Line:
+    """Import the pipeline and open it."""
+    module, _, name = launch.line.partition(":")
+    factory: type[Line] = getattr(importlib.import_module(module), name)
+    return factory.open(launch.preset, device=launch.device, threads=launch.threads)
+
+
+def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> dict[str, Any]:
+    """Convert one photo; whatever goes wrong becomes a value, with its traceback where it is a surprise."""
+    stage = "start"
+
+    def enter(name: str) -> None:
+        nonlocal stage
+        stage = name
+        report_stage(name)
+
+    try:
+        return {"done": line.convert(job, enter)}
+    except PhotoError as error:
+        return {"failed": Failed.from_error(job.path, error, stage=stage)}
+    # The one place that catches everything: no list of what can go wrong in a library is ever complete.
+    except Exception as error:
+        kind, code = _classify(error)
+        text = f"{type(error).__name__}: {error}"[:2000]
+        failed = Failed(path=job.path, kind=kind, code=code, message=text, stage=stage)
+        return {"failed": failed, "traceback": traceback.format_exc()}
+
+
+def _classify(error: Exception) -> tuple[ErrorClass, str]:
+    """Class and code of an unexpected exception."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "io", NO_SPACE
+    # torch's class is compared by name: importing torch to compare would defeat a light worker.
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if is_memory or "can't allocate memory" in str(error):
+        return "oom", "E_MEMORY"
+    return "internal", "E_INTERNAL"
+
+
+def _describe(error: CrmError) -> dict[str, Any]:
+    """An expected error, as the parent will raise it again."""
+    return {
+        "cause": error.cause, "code": error.code, "remedy": error.remedy, "exit_code": int(error.exit_code)
+    }  # fmt: skip
+
+
+def _messages(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield messages until the parent closes the pipe."""
+    unframer = Unframer()
+    while data := os.read(stream.fileno(), 1 << 16):
+        yield from unframer.feed(data)
+
+
+def _claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Take stdin and stdout for the protocol, and point their numbers elsewhere.
+
+    A library that prints, or a child of ours that inherits them, can then neither corrupt nor hold the pipes.
+    """
+    commands, reports = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return commands, reports
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, and check that it has not died already."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux, end of file has to do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
