@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-
 from crm_cli.errors import EnvironmentProblem, OutputError
 
 if TYPE_CHECKING:
