@@ -1,0 +1,298 @@
+"""The contact sheet of a run: every photo with what became of it, on pages that need nothing but a browser.
+
+    OUT/report/index.html       the summary, what needs a look, the first hundred photos
+    OUT/report/page-002.html    the next hundred
+    OUT/report/thumbs           <id>-photo.webp, -cutout, -views, -ccm, -turn
+
+The worker that makes an asset leaves its small pictures; the page is built from plain records and whichever
+pictures it finds. So a sheet of thousands can be written again at any time without making anything again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from crm_cli.names import display_name
+from crm_cli.records import Checks, Failed, WrittenFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jinja2 import Environment
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    Picture = Image | NDArray[np.uint8]
+
+Status = Literal["done", "low", "kept", "failed"]
+
+LABELS: Mapping[Status, str] = {
+    "done": "Done",
+    "low": "Low confidence",
+    "kept": "Kept",
+    "failed": "Failed",
+}
+
+ENTRIES_PER_PAGE = 100
+
+MAIN_SUFFIXES: Mapping[str, str] = {".glb": "GLB", ".obj": "OBJ", ".usdc": "USD", ".usdz": "USDZ"}
+"""What a person would open; companions such as textures are not linked."""
+
+# Twice the size at which the page shows them on a laptop, for dense screens.
+_PHOTO_PX, _VIEW_PX, _TURN_PX = 400, 200, 400
+_WEBP_QUALITY = 82
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetEntry:
+    """One photo and what became of it."""
+
+    id: str
+    """The asset's id: its pictures are named after it."""
+    photo: PurePosixPath
+    files: tuple[WrittenFile, ...] = ()
+    checks: Checks | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    is_kept: bool = False
+    """Made by an earlier run; nothing had to be done now."""
+    failure: Failed | None = None
+
+    @property
+    def status(self) -> Status:
+        """The one word of its badge: the news that matters most."""
+        if self.failure:
+            return "failed"
+        if self.checks and self.checks.confidence == "low":
+            return "low"
+        return "kept" if self.is_kept else "done"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the failure, taken from its message `cause [CODE]; remedy`."""
+        return self._cause_and_remedy()[1]
+
+    @property
+    def cause(self) -> str:
+        """What went wrong, without code and remedy."""
+        return self._cause_and_remedy()[0]
+
+    def _cause_and_remedy(self) -> tuple[str, str]:
+        if not self.failure:
+            return "", ""
+        cause, _, remedy = self.failure.message.partition(f" [{self.failure.code}]")
+        return cause, remedy.removeprefix("; ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetSummary:
+    """What the head of the sheet says of the run."""
+
+    started: datetime
+    wall_s: float
+    weights: str
+    preset: str
+    device: str
+    version: str
+    note: str = ""
+    """For instance why the run ended early."""
+
+
+def write_thumbs(
+    folder: Path,
+    asset_id: str,
+    *,
+    photo: Picture,
+    cutout: Picture | None = None,
+    views_rgb: Sequence[Picture] = (),
+    views_ccm: Sequence[Picture] = (),
+    turns: Sequence[Picture] = (),
+) -> list[Path]:
+    """Write the small pictures of one asset, and name them.
+
+    Pictures are uint8 [H W 3] or [H W 4], or PIL's. They are encoded afresh from pixels, so nothing of a
+    photo's metadata (place, camera, owner) reaches the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    strips = {
+        "photo": _strip([photo], _PHOTO_PX),
+        "cutout": _strip([cutout] if cutout is not None else [], _PHOTO_PX),
+        "views": _strip(views_rgb, _VIEW_PX),
+        "ccm": _strip(views_ccm, _VIEW_PX),
+        "turn": _strip(turns, _TURN_PX),
+    }
+    files = []
+    for kind, strip in strips.items():
+        if strip is not None:
+            path = folder / f"{asset_id}-{kind}.webp"
+            strip.save(path, "WEBP", quality=_WEBP_QUALITY, method=2)
+            files.append(path)
+    return files
+
+
+def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
+    """Write the sheet of all entries into the output folder; return its first page.
+
+    An older sheet is replaced, page by page and never half.
+    """
+    report = folder / "report"
+    report.mkdir(exist_ok=True)
+    pages = _paginate(entries)
+    page_names = [_page_name(index) for index in range(len(pages))]
+    template = _environment(report).get_template("sheet.html")
+    common = {
+        "summary": summary,
+        "labels": LABELS,
+        "counts": Counter(entry.status for entry in entries),
+        "total": len(entries),
+        "per_hour": _photos_per_hour(entries, summary.wall_s),
+        "page_names": page_names,
+        "attention": [
+            (entry, name)
+            for name, page in zip(page_names, pages, strict=True)
+            for entry in page
+            if entry.status in ("failed", "low")
+        ],
+    }
+    for index, page in enumerate(pages):
+        _replace(report / page_names[index], template.render(common, entries=page, page_index=index))
+    for stale in report.glob("page-*.html"):
+        if re.fullmatch(r"page-\d{3,}\.html", stale.name) and stale.name not in page_names:
+            stale.unlink()
+    return report / page_names[0]
+
+
+def _strip(pictures: Sequence[Picture], side_px: int) -> Image | None:
+    """Shrink pictures to a common height and lay them side by side; None where there is none."""
+    import numpy as np
+    from PIL import Image
+
+    cells = [Image.fromarray(np.asarray(picture)) for picture in pictures]
+    if not cells:
+        return None
+    for cell in cells:
+        cell.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    strip = Image.new(cells[0].mode, (sum(cell.width for cell in cells), cells[0].height))
+    left = 0
+    for cell in cells:
+        strip.paste(cell, (left, 0))
+        left += cell.width
+    return strip
+
+
+def _paginate(entries: Sequence[SheetEntry]) -> list[Sequence[SheetEntry]]:
+    """Cut the entries into pages; an empty run still has one."""
+    starts = range(0, max(len(entries), 1), ENTRIES_PER_PAGE)
+    return [entries[start : start + ENTRIES_PER_PAGE] for start in starts]
+
+
+def _page_name(index: int) -> str:
+    """Name a page by its place."""
+    return f"page-{index + 1:03}.html" if index else "index.html"
+
+
+def _photos_per_hour(entries: Sequence[SheetEntry], wall_s: float) -> float:
+    """How fast this run was at what it had to make itself."""
+    made = sum(not entry.is_kept and not entry.failure for entry in entries)
+    return made * 3600 / wall_s if wall_s > 0 else 0.0
+
+
+def _environment(report: Path) -> Environment:
+    """Open the template with everything it may call."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (here / "sheet.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+    pictures = {path.name for path in (report / "thumbs").glob("*.webp")}
+    environment.globals.update(
+        style=_trusted(style),
+        style_digest=digest,
+        has_picture=lambda entry, kind: f"{entry.id}-{kind}.webp" in pictures,
+        main_files=_main_files,
+        shares=_shares,
+    )
+    environment.filters.update(url=_url, size=_size, duration=_duration, when=_when, count=lambda n: f"{n:,}")
+    return environment
+
+
+def _trusted(text: str) -> object:
+    """Mark our own stylesheet as not to be escaped."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _shown(value: object) -> object:
+    """Make every text on the page readable and harmless, whoever wrote it: file names reach messages too."""
+    if isinstance(value, str | os.PathLike) and not hasattr(value, "__html__"):
+        return display_name(value)
+    return value
+
+
+def _url(path: PurePosixPath) -> str:
+    """Lead from a page of the report to a file of the output folder, whatever bytes its name holds."""
+    return "../" + quote(os.fsencode(path))
+
+
+def _main_files(entry: SheetEntry) -> list[tuple[str, WrittenFile]]:
+    """List the files that a person would open, with the names of their formats."""
+    kinds = [(MAIN_SUFFIXES.get(file.path.suffix), file) for file in entry.files]
+    return [(kind, file) for kind, file in kinds if kind]
+
+
+def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float, float]]:
+    """List stages as (name, seconds, where its bar starts, how long it is), both in percent."""
+    total = sum(seconds.values()) or 1.0
+    shares, start = [], 0.0
+    for name, spent_s in seconds.items():
+        width = 100 * spent_s / total
+        shares.append((name, spent_s, round(start, 2), round(width, 2)))
+        start += width
+    return shares
+
+
+def _when(moment: datetime) -> str:
+    """Write a date as people read it."""
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+
+
+def _size(size: int) -> str:
+    """Write a file size as people read it."""
+    if size < 1_000_000:
+        return f"{max(1, round(size / 1000))} kB"
+    return f"{size / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as people read it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a page in place whole."""
+    part = path.with_name(f".crm-{os.getpid()}-{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    part.replace(path)
