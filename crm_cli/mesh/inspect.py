@@ -122,7 +122,8 @@ def heights(vertices: NDArray[np.floating], faces: Indices) -> NDArray[np.float6
     a, b, c = corners(vertices, faces)
     doubled_area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     longest = np.sqrt(np.maximum.reduce([((p - q) ** 2).sum(axis=1) for p, q in ((a, b), (b, c), (c, a))]))
-    return doubled_area / np.maximum(longest, np.finfo(np.float64).tiny)
+    height: NDArray[np.float64] = doubled_area / np.maximum(longest, np.finfo(np.float64).tiny)
+    return height
 
 
 def degenerate_faces(mesh: Mesh) -> int:

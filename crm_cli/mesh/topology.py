@@ -81,6 +81,12 @@ def face_pairs(edges: HalfEdges) -> tuple[Indices, Indices]:
     return here // 3, edges.opposite[here] // 3
 
 
+def is_sound(faces: Indices) -> bool:
+    """Say whether faces close up, agree in direction and form one fan around each vertex."""
+    edges = half_edges(faces)
+    return bool(runs_both_ways(edges).all()) and fans(edges)[0] == np.unique(faces).size
+
+
 def parts(edges: HalfEdges) -> tuple[int, Indices]:
     """Label faces [F] by connected part; faces hang together across edges of exactly two faces."""
     return groups(len(edges.start) // 3, *face_pairs(edges))
@@ -88,8 +94,15 @@ def parts(edges: HalfEdges) -> tuple[int, Indices]:
 
 def runs_both_ways(edges: HalfEdges) -> NDArray[np.bool_]:
     """Say for every half-edge [3F] whether it has one opposite and that one runs the other way."""
-    paired = edges.opposite != ALONE
-    return paired & (edges.start == edges.end[edges.opposite])
+    is_back: NDArray[np.bool_] = (edges.opposite != ALONE) & (edges.start == edges.end[edges.opposite])
+    return is_back
+
+
+def turned(faces: Indices, which: NDArray[np.bool_]) -> Indices:
+    """Let some faces [F 3] look the other way."""
+    result = faces.copy()
+    result[which] = faces[which, ::-1]
+    return result
 
 
 def compact(vertices: NDArray[np.float64], faces: Indices) -> tuple[NDArray[np.float64], Indices]:
