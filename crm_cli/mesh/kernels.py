@@ -8,14 +8,17 @@ Positions are sub-pixels (mesh/raster.py, SUBPIXELS), all edge tests are whole n
 
 import warp as wp
 
-BITS = wp.constant(wp.int64(12))
-SUBPIXELS = wp.constant(wp.int64(1 << 12))
-CENTRE = wp.constant(wp.int64(1 << 11))
+from crm_cli.mesh import raster
+
+# Warp has no mixed arithmetic: every whole number below must be a 64-bit one.
+BITS = wp.constant(wp.int64(raster.SUBPIXEL_BITS))
+SUBPIXELS = wp.constant(wp.int64(raster.SUBPIXELS))
+CENTRE = wp.constant(wp.int64(raster.CENTRE))
 ZERO = wp.constant(wp.int64(0))
 ONE = wp.constant(wp.int64(1))
-EMPTY = wp.constant(wp.int64(1 - (1 << 63)))
-LAST_FACE = wp.constant(wp.int64((1 << 31) - 1))
-MAGNITUDE = wp.constant(wp.int32((1 << 31) - 1))
+EMPTY = wp.constant(wp.int64(raster.EMPTY))
+LAST_FACE = wp.constant(wp.int64(raster.LAST_FACE))
+MAGNITUDE = wp.constant(wp.int32(raster.LAST_FACE))
 
 
 @wp.func

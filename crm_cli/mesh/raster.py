@@ -11,7 +11,9 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +38,8 @@ CENTRE = SUBPIXELS // 2
 REACH_PX = 1 << 17
 """Corners further out than this are refused: edge tests would leave 64 bits."""
 
-CHUNK = 1 << 20
-"""Candidate pixels looked at together by the torch rasteriser: about 150 MB of temporaries."""
+CHUNK = 1 << 18
+"""Candidate pixels looked at together by the torch rasteriser: about 60 MB of temporaries."""
 
 EMPTY = 1 - (1 << 63)
 """Key of a pixel that nothing hit."""
@@ -65,23 +67,48 @@ class TorchRaster:
 
     def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
         """Find the nearest triangle at every pixel centre; see `Raster`."""
-        corners = _snap(positions)[faces]  # [F 3 2]
-        depths = positions[:, 2][faces].double()  # [F 3]
+        corners = _snap(positions.detach())[faces]  # [F 3 2]
+        depths = positions.detach()[:, 2][faces].double()  # [F 3]
+        edges, least = _edges(corners)
         keys = torch.full((height * width,), EMPTY, dtype=torch.int64, device=positions.device)
         for face, row, column in _candidates(corners, height, width):
-            weights, is_inside = _weigh(corners[face], row, column)
-            face, row, column = face[is_inside], row[is_inside], column[is_inside]
+            weights = _weigh(edges[face], row, column)
+            is_inside = (weights >= least[face]).all(dim=1)
+            face, pixel = face[is_inside], (row * width + column)[is_inside]
             key = _pack(_depth(weights[is_inside], depths[face]), face)
-            keys.scatter_reduce_(0, row * width + column, key, "amax")
-        return _resolve(keys, corners, depths, height, width)
+            keys.scatter_reduce_(0, pixel, key, "amax")
+        return _resolve(keys, edges, depths, height, width)
 
 
-def _candidates(corners: Tensor, height: int, width: int) -> Any:
+def _edges(corners: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn triangles into edge functions that are positive inside, whatever the winding.
+
+    corners: int64 [F 3 2], sub-pixels. Returns factors int64 [F 3 3] of (x, y, 1), row k for the edge
+    opposite corner k, and the least value that is inside, int64 [F 3]. An edge owns the centres on it
+    (least value 0, not 1) if it runs downwards, or level to the right: the triangle on its other side
+    runs along it the opposite way. A triangle without area owns nothing.
+    """
+    start = corners.roll(-1, dims=1)
+    along_x, along_y = (corners.roll(-2, dims=1) - start).unbind(-1)  # [F 3]
+    start_x, start_y = start.unbind(-1)
+    constant = along_y * start_x - along_x * start_y
+    winding = constant.sum(dim=1, keepdim=True).sign()  # their sum is twice the signed area
+    along_x, along_y, constant = along_x * winding, along_y * winding, constant * winding
+    owns = (along_y > 0) | ((along_y == 0) & (along_x > 0))
+    return torch.stack((-along_y, along_x, constant), dim=-1), (~owns).long()
+
+
+def _weigh(edges: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Evaluate edge functions [N 3 3] at pixel centres [N]: int64 [N 3], which sum to twice the area."""
+    x, y = column * SUBPIXELS + CENTRE, row * SUBPIXELS + CENTRE
+    return edges[..., 0] * x[:, None] + edges[..., 1] * y[:, None] + edges[..., 2]
+
+
+def _candidates(corners: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield (face, row, column), int64 [N] each, of all pixels in bounding boxes, chunk by chunk."""
-    limit = corners.new_tensor((width, height))
     # Shifting right rounds down, also below zero.
     first = ((corners.amin(dim=1) + CENTRE - 1) >> SUBPIXEL_BITS).clamp(min=0)  # [F 2]
-    stop = torch.minimum((corners.amax(dim=1) + CENTRE) >> SUBPIXEL_BITS, limit)
+    stop = torch.minimum((corners.amax(dim=1) + CENTRE) >> SUBPIXEL_BITS, corners.new_tensor((width, height)))
     size = (stop - first).clamp(min=0)
     end = (size[:, 0] * size[:, 1]).cumsum(0)
     total = int(end[-1]) if len(end) else 0
@@ -91,26 +118,6 @@ def _candidates(corners: Tensor, height: int, width: int) -> Any:
         across = size[face, 0]
         offset = index - (end[face] - across * size[face, 1])
         yield face, first[face, 1] + offset // across, first[face, 0] + offset % across
-
-
-def _weigh(corners: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Weigh pixel centres against triangles: weights int64 [N 3] over twice the area, and whether inside.
-
-    corners: int64 [N 3 2], sub-pixels. An edge owns the centres on it if it runs downwards, or level
-    to the right; its neighbour runs along it the other way and does not.
-    """
-    x, y = column * SUBPIXELS + CENTRE, row * SUBPIXELS + CENTRE
-    side = corners.roll(-2, dims=1) - corners.roll(-1, dims=1)  # opposite corner k: from k+1 to k+2
-    away_x, away_y = (
-        x[:, None] - corners.roll(-1, dims=1)[..., 0],
-        y[:, None] - corners.roll(-1, dims=1)[..., 1],
-    )
-    weights = side[..., 0] * away_y - side[..., 1] * away_x
-    winding = weights.sum(dim=1, keepdim=True).sign()
-    side, weights = side * winding[..., None], weights * winding
-    owns = (side[..., 1] > 0) | ((side[..., 1] == 0) & (side[..., 0] > 0))
-    is_inside = ((weights > 0) | ((weights == 0) & owns)).all(dim=1) & (winding[:, 0] != 0)
-    return weights, is_inside
 
 
 def _depth(weights: Tensor, depths: Tensor) -> Tensor:
@@ -125,11 +132,11 @@ def _pack(depth: Tensor, face: Tensor) -> Tensor:
     return (ordered.long() << 32) | (LAST_FACE - face)
 
 
-def _resolve(keys: Tensor, corners: Tensor, depths: Tensor, height: int, width: int) -> Fragments:
+def _resolve(keys: Tensor, edges: Tensor, depths: Tensor, height: int, width: int) -> Fragments:
     """Turn the winning keys [H*W] into fragments."""
     pixel = (keys != EMPTY).nonzero()[:, 0]
     hit = LAST_FACE - (keys[pixel] & LAST_FACE)
-    weights, _ = _weigh(corners[hit], pixel // width, pixel % width)
+    weights = _weigh(edges[hit], pixel // width, pixel % width)
     face = torch.full_like(keys, -1)
     face[pixel] = hit
     barycentric = torch.zeros((height * width, 3), device=keys.device)
@@ -165,7 +172,8 @@ class WarpRaster:
     def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
         """Find the nearest triangle at every pixel centre; see `Raster`."""
         device = positions.device
-        corners, depths, faces = _snap(positions), positions[:, 2].float().contiguous(), faces.contiguous()
+        corners, faces = _snap(positions.detach()), faces.contiguous()
+        depths = positions.detach()[:, 2].float().contiguous()
         keys = torch.full((height, width), EMPTY, dtype=torch.int64, device=device)
         fragments = Fragments(
             face=torch.full((height, width), -1, dtype=torch.int64, device=device),
@@ -199,6 +207,23 @@ def _cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="crm-warp-"))
 
 
+@contextlib.contextmanager
+def _mute_native_errors() -> Iterator[None]:
+    """Silence what native code writes to stderr: warp warns there of every machine without a GPU.
+
+    Errors that matter come as exceptions and pass.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 @functools.cache
 def _kernels() -> ModuleType:
     """Import warp quietly, and with it the kernels; it compiles them at their first launch.
@@ -208,13 +233,13 @@ def _kernels() -> ModuleType:
     """
     import warp as wp
 
-    # Its banner and its warning about a missing driver belong to no one's output. The first setting
-    # is the older releases' name for it.
+    # Its banner belongs to no one's output; the first setting is the older releases' name for it.
     wp.config.quiet = True
     wp.config.log_level = logging.ERROR
     if wp.config.kernel_cache_dir is None and "WARP_CACHE_PATH" not in os.environ:
         wp.config.kernel_cache_dir = str(_cache_folder())
-    wp.init()
+    with _mute_native_errors():
+        wp.init()
 
     from crm_cli.mesh import kernels
 
