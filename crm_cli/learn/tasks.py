@@ -1,0 +1,181 @@
+"""What each network is asked during training: three tasks behind one protocol.
+
+A batch holds, for B objects seen at S px: `photo` uint8 [B 4 S S], `views` uint8 [B 6 4 S S] in the order
+of frame.VIEWS, `depth` float [B 6 S S] (world coordinate towards the camera, 0 where empty), `points`
+[B P 3] with `sdf` [B P], and `surface` [B Q 3] with `surface_rgb` uint8 [B Q 3].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crm_cli.frame import FRONT, LEFT, RIGHT
+from crm_cli.learn.train import Batch
+from crm_cli.models.agree import maps_of
+from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
+from crm_cli.models.encoders import PatchCodec, photo_for_frames
+from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
+from crm_cli.models.sampler import Schedule, published_schedule
+from crm_cli.records import SixViews
+
+PATCH = 4
+"""Side of the pixel patches that are the small networks' latents."""
+
+FIRST_STEP = 981
+"""Where sampling starts; a network that answers in one step is asked here. (thu-ml/CRM, 50 DDIM steps)"""
+
+ALPHA_LOGIT = 4.0
+"""An alpha latent of ±1 counts as a logit of ±4: certain to 2 %, and still with a gradient."""
+
+
+class RgbTask:
+    """Photo → six views with coverage, as the clean picture behind a noisy one."""
+
+    name = "rgb"
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        self.network: nn.Module = MultiViewUNet(config)
+        self._codec = PatchCodec(PATCH)
+        self._schedule = published_schedule()
+
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """L1 on colour, mostly inside the object, and cross-entropy on coverage."""
+        photo, views, _ = augment(batch, random)
+        clean = self._codec.encode(to_frames(on_grey(views)))
+        seen = self._codec.encode(on_grey(photo))
+        t = draw_steps(len(photo), random)
+        noisy = torch.cat([noised(self._schedule, clean, t, random), seen[:, None]], dim=1)
+        concat = self._codec.encode(photo_for_frames(on_grey(photo)))
+        conditions = self.network.prepare(concat=concat, reference=seen)  # type: ignore[operator]
+        answer = functional.pixel_shuffle(self.network(noisy, t, conditions)[:, :6], PATCH)
+        wanted = functional.pixel_shuffle(clean, PATCH)
+        coverage = (wanted[:, :, 3:] + 1) / 2
+        weight = 0.1 + coverage
+        colour = ((answer[:, :, :3] - wanted[:, :, :3]).abs() * weight).sum() / (3 * weight.sum())
+        outline = functional.binary_cross_entropy_with_logits(answer[:, :, 3:] * ALPHA_LOGIT, coverage)
+        with torch.no_grad():
+            hit, truth = answer[:, :, 3:] > 0, coverage > 0.5
+            iou = (hit & truth).sum() / (hit | truth).sum().clamp_min(1)
+        return colour + outline, {"colour": colour.item(), "outline": outline.item(), "iou": iou.item()}
+
+
+class CcmTask:
+    """Six views → the depth behind their coordinate maps."""
+
+    name = "ccm"
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        self.network: nn.Module = MultiViewUNet(config)
+        self._codec = PatchCodec(PATCH)
+        self._schedule = published_schedule()
+
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """L1 on depth inside the object, and on its steps between neighbouring pixels."""
+        _, views, depth = augment(batch, random)
+        clean = functional.pixel_unshuffle(to_frames(depth[:, :, None]), PATCH)
+        seen = self._codec.encode(to_frames(soften(on_grey(views), random)))
+        t = draw_steps(len(views), random)
+        conditions = self.network.prepare(concat=seen)  # type: ignore[operator]
+        noisy = noised(self._schedule, clean, t, random)
+        answer = functional.pixel_shuffle(self.network(noisy, t, conditions), PATCH)
+        wanted = to_frames(depth[:, :, None])
+        inside = (to_frames(views[:, :, 3:]) > 0.5).float()
+        error = (answer - wanted) * inside
+        depth_l1 = error.abs().sum() / inside.sum().clamp_min(1)
+        edges = (error.diff(dim=-1).abs().sum() + error.diff(dim=-2).abs().sum()) / inside.sum().clamp_min(1)
+        return depth_l1 + 0.25 * edges, {"depth": depth_l1.item(), "edges": edges.item()}
+
+
+class ReconstructionTask:
+    """Six views with coordinate maps → signed distance and colour in space."""
+
+    name = "reconstruction"
+
+    def __init__(self, config: ReconstructionConfig) -> None:
+        self.network: nn.Module = Reconstruction(config)
+
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Clipped distance, inside or outside, and colour on the surface."""
+        views, depth = batch["views"].float() / 255, batch["depth"].float()
+        fields = self.network.fields(degraded(views, depth, random))  # type: ignore[operator]
+        distance = occupancy = colour = torch.zeros(())
+        for index, field in enumerate(fields):
+            sdf = batch["sdf"][index].float()
+            answer = field.geometry(batch["points"][index].float())[0]
+            distance = distance + (answer.clamp(-0.1, 0.1) - sdf.clamp(-0.1, 0.1)).abs().mean()
+            occupancy = occupancy + functional.binary_cross_entropy_with_logits(
+                -answer / 0.02, (sdf < 0).float()
+            )
+            painted = field.colour(batch["surface"][index].float())
+            colour = colour + (painted - batch["surface_rgb"][index].float() / 255).abs().mean()
+        distance, occupancy, colour = (term / len(fields) for term in (distance, occupancy, colour))
+        terms = {"distance": distance.item(), "occupancy": occupancy.item(), "colour": colour.item()}
+        return 10 * distance + 0.3 * occupancy + colour, terms
+
+
+def on_grey(rgba: Tensor) -> Tensor:
+    """Lay colour over mid grey, keeping alpha: [... 4 S S] to [... 4 S S]."""
+    alpha = rgba[..., 3:, :, :]
+    return torch.cat([rgba[..., :3, :, :] * alpha + 0.5 * (1 - alpha), alpha], dim=-3)
+
+
+def draw_steps(count: int, random: torch.Generator) -> Tensor:
+    """Noise levels to train at: two thirds where sampling starts, so that one step alone is good."""
+    anywhere = torch.randint(0, FIRST_STEP + 1, (count,), generator=random)
+    return torch.where(
+        torch.rand(count, generator=random) < 0.65, torch.full_like(anywhere, FIRST_STEP), anywhere
+    )
+
+
+def noised(schedule: Schedule, clean: Tensor, t: Tensor, random: torch.Generator) -> Tensor:
+    """Add noise of level t [B] to clean latents [B F C h w]."""
+    return schedule.noised(clean, torch.randn(clean.shape, generator=random), t)
+
+
+def augment(batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mirror objects and swap their colour channels at random; returns photo, views, depth as floats."""
+    photo, views, depth = batch["photo"].float() / 255, batch["views"].float() / 255, batch["depth"].float()
+    flips = torch.rand(len(photo), generator=random) < 0.5
+    order = [*torch.randperm(3, generator=random).tolist(), 3]
+    photo, views = photo[:, order], views[:, :, order]
+    swapped = list(range(6))
+    swapped[LEFT], swapped[RIGHT] = RIGHT, LEFT
+    where = flips[:, None, None, None]
+    return (
+        torch.where(where, photo.flip(-1), photo),
+        torch.where(where[..., None], views[:, swapped].flip(-1), views),
+        torch.where(where, depth[:, swapped].flip(-1), depth),
+    )
+
+
+def soften(views: Tensor, random: torch.Generator) -> Tensor:
+    """Blur views as the first stage blurs them, but never the front, which is the photo: [B 6 4 S S]."""
+    size = views.shape[-1]
+    factor = (1, 2, 4)[int(torch.randint(0, 3, (), generator=random))]
+    if factor == 1:
+        return views
+    flat = views.flatten(0, 1)
+    blurred = functional.interpolate(functional.avg_pool2d(flat, factor), size=(size, size), mode="bilinear")
+    soft = blurred.view_as(views).clone()
+    soft[:, FRONT] = views[:, FRONT]
+    return soft
+
+
+def degraded(views: Tensor, depth: Tensor, random: torch.Generator) -> list[SixViews]:
+    """Records as the reconstruction will get them: four in ten exact, the others with wavy depth.
+
+    views: [B 6 4 S S]; depth: [B 6 S S].
+    """
+    waves = functional.interpolate(
+        torch.randn(len(views), 6, 5, 5, generator=random), size=depth.shape[-2:], mode="bicubic"
+    )
+    strength = torch.rand(len(views), 1, 1, 1, generator=random) * 0.08
+    noisy = torch.rand(len(views), 1, 1, 1, generator=random) < 0.6
+    depth = torch.where(noisy, depth + waves * strength, depth).clamp(-1, 1)
+    rgba = on_grey(views)
+    return [
+        SixViews(rgb=v[:, :3], alpha=v[:, 3:], ccm=maps_of(d, v[:, 3:]))
+        for v, d in zip(rgba, depth, strict=True)
+    ]
