@@ -70,7 +70,7 @@ def maps_of(depth: Tensor, alpha: Tensor) -> Tensor:
 
 
 def mirror(image: Tensor, view: int) -> Tensor:
-    """Turn a picture of one view into the outline its opposite view has: bottom and top flip, others mirror."""
+    """Turn one view as its opposite sees the same outline: bottom and top flip, the others mirror."""
     return image.flip(-2) if view in (BOTTOM, TOP) else image.flip(-1)
 
 
