@@ -1,0 +1,242 @@
+"""What six views say about a shape before anything is learned: a depth hull and visible colours.
+
+A coordinate map is a depth map: two of its three channels repeat the pixel's place. Each view
+therefore splits space in two: a point in front of the surface that the view sees, or beside the
+object's silhouette, is certainly outside; a point behind it may be inside. The hull is what no view
+calls outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crm_cli.frame import VIEWS
+from crm_cli.records import SixViews
+
+VISIBLE = 0.03
+"""World units behind the visible surface at which a view's colour counts 1/e (one cell of a grid of 64)."""
+
+FRONTALITY = 2.0
+"""Exponent of the cosine by which a view that sees a surface obliquely counts less."""
+
+MISPLACED = 0.03
+"""A map pixel whose in-plane channels are further from its own place than this is mixed with the
+background. At least two pixels are always allowed, so that small maps pass."""
+
+_RIGHT = torch.tensor([view.right for view in VIEWS], dtype=torch.float32)
+_DOWN = -torch.tensor([view.up for view in VIEWS], dtype=torch.float32)
+_TOWARD = torch.tensor([view.toward for view in VIEWS], dtype=torch.float32)
+_DEPTH_AXIS = [view.depth_axis for view in VIEWS]
+
+JUMP_PX = 4.0
+"""Depth step between neighbouring pixels, in pixels, that is a jump from one surface to another behind it."""
+
+
+class ViewColours(NamedTuple):
+    """What every view would paint on N points."""
+
+    colours: Tensor
+    """[N 6 3], in [0, 1]."""
+    log_weights: Tensor
+    """[N 6], 0 where a view sees the point squarely, strongly negative where it does not."""
+
+
+class Hull:
+    """The depth hull of six views, as functions of points in the world frame."""
+
+    def __init__(self, views: SixViews) -> None:
+        maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
+        depth, silhouette, look = maps[:, :1], maps[:, 1:2], maps[:, 2:]
+        size = depth.shape[-1]
+        fine = (4 if size < 128 else 2) * size
+        smooth = F.interpolate(silhouette, (fine, fine), mode="bilinear")
+        self._shape = torch.cat((_magnify(depth, fine), smooth), 1)
+        """[6 2 S' S']: depth towards the camera and signed silhouette distance."""
+        self._look = look
+        """[6 4 S S]: logarithm of the cosine to the line of sight, and colour."""
+
+    def gaps(self, points: Tensor) -> Tensor:
+        """How far outside the object each view places each point.
+
+        points: [N 3]. Returns [N 6] in world units: inside a view's silhouette the distance along the
+        line of sight in front of the visible surface, never less than the signed distance to the
+        silhouette in the picture plane. Negative means "may be inside".
+        """
+        depth, silhouette = _sample(self._shape, points)
+        return torch.maximum(_heights(points) - depth, silhouette)
+
+    def sdf(self, points: Tensor, *, doubt: Tensor | None = None) -> Tensor:
+        """Signed distance bound of the hull [N], negative inside.
+
+        doubt: [N 6] or [6], how many world units each view may be mistaken; a view with a large doubt
+        cannot carve anything away.
+        """
+        gaps = self.gaps(points)
+        return (gaps if doubt is None else gaps - doubt).amax(1)
+
+    def view_colours(self, points: Tensor) -> ViewColours:
+        """Colour of each point in each view, and how well that view sees it."""
+        depth, _ = _sample(self._shape, points)
+        log_cosine, *colour = _sample(self._look, points)
+        hidden = (_heights(points) - depth) / VISIBLE
+        return ViewColours(torch.stack(colour, -1), FRONTALITY * log_cosine - hidden.square())
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Blend of the views that see each point, [N 3] in [0, 1]; the least hidden view where none does."""
+        seen = self.view_colours(points)
+        return blend(seen.colours, seen.log_weights)
+
+
+def blend(colours: Tensor, log_weights: Tensor) -> Tensor:
+    """Weighted mean [N 3] of view colours [N 6 3]."""
+    return (log_weights.softmax(1)[..., None] * colours).sum(1)
+
+
+def _heights(points: Tensor) -> Tensor:
+    """How far points [N 3] lie towards each camera, [N 6]."""
+    return points @ _TOWARD.to(points).T
+
+
+def _sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Maps [6 C S S] where each view sees each point, [C N 6]."""
+    columns, rows = (axes.to(points) @ points.T for axes in (_RIGHT, _DOWN))  # [6 N]
+    places = torch.stack((columns, rows), -1)[:, :, None]  # [6 N 1 2]
+    sampled = F.grid_sample(maps.to(points), places, align_corners=False, padding_mode="border")
+    return sampled[..., 0].permute(1, 2, 0)
+
+
+def _magnify(depth: Tensor, size: int) -> Tensor:
+    """Interpolate depth [6 1 S S] to [6 1 S' S'] without bridging jumps.
+
+    Where neighbours lie on two surfaces, a plain blend would eat half a pixel off the nearer one,
+    and most of a thin leg. Each place belongs to the surface that has the larger share in the blend,
+    and takes its depth from the neighbours on that surface.
+    """
+    place = ((torch.arange(size, device=depth.device) + 0.5) * depth.shape[-1] / size - 0.5).clamp(min=0)
+    first = place.long()
+    second = (first + 1).clamp(max=depth.shape[-1] - 1)
+    share = place - first
+    ends = ((first, 1 - share), (second, share))
+    corners = torch.stack([depth[:, :, row][..., column] for row, _ in ends for column, _ in ends])
+    weights = torch.stack([by_row[:, None] * by_column for _, by_row in ends for _, by_column in ends])
+    weights = weights[:, None, None]  # [4 1 1 S' S']
+    middle = (corners.amin(0) + corners.amax(0)) / 2
+    is_near = (weights * corners).sum(0) > middle
+    is_jump = corners.amax(0) - corners.amin(0) > JUMP_PX * 2 / depth.shape[-1]
+    weights = weights * (~is_jump | ((corners > middle) == is_near))
+    return (weights * corners).sum(0) / weights.sum(0)
+
+
+def _maps(views: SixViews) -> NDArray[np.float32]:
+    """Per-view maps [6 6 S S] that may be sampled anywhere: depth, silhouette, log cosine, colour."""
+    alpha, rgb, ccm = (
+        pictures.detach().float().cpu().numpy()
+        for pictures in (views.alpha[:, 0], views.rgb, 2 * views.ccm - 1)
+    )
+    any_seen = bool((alpha > 0.5).any())
+    return np.stack(
+        [_view_maps(index, alpha[index], rgb[index], ccm[index], any_seen) for index in range(len(VIEWS))]
+    )
+
+
+def _view_maps(
+    index: int, alpha: NDArray[np.float32], rgb: NDArray[np.float32], ccm: NDArray[np.float32], any_seen: bool
+) -> NDArray[np.float32]:
+    mask = alpha > 0.5
+    depth = ccm[_DEPTH_AXIS[index]] * VIEWS[index].depth_sign
+    if not mask.any():
+        # A view without an object contradicts the others; it must not carve everything away.
+        depth = np.full_like(depth, 2.0 if any_seen else -2.0)
+        silhouette = np.full_like(depth, -2.0 if any_seen else 2.0)
+        frontal = np.full_like(depth, -100.0)
+        return np.concatenate((np.stack((depth, silhouette, frontal)), rgb), dtype=np.float32)
+    depth = _spread(depth, _in_place(index, mask, ccm))
+    colour = _spread(rgb, _away_from_border(mask))
+    return np.concatenate(
+        (np.stack((depth, silhouette_distance(alpha), _log_cosine(depth))), colour), dtype=np.float32
+    )
+
+
+def _in_place(index: int, mask: NDArray[np.bool_], ccm: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Map pixels whose in-plane channels say what their place says; all of the mask if few do."""
+    size = mask.shape[0]
+    u = (2 * np.arange(size, dtype=np.float32) + 1) / size - 1
+    view = VIEWS[index]
+    error = np.zeros_like(ccm[0])
+    for axis in range(3):
+        if axis != view.depth_axis:
+            error = np.maximum(error, abs(ccm[axis] - (view.right[axis] * u - view.up[axis] * u[:, None])))
+    kept: NDArray[np.bool_] = mask & (error < max(MISPLACED, 4 / size))
+    return kept if kept.sum() > 0.5 * mask.sum() else mask
+
+
+def _away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels whose colour is not mixed with the background; thin parts keep theirs.
+
+    Two pixels at 256 hold a photo's resampled edge; views of 64 are too coarse to lose any.
+    """
+    from scipy import ndimage
+
+    margin_px = round(mask.shape[0] / 128 - 0.25)
+    if margin_px < 1:
+        return mask
+    core = ndimage.binary_erosion(mask, iterations=margin_px, border_value=1)
+    if not core.any():
+        return mask
+    kept: NDArray[np.bool_] = core | mask & (ndimage.distance_transform_edt(~core) > 1.5 * margin_px + 1)
+    return kept
+
+
+def _spread(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Give every pixel the value of the nearest known one, so that sampling never mixes in background."""
+    from scipy import ndimage
+
+    rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    spread: NDArray[np.float32] = values[..., rows, columns]
+    return spread
+
+
+def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Signed distance to the silhouette [S S], negative inside, in units of half the picture.
+
+    The border runs where alpha crosses one half between two pixels, not along pixel edges: a border
+    pixel's own distance comes from its alpha and the steepest step beside it, every other pixel adds
+    the way to the nearest border pixel. The picture's edge is no border.
+    """
+    from scipy import ndimage
+
+    inside = alpha > 0.5
+    steps = [np.abs(np.diff(alpha, axis=axis)) for axis in (0, 1)]
+    flips = [np.diff(inside, axis=axis) for axis in (0, 1)]
+    slope = np.hypot(*(_larger_neighbour(step, axis) for axis, step in enumerate(steps)))
+    border = np.logical_or(*(_larger_neighbour(flip, axis) for axis, flip in enumerate(flips)))
+    if not border.any():
+        return np.full_like(alpha, -2.0 if inside.any() else 2.0)
+    own_px = np.minimum(np.abs(alpha - 0.5) / np.maximum(slope, 1e-6), 0.71)
+    way_px, (rows, columns) = ndimage.distance_transform_edt(~border, return_indices=True)
+    distance_px = np.where(inside, -1, 1) * (way_px + own_px[rows, columns])
+    # Sub-pixel places are exact to a third of a pixel; a blur of one pixel takes the rest away.
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(distance_px, 0.7).astype(np.float32)
+    return smooth * np.float32(2 / alpha.shape[0])
+
+
+def _larger_neighbour(steps: NDArray[Any], axis: int) -> NDArray[Any]:
+    """The larger of the two steps beside each pixel along an axis; one more row than `steps`."""
+    before = [(0, 0), (0, 0)]
+    after = [(0, 0), (0, 0)]
+    before[axis], after[axis] = (1, 0), (0, 1)
+    larger: NDArray[Any] = np.maximum(np.pad(steps, before), np.pad(steps, after))
+    return larger
+
+
+def _log_cosine(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logarithm of the cosine between each pixel's surface and the line of sight, [S S]."""
+    slopes = np.gradient(depth, 2 / depth.shape[0])
+    cosine: NDArray[np.float32] = -0.5 * np.log1p(slopes[0] ** 2 + slopes[1] ** 2)
+    return cosine
