@@ -1,0 +1,309 @@
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from crm_cli.errors import UsageError
+from crm_cli.models import sampler
+from crm_cli.models.denoiser import TINY_CCM, TINY_RGB, DenoiserConfig, MultiViewUNet, to_frames, to_views
+from crm_cli.models.encoders import DepthCodec, PatchCodec, photo_for_frames
+
+ALPHA_BAR = sampler.published_schedule().alpha_bar
+
+
+def unit_noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Mixture:
+    """Exact answers for data drawn from equal Gaussians of one width around given centres."""
+
+    def __init__(self, centres: Tensor, width: float) -> None:
+        self.centres = centres
+        self.width = width
+
+    def clean(self, x: Tensor, level: float) -> Tensor:
+        """Expected x0 of x [B D] at a signal level."""
+        spread = level * self.width**2 + 1 - level
+        offsets = x[:, None] - math.sqrt(level) * self.centres  # [B K D]
+        shares = (-offsets.square().sum(-1) / (2 * spread)).softmax(dim=1)
+        shrunk = self.centres + math.sqrt(level) * self.width**2 / spread * offsets
+        return (shares[..., None] * shrunk).sum(dim=1)
+
+    def noise(self, x: Tensor, t: Tensor) -> Tensor:
+        level = ALPHA_BAR[t[0]].item()
+        return (x - math.sqrt(level) * self.clean(x, level)) / math.sqrt(1 - level)
+
+
+MIXTURE = Mixture(unit_noise(40, 16, seed=3), width=0.05)
+"""Narrow, as data near a surface of few dimensions are."""
+
+
+def test_the_schedule_has_the_published_values() -> None:
+    expected = {
+        0: 0.99915,
+        1: 0.998233,
+        21: 0.979012,
+        500: 0.2410188,
+        961: 3.3559e-4,
+        981: 6.8865716e-5,
+        998: 1.9679e-7,
+    }
+    for t, value in expected.items():
+        digits = len(f"{value:e}".split("e")[0].rstrip("0")) - 2
+        assert f"{ALPHA_BAR[t].item():.{digits}e}" == f"{value:.{digits}e}", t
+    assert ALPHA_BAR[999].item() == 0
+    assert ALPHA_BAR.dtype == torch.float64 and ALPHA_BAR.shape == (1000,)
+    assert (ALPHA_BAR.diff() < 0).all()
+
+
+def test_published_timesteps_are_reproduced_with_their_oddities() -> None:
+    assert sampler.ddim_timesteps(50) == tuple(range(981, 0, -20))
+    assert sampler.ddim_timesteps(1) == (1,)
+    assert (len(sampler.ddim_timesteps(30)), sampler.ddim_timesteps(30)[0]) == (31, 991)
+    assert len(sampler.ddim_timesteps(75)) == 77
+    for steps in (10, 20, 25, 40, 50, 100, 125, 200, 250):
+        assert len(sampler.ddim_timesteps(steps)) == steps
+        assert sampler.ddim_timesteps(steps)[-1] == 1
+
+
+def test_step_counts_that_the_published_code_cannot_do_are_refused() -> None:
+    def is_refused(steps: int) -> bool:
+        try:
+            sampler.ddim_timesteps(steps)
+        except UsageError:
+            return True
+        return False
+
+    wrong_index = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
+    no_signal = set(range(334, 501))
+    refused = {steps for steps in range(-1, 1003) if is_refused(steps)}
+    assert refused == wrong_index | no_signal | {-1, 0, 1001, 1002}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 980])
+def test_even_timesteps_are_as_many_as_asked_and_fall_from_981(steps: int) -> None:
+    timesteps = sampler.even_timesteps(steps)
+    assert len(timesteps) == len(set(timesteps)) == steps
+    assert list(timesteps) == sorted(timesteps, reverse=True)
+    assert timesteps[0] == 981
+    assert steps == 1 or timesteps[-1] == 1
+
+
+@pytest.mark.parametrize("steps", [0, 981])
+def test_impossible_even_step_counts_are_refused(steps: int) -> None:
+    with pytest.raises(UsageError, match="E_STEPS"):
+        sampler.even_timesteps(steps)
+
+
+def test_noised_latents_have_the_level_of_their_timestep() -> None:
+    schedule = sampler.published_schedule()
+    clean, noise = unit_noise(2, 3, 4, 5, 5), unit_noise(2, 3, 4, 5, 5, seed=1)
+    shared = schedule.noised(clean, noise, torch.tensor([500, 999]))
+    assert torch.equal(shared[1], noise[1])
+    expected = math.sqrt(ALPHA_BAR[500]) * clean[0] + math.sqrt(1 - ALPHA_BAR[500]) * noise[0]
+    assert torch.allclose(shared[0], expected, atol=1e-12)
+    each = schedule.noised(clean, noise, torch.tensor([[500, 0, 999], [1, 2, 3]]))
+    assert torch.equal(each[0, 0], shared[0, 0])
+    assert torch.equal(each[0, 2], noise[0, 2])
+
+
+def test_noise_of_an_object_does_not_depend_on_its_batch() -> None:
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    alone = sampler.draw_noise((6, 4, 8, 8), [generator(5)])
+    together = sampler.draw_noise((6, 4, 8, 8), [generator(4), generator(5)])
+    assert torch.equal(alone[0], together[1])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_ddim_is_the_published_loop() -> None:
+    x = noise = unit_noise(4, 16)
+    for t in range(981, 0, -20):
+        a = ALPHA_BAR[t].item()
+        a_before = ALPHA_BAR[t - 20].item() if t > 20 else ALPHA_BAR[0].item()
+        e = MIXTURE.noise(x, torch.tensor([t]))
+        x0 = (x - (1 - a) ** 0.5 * e) / a**0.5
+        x = a_before**0.5 * x0 + (1 - a_before) ** 0.5 * e
+    ours = sampler.sample(MIXTURE.noise, noise, steps=50, solver="ddim", prediction="eps")
+    assert (ours - x).abs().max() < 1e-10
+
+
+def converged(mixture: Mixture, noise: Tensor, end: float) -> Tensor:
+    """The exact flow from t = 981: 20,000 first-order steps, even in log signal-to-noise."""
+    start = ALPHA_BAR[981].item()
+    ratios = torch.linspace(math.log(start / (1 - start)), math.log(end / (1 - end)), 20_001)
+    levels = ratios.double().sigmoid().tolist()
+    x = noise
+    for level, target in itertools.pairwise(levels):
+        x = sampler.first_order(x, mixture.clean(x, level), level, target)
+    return x
+
+
+def test_twenty_unipc_steps_are_nearer_to_the_exact_flow_than_fifty_ddim_steps() -> None:
+    noise = unit_noise(64, 16, seed=7)
+    exact = converged(MIXTURE, noise, ALPHA_BAR[0].item())
+
+    def errors(solver: str, steps: int) -> Tensor:
+        x = sampler.sample(MIXTURE.noise, noise, steps=steps, solver=solver, prediction="eps")
+        return (x - exact).square().mean(dim=1).sqrt()
+
+    few, many = errors("unipc", 20), errors("ddim", 50)
+    assert few.median() < 0.6 * many.median()
+    assert few.mean() < 0.6 * many.mean()
+
+
+def test_unipc_is_of_second_order_and_ddim_of_first() -> None:
+    # One Gaussian: the flow scales x by the ratio of standard deviations, exactly.
+    gaussian = Mixture(torch.zeros(1, 6, dtype=torch.float64), width=0.5)
+    noise = unit_noise(4, 6)
+
+    def deviation(level: float) -> float:
+        return math.sqrt(level * 0.25 + 1 - level)
+
+    def error(solver: sampler.Solver, steps: int) -> float:
+        ratios = torch.linspace(-4, 4, steps + 1, dtype=torch.float64)
+        levels = ratios.sigmoid().tolist()
+        exact = noise * deviation(levels[-1]) / deviation(levels[0])
+        ours = solver.integrate(lambda x, i: gaussian.clean(x, levels[i]), noise, levels)
+        return (ours - exact).abs().max().item()
+
+    for name, order in (("ddim", 1), ("unipc", 2)):
+        solver = sampler.SOLVERS[name]
+        measured = math.log2(error(solver, 200) / error(solver, 400))
+        assert measured > order - 0.1, name
+        assert measured < order + 1.1, name
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_a_network_that_knows_the_answer_gives_it_whatever_the_solver(solver: str, steps: int) -> None:
+    clean = unit_noise(2, 3, 4)
+    ours = sampler.sample(
+        lambda x, t: clean, unit_noise(2, 3, 4, seed=1), steps=steps, solver=solver, prediction="x0"
+    )
+    assert torch.equal(ours, clean)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_a_network_that_knows_the_noise_ends_at_the_published_last_level(solver: str) -> None:
+    clean, noise = unit_noise(2, 4), unit_noise(2, 4, seed=1)
+    a, a0 = ALPHA_BAR[981].item(), ALPHA_BAR[0].item()
+    start = math.sqrt(a) * clean + math.sqrt(1 - a) * noise
+    ours = sampler.sample(
+        lambda x, t: noise, start, steps=20 if solver == "unipc" else 50, solver=solver, prediction="eps"
+    )
+    assert torch.allclose(ours, math.sqrt(a0) * clean + math.sqrt(1 - a0) * noise, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+def test_one_step_of_an_x0_network_is_its_answer_at_981(solver: str) -> None:
+    seen: list[list[int]] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t.tolist())
+        return x / 2
+
+    noise = unit_noise(2, 3)
+    assert torch.equal(sampler.sample(denoise, noise, steps=1, solver=solver, prediction="x0"), noise / 2)
+    assert seen == [[981, 981]]
+
+
+def test_predicting_noise_or_x0_is_the_same_flow() -> None:
+    noise = unit_noise(4, 16)
+
+    def clean(x: Tensor, t: Tensor) -> Tensor:
+        return MIXTURE.clean(x, ALPHA_BAR[t[0]].item())
+
+    by_noise = sampler.sample(MIXTURE.noise, noise, steps=40, solver="unipc", prediction="eps")
+    by_clean = sampler.sample(clean, noise, steps=40, solver="unipc", prediction="x0")
+    a0 = ALPHA_BAR[0].item()
+    last = MIXTURE.clean(by_noise, a0)
+    assert (by_clean - last).abs().max() < 0.02  # they part at the last step only, from ᾱ_0 to 1
+
+
+def test_guidance_runs_both_branches_in_one_batch() -> None:
+    batches: list[int] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        batches.append(len(x))
+        assert len(t) == len(x)
+        return torch.cat([torch.full_like(x[:2], 1.0), torch.full_like(x[2:], 3.0)])
+
+    ours = sampler.sample(denoise, unit_noise(2, 3), steps=1, solver="unipc", prediction="x0", guidance=5.0)
+    assert torch.equal(ours, torch.full((2, 3), 11.0, dtype=torch.float64))
+    assert batches == [4]
+
+
+def test_guidance_of_one_is_the_conditional_answer_and_of_zero_the_other() -> None:
+    conditional, unconditional = unit_noise(3), unit_noise(3, seed=1)
+    assert torch.allclose(sampler.guide(conditional, unconditional, 1.0), conditional)
+    assert torch.equal(sampler.guide(conditional, unconditional, 0.0), unconditional)
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("ddim", 31), ("unipc", 30)])
+def test_progress_tells_the_real_number_of_evaluations(solver: str, evaluations: int) -> None:
+    told: list[tuple[int, int]] = []
+    sampler.sample(
+        lambda x, t: x,
+        unit_noise(1, 2),
+        steps=30,
+        solver=solver,
+        prediction="x0",
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(i + 1, evaluations) for i in range(evaluations)]
+
+
+def test_a_half_precision_network_is_stepped_in_single_precision() -> None:
+    x = sampler.sample(
+        lambda x, t: x.bfloat16(), unit_noise(1, 2).bfloat16(), steps=5, solver="unipc", prediction="x0"
+    )
+    assert x.dtype == torch.float32
+
+
+def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
+    """Six views and coordinate maps from random networks and a random photo."""
+    torch.manual_seed(0)
+    first, second = random_network(TINY_RGB), random_network(TINY_CCM)
+    patch, depth = PatchCodec(4), DepthCodec(4)
+    photo = torch.rand(2, 4, 64, 64)
+
+    def noise(channels: int, frames: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+        return sampler.draw_noise((frames, channels, 16, 16), generators)
+
+    def run(unet: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
+        return sampler.sample(unet, start, steps=steps, solver=solver, prediction="x0")
+
+    with torch.no_grad():
+        conditions = first.prepare(
+            concat=patch.encode(photo_for_frames(photo)), reference=patch.encode(photo)
+        )
+        views = to_views(patch.decode(run(lambda x, t: first(x, t, conditions), noise(64, 7))))
+        seen = second.prepare(concat=patch.encode(to_frames(views)))
+        latents = to_views(run(lambda x, t: second(x, t, seen), noise(16, 6)))
+        return views, depth.decode(latents, views[:, :, 3:])
+
+
+def random_network(config: DenoiserConfig) -> MultiViewUNet:
+    unet = MultiViewUNet(config)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return unet
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("unipc", 1), ("unipc", 4), ("ddim", 5)])
+def test_random_networks_make_views_and_maps_of_the_right_shape(solver: str, steps: int) -> None:
+    views, maps = chain(steps, solver)
+    assert views.shape == (2, 6, 4, 64, 64)
+    assert maps.shape == (2, 6, 3, 64, 64)
+    for images in (views, maps):
+        assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+        assert images.std() > 0.01
+    again = chain(steps, solver)
+    assert torch.equal(views, again[0]) and torch.equal(maps, again[1])
