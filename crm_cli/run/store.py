@@ -24,7 +24,7 @@ import socket
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,6 +43,9 @@ FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, er
 """Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
 
 HASHED_AT_ONCE = 1 << 20
+
+REPORT = "report"
+"""Where the contact sheet and its pictures are, in the output folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +67,36 @@ class Keys:
     mesh: str
     out: str
 
-    @classmethod
-    def chain(cls, input_sha256: str, preset: Preset, weights: Mapping[str, str]) -> Keys:
-        """Hash input, settings, weights and stage numbers together.
 
-        weights: digest of the weights that a stage reads, by stage. Neither device nor engine, folder,
-        time or worker is part of a key: they decide where an asset is made, not what it is.
-        """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything beside the photo that an asset depends on.
+
+    Neither device nor engine, folder, time or worker is part of it: they decide where an asset is made,
+    not what it is.
+    """
+
+    settings: Mapping[str, str]
+    """Digest of the settings that a stage reads, by stage."""
+    weights: Mapping[str, str]
+    """Digest of the weights that a stage reads, for the stages that read any."""
+    params_sha: str
+    seed: int
+
+    @classmethod
+    def of(cls, preset: Preset, weights: Mapping[str, str]) -> Recipe:
+        """Digest a preset once for a whole run."""
+        settings = {stage: preset.fingerprint(*sections) for stage, sections in STAGE_SECTIONS.items()}
+        return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seed=preset.seed)
+
+    def keys(self, input_sha256: str) -> Keys:
+        """Hash input, settings, weights and stage numbers together, stage after stage."""
         key, keys = input_sha256, {}
-        for stage, sections in STAGE_SECTIONS.items():
-            parts = [key, preset.fingerprint(*sections), weights.get(stage, ""), STAGE_NUMBERS[stage]]
+        for stage, settings in self.settings.items():
+            parts = [key, settings, self.weights.get(stage, ""), STAGE_NUMBERS[stage]]
             key = hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
             keys[stage] = key
-        return cls(**keys)
+        return Keys(**keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +230,16 @@ class Records:
 
     def intact(self, record: CommitRecord) -> bool:
         """Whether every file of a record is there as it was written."""
-        return all(_is_as_written(self.out, output) for output in record.outputs)
+        return all(self.is_as_written(output) for output in record.outputs)
+
+    def is_as_written(self, output: Output) -> bool:
+        """Whether a published file still has the size and time its record names."""
+        try:
+            found = (self.out / output.path).lstat()
+        except OSError:
+            return False
+        same = (found.st_size, found.st_mtime_ns) == (output.size, output.mtime_ns)
+        return same and stat.S_ISREG(found.st_mode)
 
 
 class Store:
@@ -266,7 +295,7 @@ class Store:
         return folder
 
     def publish(
-        self, record: CommitRecord, scratch: Path, *, may_overwrite: bool = False, inputs: Iterable[Path] = ()
+        self, record: CommitRecord, scratch: Path, *, may_overwrite: bool = False, inputs: Sequence[Path] = ()
     ) -> CommitRecord:
         """Move an attempt's files into place and commit the asset; returns the record as committed.
 
@@ -276,13 +305,14 @@ class Store:
         """
         try:
             record = _with_times(record, scratch)
-            self._refuse_foreign(record, may_overwrite=may_overwrite, inputs=tuple(inputs))
+            self._refuse_foreign(record, may_overwrite=may_overwrite, inputs=inputs)
             folders = self._make_folders(record)
             final = self._record_path(record)
             intent = final.with_name(f"{record.file_name}.intent")
             write_atomically(intent, record.as_bytes(), run=self.run)
             for output in record.outputs:
                 (scratch / output.path).replace(self.out / output.path)
+            folders += self._move_pictures(scratch)
             for folder in folders:
                 sync_folder(folder)
             intent.replace(final)
@@ -306,13 +336,13 @@ class Store:
     def _record_path(self, record: CommitRecord) -> Path:
         return _private(self.out) / "records" / record.id[:2] / f"{record.file_name}.json"
 
-    def _refuse_foreign(self, record: CommitRecord, *, may_overwrite: bool, inputs: tuple[Path, ...]) -> None:
+    def _refuse_foreign(self, record: CommitRecord, *, may_overwrite: bool, inputs: Sequence[Path]) -> None:
         """Raise PhotoError where a final name is taken by a file that is not ours, or was edited since."""
         ours = [
             output
             for old in self.records.of(record.id, with_intents=True)
             for output in old.outputs
-            if _is_as_written(self.out, output)
+            if self.records.is_as_written(output)
         ]
         own_paths = {output.path for output in ours}
         for output in record.outputs:
@@ -345,6 +375,18 @@ class Store:
                 else:
                     sync_folder(parent)
         return sorted(wanted)
+
+    def _move_pictures(self, scratch: Path) -> list[Path]:
+        """Move the contact sheet's pictures; the sheet can do without one, so no record names them."""
+        moved_to = set()
+        for file in sorted((scratch / REPORT).rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                final = self.out / file.relative_to(scratch)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                _sync_file(file)
+                file.replace(final)
+                moved_to.add(final.parent)
+        return sorted(moved_to)
 
     def _drop_superseded(self, record: CommitRecord) -> None:
         """Remove older records of the asset, but keep one that alone knows a file to be ours."""
@@ -397,30 +439,13 @@ def _listed(folder: Path) -> Sequence[os.DirEntry[str]]:
         return []
 
 
-def _is_as_written(out: Path, output: Output) -> bool:
-    """Whether a published file still has the size and time its record names."""
-    try:
-        found = (out / output.path).lstat()
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (
-        output.size,
-        output.mtime_ns,
-    )
-
-
 def _with_times(record: CommitRecord, scratch: Path) -> CommitRecord:
     """Make the files in scratch durable, and fill in the times they keep when they are moved."""
     outputs = []
     for output in record.outputs:
         if output.path.is_absolute() or ".." in output.path.parts:
             raise PhotoError(f"{record.asset}: wrote outside its folder", code="E_ESCAPE", kind="internal")
-        descriptor = os.open(scratch / output.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        found = _sync_file(scratch / output.path)
         if not stat.S_ISREG(found.st_mode) or found.st_size != output.size:
             raise PhotoError(
                 f"{record.asset}: {output.path} has {found.st_size} bytes, {output.size} were announced",
@@ -431,6 +456,16 @@ def _with_times(record: CommitRecord, scratch: Path) -> CommitRecord:
             Output(path=output.path, size=output.size, mtime_ns=found.st_mtime_ns, sha256=output.sha256)
         )
     return replace(record, outputs=tuple(outputs))
+
+
+def _sync_file(path: Path) -> os.stat_result:
+    """Put a file's bytes on the disk, and say what the file is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
@@ -481,7 +516,7 @@ def _clear_leftovers(out: Path) -> None:
     private = _private(out)
     for entry in _listed(private / "tmp"):
         shutil.rmtree(entry.path, ignore_errors=True)
-    for folder in (private, out / "report", *(Path(entry) for entry in _listed(private / "records"))):
+    for folder in (private, out / REPORT, *(Path(entry) for entry in _listed(private / "records"))):
         for entry in _listed(folder):
             if entry.name.startswith(".crm-") and entry.name.endswith(".part"):
                 Path(entry).unlink(missing_ok=True)

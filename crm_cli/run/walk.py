@@ -16,14 +16,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import NoInput, UsageError
+from crm_cli.names import display_name
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
 )
 """What is taken for a photo, in lower case: image libraries read much more, and not all of it safely."""
-
-SHOWN_AS_THEY_ARE = frozenset({"\u200d", "\ufe0f"})
-"""Joiners inside emoji: format characters, but harmless ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +98,6 @@ def walk(inputs: Sequence[Path], out: Path, *, select: Selection, keep_ext: bool
     photos.sort(key=lambda photo: os.fsencode(photo.path))
     _refuse_collisions(photos)
     return Walk(photos=tuple(photos[: select.limit]), passed_over=tuple(passed_over))
-
-
-def display_name(text: str | os.PathLike[str]) -> str:
-    r"""Make a name fit for a terminal: control, bidirectional and undecodable characters become `\xNN`.
-
-    A file name may hold escape sequences that clear the screen or rewrite the line before it.
-    """
-    return "".join(_displayed(character) for character in os.fspath(text))
-
-
-def _displayed(character: str) -> str:
-    """One character, or its escape."""
-    if character.isprintable() or character in SHOWN_AS_THEY_ARE:
-        return character
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python carries it
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _candidates(

@@ -1,0 +1,171 @@
+"""What a run says while it works: for the terminal, and as `crm.events/1` for programs.
+
+One JSON object a line. Types and fields are only ever added; whoever reads ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
+
+from crm_cli.errors import ErrorClass
+
+SCHEMA = "crm.events/1"
+
+Status = Literal["converted", "cached", "failed", "conflict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened."""
+
+    type: ClassVar[str]
+
+    def as_json(self) -> str:
+        """One line; a path that is not UTF-8 is approximate, and exact in a field of its own."""
+        plain: dict[str, Any] = {"schema": SCHEMA, "type": self.type, "t": round(time.time(), 3)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path | PurePosixPath):
+                raw = os.fsencode(value)
+                plain[field.name] = _approximate(value)
+                if raw.decode("utf-8", "replace") != str(value):
+                    plain[f"{field.name}_b64"] = base64.b64encode(raw).decode("ascii")
+            elif isinstance(value, tuple):
+                plain[field.name] = [_approximate(item) for item in value]
+            else:
+                plain[field.name] = value
+        return json.dumps(plain, ensure_ascii=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """The output folder is ours."""
+
+    type: ClassVar[str] = "run_started"
+    run: str
+    out: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(Event):
+    """What will be done with the photos found."""
+
+    type: ClassVar[str] = "plan"
+    photos: int
+    to_convert: int
+    cached: int
+    failed_before: int
+    conflicts: int
+    workers: int
+    reasons: Mapping[str, int]
+    """How many photos are converted for which reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetPlanned(Event):
+    """What will be done with one photo; only a dry run says it one by one."""
+
+    type: ClassVar[str] = "asset_planned"
+    path: PurePosixPath
+    action: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetStarted(Event):
+    """A worker has a photo."""
+
+    type: ClassVar[str] = "asset_started"
+    path: PurePosixPath
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStarted(Event):
+    """A photo enters a stage."""
+
+    type: ClassVar[str] = "stage_started"
+    path: PurePosixPath
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFinished(Event):
+    """A photo leaves a stage."""
+
+    type: ClassVar[str] = "stage_finished"
+    path: PurePosixPath
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """A photo failed and will be tried again."""
+
+    type: ClassVar[str] = "attempt_failed"
+    path: PurePosixPath
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssetFinished(Event):
+    """The last word about one photo."""
+
+    type: ClassVar[str] = "asset_finished"
+    path: PurePosixPath
+    status: Status
+    reason: str = ""
+    kind: ErrorClass | None = None
+    code: str = ""
+    outputs: tuple[PurePosixPath, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """How far the run is; at most once a second."""
+
+    type: ClassVar[str] = "progress"
+    done: int
+    total: int
+    failed: int
+    rate: float
+    """Photos converted in an hour, in this run so far."""
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something a person should know that concerns no single asset."""
+
+    type: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """The end; the exit code says what the caller may do next."""
+
+    type: ClassVar[str] = "run_finished"
+    exit_code: int
+    counts: Mapping[str, int]
+    failures: Mapping[str, int]
+    """Failed photos by class."""
+    seconds: float
+    report: Path | None = None
+
+
+def _approximate(value: Any) -> Any:
+    """A path or text as valid Unicode."""
+    if isinstance(value, str | os.PathLike):
+        return os.fsencode(value).decode("utf-8", "replace")
+    return value

@@ -1,0 +1,79 @@
+"""What stands in an output folder: read at any time, also while a run is writing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from crm_cli.errors import NoInput
+from crm_cli.run.journal import LastFailure, last_failures
+from crm_cli.run.store import Records, refuse_newer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Counts and failures of an output folder."""
+
+    out: Path
+    finished: int
+    damaged: int
+    """Assets with a record whose files are missing or were changed since."""
+    low_confidence: int
+    failures: tuple[LastFailure, ...]
+    is_running: bool
+    last_run: Mapping[str, object]
+    """The last RunFinished event; empty where no run has ended yet."""
+
+
+def status(out: Path) -> Standing:
+    """Read an output folder; NoInput where it is none."""
+    if not (out / ".crm").is_dir():
+        raise NoInput(f"{out}: not an output folder of crm", code="E_NOT_OUT", remedy="check the path")
+    refuse_newer(out)
+    records = Records.scan(out)
+    finished = damaged = low = 0
+    for record in records.newest():
+        is_intact = records.intact(record)
+        finished += is_intact
+        damaged += not is_intact
+        low += is_intact and record.checks.confidence == "low"
+    return Standing(
+        out=out,
+        finished=finished,
+        damaged=damaged,
+        low_confidence=low,
+        failures=tuple(last_failures(out).values()),
+        is_running=_is_locked(out / ".crm" / "lock"),
+        last_run=_last_summary(out),
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a run holds the lock; asking does not take it from a run that is about to start."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _last_summary(out: Path) -> Mapping[str, object]:
+    """The summary that the latest finished run left."""
+    for path in sorted((out / ".crm" / "runs").glob("*/summary.json"), reverse=True):
+        try:
+            summary = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(summary, dict):
+            return summary
+    return {}
