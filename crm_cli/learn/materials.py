@@ -1,0 +1,407 @@
+"""What products are painted with: colours as functions of a place on the product.
+
+A colouring takes places float32 [N 3] (a part's own coordinates, before it was put in place) and gives
+sRGB colours float32 [N 3] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Floats = NDArray[np.float32]
+Colouring = Callable[[Floats], Floats]
+Random = np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A colouring and how it shines."""
+
+    colouring: Colouring
+    gloss: float = 0.2
+    """Strength of highlights and reflections, 0 to 1."""
+    sharpness: float = 30.0
+    """Exponent of the highlight: 5 is satin, 200 is polished."""
+
+
+class Look(NamedTuple):
+    """Three colours that one product keeps to, sRGB [3]."""
+
+    main: Floats
+    accent: Floats
+    detail: Floats
+
+
+def draw_colour(rng: Random) -> Floats:
+    """Draw a colour as products have them: many greys, whites and blacks, some pastels, some loud."""
+    kind = rng.choice(5, p=[0.28, 0.30, 0.17, 0.15, 0.10])
+    hue = rng.uniform()
+    if kind == 0:
+        grey = rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.2, 0.7), rng.uniform(0.8, 0.98)])
+        return np.clip(grey + rng.normal(0, 0.012, 3), 0, 1).astype(np.float32)
+    saturation, value = {
+        1: (rng.uniform(0.65, 1.0), rng.uniform(0.5, 1.0)),
+        2: (rng.uniform(0.15, 0.45), rng.uniform(0.75, 1.0)),
+        3: (rng.uniform(0.3, 0.8), rng.uniform(0.15, 0.5)),
+        4: (rng.uniform(0.25, 0.6), rng.uniform(0.5, 0.85)),
+    }[int(kind)]
+    if kind == 4:
+        hue = rng.uniform(0.04, 0.13)
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32)
+
+
+def draw_look(rng: Random) -> Look:
+    """Draw three colours that can be told apart."""
+    main = draw_colour(rng)
+    others = [draw_colour(rng) for _ in range(6)]
+    far = [colour for colour in others if np.abs(colour - main).sum() > 0.5] or [1 - main]
+    return Look(main, far[0], far[-1])
+
+
+def solid(colour: ArrayLike) -> Colouring:
+    """One colour everywhere."""
+    colour = np.asarray(colour, dtype=np.float32)
+
+    def paint(places: Floats) -> Floats:
+        return np.broadcast_to(colour, places.shape)
+
+    return paint
+
+
+def blend(first: Colouring, second: Colouring, share: Callable[[Floats], NDArray[np.floating]]) -> Colouring:
+    """Mix two colourings; share gives [N] in [0, 1], how much of the second shows."""
+
+    def paint(places: Floats) -> Floats:
+        weight = share(places).astype(np.float32)[:, None]
+        return first(places) * (1 - weight) + second(places) * weight
+
+    return paint
+
+
+def stripes(
+    first: Colouring, second: Colouring, direction: ArrayLike, period: float, duty: float
+) -> Colouring:
+    """Alternate across a direction [3]; duty is the share of the second colouring."""
+    direction = np.asarray(direction, dtype=np.float32)
+    return blend(first, second, lambda places: (places @ direction / period) % 1 < duty)
+
+
+def checks(first: Colouring, second: Colouring, period: float) -> Colouring:
+    """Alternate in cubes of side period."""
+    return blend(first, second, lambda places: np.floor(places / period + 0.5).sum(axis=1) % 2)
+
+
+def plaid(first: Colouring, second: Colouring, period: float) -> Colouring:
+    """Weave two colourings: bands along two axes, twice as strong where they cross."""
+
+    def share(places: Floats) -> NDArray[np.floating]:
+        bands = (places[:, [0, 2]] / period) % 1 < 0.4
+        return 0.45 * bands[:, 0] + 0.45 * bands[:, 1]
+
+    return blend(first, second, share)
+
+
+def gradient(first: Colouring, second: Colouring, low: float, high: float, axis: int = 2) -> Colouring:
+    """Fade from one colouring to the other along an axis."""
+    return blend(first, second, lambda places: np.clip((places[:, axis] - low) / (high - low), 0, 1))
+
+
+def above(first: Colouring, second: Colouring, level: float, axis: int = 2) -> Colouring:
+    """Change from the first to the second colouring at a level of an axis."""
+    return blend(first, second, lambda places: places[:, axis] > level)
+
+
+def dots(first: Colouring, second: Colouring, period: float, radius: float) -> Colouring:
+    """Set balls of the second colouring on a staggered lattice; radius is a share of the period."""
+
+    def share(places: Floats) -> NDArray[np.floating]:
+        cell = places / period
+        near = cell - np.round(cell)
+        shifted = cell + 0.5
+        far = shifted - np.round(shifted)
+        nearest = np.minimum((near * near) @ _ONES, (far * far) @ _ONES)
+        return nearest < radius * radius
+
+    return blend(first, second, share)
+
+
+_ONES = np.ones(3, dtype=np.float32)
+LATTICE = 16
+"""Side of the repeating lattice that value noise is drawn on."""
+
+
+def clouds(rng: Random, scale: float) -> Callable[[Floats], Floats]:
+    """Value noise: smooth random values in [0, 1] that change over about `scale`."""
+    values = rng.random((LATTICE, LATTICE, LATTICE), dtype=np.float32)
+    flat = values.ravel()
+
+    def at(places: Floats) -> Floats:
+        cell = places / np.float32(scale) + 100
+        base = cell.astype(np.int64)
+        t = cell - base
+        t = t * t * (3 - 2 * t)
+        low, high = base % LATTICE, (base + 1) % LATTICE
+        x0, x1 = low[:, 0] * LATTICE**2, high[:, 0] * LATTICE**2
+        y0, y1 = low[:, 1] * LATTICE, high[:, 1] * LATTICE
+        total = np.zeros(len(places), dtype=np.float32)
+        for x, wx in ((x0, 1 - t[:, 0]), (x1, t[:, 0])):
+            for y, wy in ((y0, 1 - t[:, 1]), (y1, t[:, 1])):
+                edge = x + y
+                total += (
+                    wx * wy * (flat[edge + low[:, 2]] * (1 - t[:, 2]) + flat[edge + high[:, 2]] * t[:, 2])
+                )
+        return total
+
+    return at
+
+
+def mottle(
+    rng: Random, first: Colouring, second: Colouring, scale: float, *, sharp: float = 3.0
+) -> Colouring:
+    """Mix two colourings in patches; sharper edges with a larger `sharp`."""
+    noise = clouds(rng, scale)
+    return blend(first, second, lambda places: np.clip((noise(places) - 0.5) * sharp + 0.5, 0, 1))
+
+
+def wood(rng: Random) -> Material:
+    """Draw a wood: grain stretched along one axis, in browns."""
+    light = np.array(
+        colorsys.hsv_to_rgb(rng.uniform(0.05, 0.11), rng.uniform(0.3, 0.7), rng.uniform(0.35, 0.9))
+    )
+    dark = light * rng.uniform(0.6, 0.88)
+    stretch = np.full(3, 1.0, dtype=np.float32)
+    stretch[rng.integers(3)] = 0.12
+    noise = clouds(rng, rng.uniform(0.06, 0.14))
+    rings = rng.uniform(2, 6)
+
+    def share(places: Floats) -> NDArray[np.floating]:
+        return 0.5 + 0.5 * np.sin(2 * np.pi * rings * noise(places * stretch))
+
+    return Material(blend(solid(light), solid(dark), share), gloss=rng.uniform(0.02, 0.35), sharpness=25)
+
+
+def plain(rng: Random, colour: ArrayLike) -> Material:
+    """Draw how one colour shines: matt, satin or polished."""
+    gloss, sharpness = [(0.03, 8.0), (0.2, 25.0), (0.5, 90.0), (0.8, 200.0)][
+        rng.choice(4, p=[0.3, 0.3, 0.25, 0.15])
+    ]
+    return Material(solid(colour), gloss=gloss, sharpness=sharpness)
+
+
+def metal(rng: Random) -> Material:
+    """Draw a bare metal: steel, brass, copper or black."""
+    tones = [(0.75, 0.76, 0.78), (0.55, 0.56, 0.58), (0.83, 0.67, 0.35), (0.78, 0.5, 0.36), (0.1, 0.1, 0.11)]
+    tone = np.array(tones[rng.integers(len(tones))])
+    return Material(solid(tone * rng.uniform(0.85, 1.05)), gloss=0.8, sharpness=60)
+
+
+def cloth(rng: Random, colour: ArrayLike) -> Material:
+    """Draw a cloth or leather: nearly one colour, slightly mottled, or a woven pattern now and then."""
+    colour = np.asarray(colour, dtype=np.float32)
+    weave = mottle(rng, solid(colour), solid(colour * 0.85), rng.uniform(0.02, 0.06), sharp=1.5)
+    kind = rng.uniform()
+    if kind < 0.15:
+        weave = plaid(weave, solid(draw_colour(rng)), rng.uniform(0.12, 0.35))
+    elif kind < 0.3:
+        weave = stripes(
+            weave, solid(draw_colour(rng)), _direction(rng), rng.uniform(0.08, 0.3), rng.uniform(0.2, 0.5)
+        )
+    return Material(weave, gloss=rng.choice([0.02, 0.15]), sharpness=10)
+
+
+def painted(rng: Random, look: Look, *, pattern: float = 0.5) -> Material:
+    """Draw a surface in the look's colours; `pattern` is the chance that it is not plain."""
+    base = plain(rng, look.main)
+    if rng.uniform() > pattern:
+        return base
+    first, second = solid(look.main), solid(look.accent)
+    period = rng.uniform(0.1, 0.45)
+    patterns: list[Callable[[], Colouring]] = [
+        lambda: stripes(first, second, _direction(rng), period, rng.uniform(0.15, 0.6)),
+        lambda: checks(first, second, period),
+        lambda: gradient(first, second, rng.uniform(-0.2, 0.3), rng.uniform(0.5, 1.2)),
+        lambda: dots(first, second, period, rng.uniform(0.2, 0.42)),
+        lambda: mottle(rng, first, second, rng.uniform(0.05, 0.4), sharp=rng.uniform(1.5, 12)),
+        lambda: above(first, second, rng.uniform(0.1, 0.8)),
+        lambda: plaid(first, second, period),
+        lambda: stripes(
+            above(first, solid(look.detail), rng.uniform(0.2, 0.7)), second, (0, 0, 1), 5.0, 0.02
+        ),
+        lambda: wood(rng).colouring,
+    ]
+    return replace(base, colouring=patterns[rng.integers(len(patterns))]())
+
+
+def _direction(rng: Random) -> tuple[float, float, float]:
+    """Draw a direction for stripes: mostly level or upright bands, sometimes slanted."""
+    options = [(0, 0, 1), (0, 0, 1), (1, 0, 0), (0.7, 0, 0.7), (0, 1, 0)]
+    return options[rng.integers(len(options))]
+
+
+# --- Labels -----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size_px)
+
+
+_SYLLABLES = ["ba", "ko", "li", "mo", "na", "ra", "su", "ti", "vo", "ze", "pur", "nor", "vel", "lux", "san", "del", "fir", "gra", "ola", "min", "tea", "cof", "aro", "so", "ny", "dex", "hy", "bio"]
+
+
+def _word(rng: Random) -> str:
+    """Draw a brand-like word."""
+    word = "".join(rng.choice(_SYLLABLES) for _ in range(rng.integers(2, 4)))
+    return str(word.upper() if rng.uniform() < 0.5 else word.capitalize())
+
+
+def _logo(
+    rng: Random, draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, fill: str
+) -> None:
+    """Draw a disc, a ring, a star, a leaf-like polygon or a picture of hills."""
+    x, y = centre
+    frame = (x - radius, y - radius, x + radius, y + radius)
+    kind = rng.integers(4)
+    if kind == 0:
+        draw.ellipse(frame, fill=fill)
+    elif kind == 1:
+        draw.ellipse(frame, outline=fill, width=max(2, int(radius / 4)))
+    else:
+        spikes = int(rng.integers(3, 9))
+        inner = rng.uniform(0.35, 0.95)
+        angle = np.arange(2 * spikes) * np.pi / spikes - np.pi / 2
+        reach = radius * np.where(np.arange(2 * spikes) % 2, inner, 1.0)
+        draw.polygon(
+            [(x + r * np.cos(a), y + r * np.sin(a)) for r, a in zip(reach, angle, strict=True)], fill=fill
+        )
+
+
+def _css(colour: Floats) -> str:
+    return "#" + "".join(f"{round(float(np.clip(c, 0, 1)) * 255):02x}" for c in colour)
+
+
+def draw_label(rng: Random, look: Look, *, width_px: int, height_px: int) -> Floats:
+    """Print a label as a brand would: ground, frame, logo, name, small print. Returns float32 [H W 3] in [0, 1]."""
+    ground = look.accent if rng.uniform() < 0.6 else np.float32(rng.uniform(0.85, 1.0)) * _ONES
+    luminance = float(ground @ np.array([0.3, 0.6, 0.1], dtype=np.float32))
+    ink = (
+        look.detail
+        if abs(float(look.detail.mean()) - luminance) > 0.35
+        else np.float32(luminance < 0.5) * _ONES
+    )
+    colours = [_css(ink), _css(look.main), _css(draw_colour(rng))]
+    picture = Image.new("RGB", (width_px, height_px), _css(ground))
+    draw = ImageDraw.Draw(picture)
+    if rng.uniform() < 0.4:
+        top = int(height_px * rng.uniform(0.1, 0.5))
+        draw.rectangle((0, top, width_px, top + int(height_px * rng.uniform(0.15, 0.5))), fill=colours[2])
+    if rng.uniform() < 0.5:
+        inset = max(2, width_px // 24)
+        draw.rectangle(
+            (inset, inset, width_px - inset, height_px - inset), outline=colours[0], width=max(1, inset // 2)
+        )
+    if rng.uniform() < 0.7:
+        radius = min(width_px, height_px) * rng.uniform(0.12, 0.3)
+        _logo(
+            rng,
+            draw,
+            (width_px * rng.uniform(0.4, 0.6), height_px * rng.uniform(0.25, 0.75)),
+            radius,
+            colours[1],
+        )
+    word = _word(rng)
+    size = max(8, int(min(1.5 * width_px / len(word), 0.4 * height_px)))
+    at = (width_px / 2, height_px * rng.uniform(0.2, 0.8))
+    draw.text(at, word, fill=colours[0], font=_font(size // 4 * 4 + 4), anchor="mm")
+    small = max(6, height_px // 14)
+    for line in range(int(rng.integers(0, 4))):
+        y = height_px * 0.95 - small * (1.3 * line + 0.5)
+        draw.text(
+            (width_px / 2, y), f"{_word(rng)} {_word(rng)}", fill=colours[0], font=_font(small), anchor="mm"
+        )
+    return np.asarray(picture, dtype=np.float32) / 255
+
+
+def look_up(picture: Floats, across: NDArray[np.floating], down: NDArray[np.floating]) -> Floats:
+    """Read a picture [H W 3] at shares [N] of its width and height, blending four pixels."""
+    height, width = picture.shape[:2]
+    x = np.clip(across * width - 0.5, 0, width - 1.001)
+    y = np.clip(down * height - 0.5, 0, height - 1.001)
+    column, row = x.astype(np.int64), y.astype(np.int64)
+    tx, ty = (x - column).astype(np.float32)[:, None], (y - row).astype(np.float32)[:, None]
+    upper = picture[row, column] * (1 - tx) + picture[row, column + 1] * tx
+    lower = picture[row + 1, column] * (1 - tx) + picture[row + 1, column + 1] * tx
+    result: Floats = upper * (1 - ty) + lower * ty
+    return result
+
+
+LABEL_PX = 160
+"""Height of label pictures: still sharp in a 768 px photo."""
+
+
+def labelled(
+    rng: Random,
+    ground: Material,
+    look: Look,
+    *,
+    width: float,
+    height: float,
+    centre_z: float,
+    centre_x: float = 0.0,
+    front: float = 0.0,
+) -> Material:
+    """Stick a flat label on the front, where y > front; left and right as one reads from +Y."""
+    picture = draw_label(rng, look, width_px=max(24, round(LABEL_PX * width / height)), height_px=LABEL_PX)
+
+    def paint(places: Floats) -> Floats:
+        colours = np.array(ground.colouring(places))
+        across = 0.5 - (places[:, 0] - centre_x) / width
+        down = 0.5 - (places[:, 2] - centre_z) / height
+        on = (np.abs(across - 0.5) < 0.5) & (np.abs(down - 0.5) < 0.5) & (places[:, 1] > front)
+        colours[on] = look_up(picture, across[on], down[on])
+        return colours
+
+    return replace(ground, colouring=paint)
+
+
+def wrapped(
+    rng: Random, ground: Material, look: Look, *, bottom: float, top: float, radius: float, repeats: int = 1
+) -> Material:
+    """Wrap a printed band around the z axis between two heights; it starts at the back."""
+    height = top - bottom
+    width_px = max(48, min(1000, round(LABEL_PX * 2 * np.pi * radius / repeats / height)))
+    picture = draw_label(rng, look, width_px=width_px, height_px=LABEL_PX)
+
+    def paint(places: Floats) -> Floats:
+        colours = np.array(ground.colouring(places))
+        down = (top - places[:, 2]) / height
+        on = (down > 0) & (down < 1)
+        angle = np.arctan2(-places[on, 0], places[on, 1]) / (2 * np.pi)
+        colours[on] = look_up(picture, (angle * repeats + 0.5) % 1, down[on])
+        return colours
+
+    return replace(ground, colouring=paint)
+
+
+def printed(
+    rng: Random, ground: Material, look: Look, *, width: float, height: float, centre_z: float
+) -> Material:
+    """Print front and back of something flat, such as a book or a bag."""
+    one = labelled(rng, ground, look, width=width, height=height, centre_z=centre_z)
+
+    def paint(places: Floats) -> Floats:
+        facing = places * np.where(places[:, 1:2] < 0, _TURNED, _ONES)
+        return one.colouring(facing)
+
+    return replace(ground, colouring=paint)
+
+
+_TURNED = np.array([-1, -1, 1], dtype=np.float32)
