@@ -6,6 +6,7 @@ Texel (row, column) of a T × T texture has its centre at u = (column + ½) / T,
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -74,27 +75,31 @@ def fill_from_nearest(texture: NDArray[np.uint8], covered: NDArray[np.bool_]) ->
     return filled
 
 
-def uv_coverage(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int) -> float:
-    """Measure the share of a texture's texel centres that lie in a chart."""
-    return float(draw_charts(unwrapped, raster, size_px=size_px).covered.float().mean())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UvUsage:
+    """How well charts use their texture, counted at texel centres."""
+
+    coverage: float
+    """Share of the texture that lies in a chart."""
+    overlap: float
+    """Share of that which lies in more than one triangle."""
 
 
-def uv_overlap(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int) -> float:
-    """Measure the share of covered texel centres that lie in more than one triangle.
+def uv_usage(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int) -> UvUsage:
+    """Measure coverage and overlap of a mesh's charts.
 
     The faces are stacked once in their order and once in the opposite one: where both stacks show the
     same face there is no other. A centre on an edge belongs to one face only, so neighbours do not count.
     """
-    corners = torch.from_numpy(unwrapped.uv[unwrapped.uv_faces].reshape(-1, 2))  # faces share none
-    height = torch.arange(len(corners)).div(3, rounding_mode="floor").float()
-    faces = torch.arange(len(corners)).view(-1, 3)
-    positions = _on_texture(corners.numpy(), size_px)
+    positions = _on_texture(unwrapped.uv[unwrapped.uv_faces].reshape(-1, 2), size_px)  # faces share no corner
+    faces = torch.arange(len(positions)).view(-1, 3)
     seen = []
-    for depth in (height, -height):
-        positions[:, 2] = depth
+    for order in (1.0, -1.0):
+        positions[:, 2] = order * (torch.arange(len(positions)) // 3)
         seen.append(raster.rasterize(positions, faces, height=size_px, width=size_px).face)
     covered = int((seen[0] >= 0).sum())
-    return int((seen[0] != seen[1]).sum()) / covered if covered else 0.0
+    overlapped = int((seen[0] != seen[1]).sum())
+    return UvUsage(coverage=covered / size_px**2, overlap=overlapped / max(covered, 1))
 
 
 def _on_texture(uv: NDArray[np.float32], size_px: int) -> Tensor:

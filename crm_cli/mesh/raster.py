@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -270,22 +271,25 @@ class NvdiffrastRaster:
 
     def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
         """Find the nearest triangle at every pixel centre; see `Raster`."""
-        device = positions.device
+        device = positions.device if positions.is_cuda else torch.device("cuda")
         if device not in self._contexts:
             self._contexts[device] = self._library.RasterizeCudaContext(device=device)
         found, _ = self._library.rasterize(
             self._contexts[device],
-            _clip_space(positions, height, width)[None],
-            faces.int().contiguous(),
+            _clip_space(positions.detach(), height, width)[None].to(device),
+            faces.int().contiguous().to(device),
             resolution=[height, width],
             grad_db=False,
         )
-        u, v, _, number = found[0].unbind(-1)
-        covered = number > 0
-        barycentric = torch.stack((u, v, 1 - u - v), dim=-1) * covered[..., None]
-        face = number.long() - 1
-        depths = positions[:, 2][faces[face.clamp(min=0)]]  # [H W 3]
-        return Fragments(face=face, barycentric=barycentric, depth=(barycentric * depths).sum(-1))
+        return _read_nvdiffrast(found[0].to(positions.device), positions.detach()[:, 2], faces)
+
+
+def _read_nvdiffrast(found: Tensor, depth: Tensor, faces: Tensor) -> Fragments:
+    """Turn (u, v, z/w, face + 1 or 0) [H W 4] into fragments; u and v weigh the first two corners."""
+    u, v, _, number = found.unbind(-1)
+    barycentric = torch.stack((u, v, 1 - u - v), dim=-1) * (number > 0)[..., None]
+    fragments = Fragments(face=number.long() - 1, barycentric=barycentric, depth=torch.zeros_like(u))
+    return replace(fragments, depth=interpolate(depth[:, None], faces, fragments)[..., 0])
 
 
 def _clip_space(positions: Tensor, height: int, width: int) -> Tensor:
