@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crm_cli.export.sheet import ENTRIES_PER_PAGE, SheetEntry, SheetSummary, write_sheet, write_thumbs
+from crm_cli.names import display_name
+from crm_cli.records import Checks, Failed, WrittenFile
+
+SUMMARY = SheetSummary(
+    started=datetime(2026, 3, 4, 5, 6, tzinfo=UTC),
+    wall_s=1800,
+    weights="w",
+    preset="web",
+    device="cpu",
+    version="1",
+)
+VOID = {"meta", "input", "img"}
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'><b>",
+    "</title><h1>",
+    "</style><script>",
+    "--><script>",
+    "<!--",
+    "]]>",
+    "&lt;b&gt;",
+    "&#60;b&#62;",
+    "&amp;",
+    "a&b;c",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "{# x #}",
+    "javascript:alert(1)",
+    "data:text/html,x",
+    "//evil.example/x",
+    "http:evil",
+    "a b",
+    "a#b",
+    "a?b=c",
+    "a%2e%2eb",
+    "100%",
+    "a\\b",
+    "a\nb",
+    "a\r\nb",
+    "\x1b[2J\x1b[H",
+    "\x07bell",
+    "gpj\u202eexe",
+    "\u2066iso\u2069",
+    "\u200bzero",
+    "\ufeffbom",
+    "\x7f",
+    "\x85",
+    "\u2028line",
+    os.fsdecode(b"caf\xe9"),
+    os.fsdecode(b"\xff\xfe<b>"),
+    "👩‍🦰",
+    "皮鞋",
+    "שולחן",
+    "`tick`",
+    "x onmouseover=alert(1) y",
+    "a=\"b\" style='c'",
+    "..hidden",
+    "-rf",
+    "CON",
+    "//",
+]
+
+
+class Tree(HTMLParser):
+    """The elements of a page with the names of their attributes, its texts and its links."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, tuple[str, ...]]] = []
+        self.values: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        names = tuple(name for name, _ in attributes)
+        self.elements.append(("/".join([*self.open, tag]), names))
+        self.values += [(tag, name, value or "") for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def handle_comment(self, data):
+        pytest.fail(f"a comment: {data}")
+
+    def of(self, tag: str, attribute: str) -> list[str]:
+        return [value for t, a, value in self.values if (t, a) == (tag, attribute)]
+
+
+def entry(name: str, **changes) -> SheetEntry:
+    stem = PurePosixPath(name)
+    made = SheetEntry(
+        id=hashlib.sha256(os.fsencode(name)).hexdigest()[:16],
+        photo=stem,
+        files=tuple(
+            WrittenFile(path=stem.parent / (stem.name + suffix), size=1_234_567, sha256="0" * 64)
+            for suffix in (".glb", ".obj", ".mtl", ".png", ".usdc")
+        ),
+        checks=Checks(
+            vertices=1234, faces=2468, volume=1.0, euler=2, components=1, degenerate_faces=0,
+            is_closed=True, is_manifold=True, is_oriented=True,
+            uv_overlap=0.0, uv_coverage=0.6, silhouette_iou=0.95, confidence="ok",
+        ),
+        seconds={"prepare": 1.0, "imagine": 3.0},
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def failed(name: str, message: str = "the photo is empty [E_EMPTY]; take another") -> SheetEntry:
+    failure = Failed(path=PurePosixPath(name), kind="input", code="E_EMPTY", message=message, stage="prepare")
+    return entry(name, files=(), checks=None, seconds={}, failure=failure)
+
+
+def low(name: str) -> SheetEntry:
+    return entry(name, checks=dataclasses.replace(entry(name).checks, confidence="low"))
+
+
+def tree_of(folder: Path, entries: list[SheetEntry], summary: SheetSummary = SUMMARY) -> Tree:
+    return Tree(write_sheet(folder, entries, summary))
+
+
+def text(tree: Tree) -> str:
+    return " ".join(" ".join(tree.texts).split())
+
+
+def everywhere(name: str) -> list[SheetEntry]:
+    """Put one text into every place that takes one."""
+    return [
+        entry(f"folder/{name}", warnings=(f"odd: {name}",), seconds={name: 1.0}),
+        failed(f"folder/{name}", message=f"{name}: too large [E_EMPTY]; look at {name}"),
+        dataclasses.replace(low(f"folder/{name}"), is_kept=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", HOSTILE, ids=[hashlib.sha256(os.fsencode(n)).hexdigest()[:6] for n in HOSTILE]
+)
+def test_no_name_changes_the_page_s_elements(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    plain = tree_of(tmp_path / "a", everywhere("plain"))
+    said = dataclasses.replace(SUMMARY, weights=name, preset=name, device=name)
+    hostile = tree_of(tmp_path / "b", everywhere(name), said)
+    assert hostile.elements == plain.elements
+    assert all(
+        character.isprintable() or character in "\n\u200d\ufe0f" for character in "".join(hostile.texts)
+    )
+    path = PurePosixPath(f"folder/{name}")
+    assert sum(display_name(path) in found for found in hostile.texts) >= 3
+    # Every link stays in the output folder, and leads to the very bytes of the name.
+    targets = [unquote_to_bytes(link) for link in hostile.of("a", "href") if link.startswith("../")]
+    assert os.fsencode(f"../{path}.glb") in targets
+    assert all(re.fullmatch(r"(\.\./|\./)[\w./~%#-]+", link, re.ASCII) for link in hostile.of("a", "href"))
+
+
+def test_the_page_runs_nothing_and_loads_nothing_from_elsewhere(tmp_path):
+    photo = np.zeros((20, 30, 3), dtype=np.uint8)
+    write_thumbs(tmp_path / "report" / "thumbs", entry("a").id, photo=photo, turns=[photo] * 4)
+    tree = tree_of(tmp_path, [entry("a"), failed("b")])
+    tags = {path.rpartition("/")[2] for path, _ in tree.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    names = {name for _, attributes in tree.elements for name in attributes}
+    assert not any(name.startswith("on") or name == "style" for name in names)
+    assert all((tmp_path / "report" / source).is_file() for source in tree.of("img", "src"))
+    assert len(tree.of("img", "src")) == 2
+    assert "http" not in "".join(value for _, name, value in tree.values if name in ("src", "href"))
+
+
+def test_the_policy_admits_this_stylesheet_and_nothing_else(tmp_path):
+    page = write_sheet(tmp_path, [entry("a")], SUMMARY)
+    policy = next(value for value in Tree(page).of("meta", "content") if "default-src" in value)
+    style = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "script-src" not in policy
+
+
+@pytest.mark.parametrize(
+    ("made", "status"),
+    [
+        (entry("a"), "done"),
+        (entry("a", is_kept=True), "kept"),
+        (low("a"), "low"),
+        (dataclasses.replace(low("a"), is_kept=True), "low"),
+        (failed("a"), "failed"),
+    ],
+)
+def test_the_badge_gives_the_news_that_matters_most(made, status):
+    assert made.status == status
+
+
+def test_the_head_counts_every_status_and_only_what_this_run_made_for_speed(tmp_path):
+    entries = [entry("a"), entry("b"), entry("c", is_kept=True), low("d"), failed("e")]
+    page = text(tree_of(tmp_path, entries))
+    assert "Photos 5 Done 2 Low confidence 1 Kept 1 Failed 1 Wall time 30 min 00 s Photos per hour 6" in page
+    assert "4 March 2026, 05:06 UTC" in page
+
+
+def test_a_failure_tells_its_cause_its_remedy_and_where_it_happened(tmp_path):
+    page = text(tree_of(tmp_path, [failed("e", "13000x13000 is 169 MP [E_EMPTY]; use --max-mpixels")]))
+    assert "13000x13000 is 169 MP use --max-mpixels E_EMPTY input in prepare" in page
+
+
+def test_a_failure_without_a_remedy_is_told_all_the_same(tmp_path):
+    made = failed("e", "the worker died")
+    assert (made.cause, made.remedy) == ("the worker died", "")
+
+
+def test_a_finished_asset_shows_its_counts_its_time_and_its_files(tmp_path):
+    page = text(tree_of(tmp_path, [entry("a")]))
+    assert "1,234 vertices 2,468 faces closed silhouette 0.95" in page
+    assert "4.0 s prepare 1.0 s imagine 3.0 s" in page
+    assert "GLB 1.2 MB OBJ 1.2 MB USD 1.2 MB" in page
+    assert "not closed" not in page
+
+
+def test_an_open_surface_is_pointed_out(tmp_path):
+    opened = entry("a", checks=dataclasses.replace(entry("a").checks, is_closed=False, is_manifold=False))
+    assert "not closed not manifold" in text(tree_of(tmp_path, [opened]))
+
+
+def test_an_empty_run_still_has_a_page(tmp_path):
+    assert "No photos." in text(tree_of(tmp_path, []))
+
+
+def test_pages_hold_a_hundred_and_link_each_other_and_what_needs_a_look(tmp_path):
+    entries = [entry(f"{i:04}") for i in range(2 * ENTRIES_PER_PAGE + 1)]
+    entries[150] = failed("0150")
+    first = tree_of(tmp_path, entries)
+    names = ["index.html", "page-002.html", "page-003.html"]
+    trees = [Tree(tmp_path / "report" / name) for name in names]
+    cards = [sum(path.endswith("main/article") for path, _ in tree.elements) for tree in trees]
+    assert cards == [ENTRIES_PER_PAGE, ENTRIES_PER_PAGE, 1]
+    assert set(first.of("a", "href")) >= {f"./{name}" for name in names}
+    assert f"./page-002.html#a-{entries[150].id}" in first.of("a", "href")
+    assert f"a-{entries[150].id}" in trees[1].of("article", "id")
+
+
+def test_a_shorter_sheet_leaves_no_page_of_the_longer_one_and_nothing_else_is_touched(tmp_path):
+    write_sheet(tmp_path, [entry(f"{i}") for i in range(ENTRIES_PER_PAGE + 1)], SUMMARY)
+    note = tmp_path / "report" / "page-note.html"
+    note.write_text("mine")
+    write_sheet(tmp_path, [entry("a")], SUMMARY)
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["index.html", "page-note.html"]
+
+
+def test_every_filter_names_a_radio_button(tmp_path):
+    tree = tree_of(tmp_path, [entry("a")])
+    assert set(tree.of("label", "for")) == set(tree.of("input", "id"))
+    assert set(tree.of("input", "type")) == {"radio"}
+
+
+def test_strips_lay_pictures_side_by_side_in_order(tmp_path):
+    greys = [np.full((50, 50, 3), 40 * i, dtype=np.uint8) for i in range(6)]
+    photo = np.zeros((60, 30, 3), dtype=np.uint8)
+    files = write_thumbs(
+        tmp_path, "id", photo=photo, views_rgb=greys, turns=[Image.fromarray(g) for g in greys[:4]]
+    )
+    assert [file.name for file in files] == ["id-photo.webp", "id-views.webp", "id-turn.webp"]
+    strip = np.asarray(Image.open(tmp_path / "id-views.webp").convert("L")).astype(int)
+    assert strip.shape == (50, 300)
+    np.testing.assert_allclose(strip[25, 25::50], [0, 40, 80, 120, 160, 200], atol=4)
+
+
+def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
+    photo = Image.fromarray(np.zeros((900, 1600, 3), dtype=np.uint8))
+    photo.getexif()[0x013B] = "owner"
+    cutout = np.zeros((64, 64, 4), dtype=np.uint8)
+    cutout[16:48, 16:48] = 255
+    write_thumbs(tmp_path, "id", photo=photo, cutout=cutout)
+    with Image.open(tmp_path / "id-photo.webp") as small:
+        assert max(small.size) == 400
+        assert not small.getexif()
+        assert not {"exif", "icc_profile", "xmp"} & set(small.info)
+    alpha = np.asarray(Image.open(tmp_path / "id-cutout.webp"))[..., 3]
+    assert alpha[0, 0] == 0
+    assert alpha[32, 32] == 255
