@@ -11,21 +11,26 @@ Frames stand in the order of `frame.DENOISER_ORDER`; the reference photo, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crm_cli import frame
+from crm_cli.models.layers import (
+    Downsample,
+    MultiViewTransformer,
+    Prompt,
+    Resampler,
+    ResidualBlock,
+    Upsample,
+    zeroed,
+)
 from crm_cli.records import expect
 
 Prediction = Literal["eps", "x0"]
-Layer = TypeVar("Layer", bound=nn.Module)
-
-RESAMPLER_HEAD_DIM = 64
 
 VIEWS_TO_FRAMES = list(frame.DENOISER_ORDER)
 FRAMES_TO_VIEWS = [frame.DENOISER_ORDER.index(view) for view in range(len(frame.VIEWS))]
@@ -172,18 +177,6 @@ TINY_CCM = replace(SMALL_CCM, width=8, blocks=(0, 0), attention_levels=(), head_
 """SMALL_CCM's inputs and outputs at no cost, for tests."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KeysValues:
-    """What one attention looks at: keys and values [B heads L head_dim]."""
-
-    keys: Tensor
-    values: Tensor
-
-
-Prompt = tuple[KeysValues, ...]
-"""The tokens of one transformer's cross-attentions: text, and image prompt if there is one."""
-
-
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Conditions:
     """Everything a forward pass needs that does not change with the step; see `MultiViewUNet.prepare`."""
@@ -208,25 +201,27 @@ class MultiViewUNet(nn.Module):
         width, embedding = config.width, config.embedding_width
         self.time_embed = _perceptron(width, embedding)
         self.camera_embed = _perceptron(16, embedding)
-        if config.image_tokens is not None:
-            self.image_embed = Resampler(config)
+        if config.context_width is not None and config.image_tokens is not None:
+            self.image_embed = Resampler(
+                config.context_width,
+                queries=config.image_tokens,
+                image_width=config.image_width,
+                layers=config.resampler_layers,
+                heads=config.resampler_heads,
+            )
         first = nn.Conv2d(config.channels_in + config.concat_channels, width, 3, padding=1)
         self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
         skips = self._add_down_path()
         middle = skips[-1]
         self.middle_block = nn.ModuleList(
-            [
-                ResidualBlock(middle, middle, config),
-                MultiViewTransformer(middle, config),
-                ResidualBlock(middle, middle, config),
-            ]
+            [self._residual(middle, middle), self._transformer(middle), self._residual(middle, middle)]
         )
         self.output_blocks = nn.ModuleList()
         self._add_up_path(skips)
         self.out = nn.Sequential(
             nn.GroupNorm(config.norm_groups, width * config.multipliers[0], eps=1e-5),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(width * config.multipliers[0], config.channels_out, 3, padding=1)),
+            zeroed(nn.Conv2d(width * config.multipliers[0], config.channels_out, 3, padding=1)),
         )
 
     def _add_down_path(self) -> list[int]:
@@ -256,10 +251,28 @@ class MultiViewUNet(nn.Module):
                 self.output_blocks.append(site)
 
     def _site(self, channels_in: int, channels_out: int, level: int) -> nn.ModuleList:
-        site = nn.ModuleList([ResidualBlock(channels_in, channels_out, self.config)])
+        site = nn.ModuleList([self._residual(channels_in, channels_out)])
         if level in self.config.attention_levels:
-            site.append(MultiViewTransformer(channels_out, self.config))
+            site.append(self._transformer(channels_out))
         return site
+
+    def _residual(self, channels_in: int, channels_out: int) -> ResidualBlock:
+        return ResidualBlock(
+            channels_in,
+            channels_out,
+            embedding_width=self.config.embedding_width,
+            groups=self.config.norm_groups,
+        )
+
+    def _transformer(self, channels: int) -> MultiViewTransformer:
+        return MultiViewTransformer(
+            channels,
+            frames=self.config.frames,
+            groups=self.config.norm_groups,
+            head_dim=self.config.head_dim,
+            context_width=self.config.context_width,
+            has_image=self.config.image_tokens is not None,
+        )
 
     def prepare(
         self,
@@ -273,7 +286,7 @@ class MultiViewUNet(nn.Module):
         """Compute once what every step would compute alike.
 
         Args:
-            cameras: [F 16]; by default `camera_vectors`.
+            cameras: [F 16] or [B F 16]; by default `camera_vectors`.
             text: [B L D] or [1 L D]; needed where `context_width` is set.
             image: Tokens of the image tower [B L D] before the resampler; needed where `image_tokens` is set.
             concat: [B F Cc h w]; needed where `concat_channels` is set.
@@ -367,264 +380,7 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions with the time and camera embedding added between them; [N C h w]."""
-
-    def __init__(self, channels_in: int, channels_out: int, config: DenoiserConfig) -> None:
-        super().__init__()
-        groups = config.norm_groups
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels_in, eps=1e-5),
-            nn.SiLU(),
-            nn.Conv2d(channels_in, channels_out, 3, padding=1),
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.embedding_width, channels_out))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels_out, eps=1e-5),
-            nn.SiLU(),
-            nn.Identity(),  # the published network has its dropout here: the next layer is number 3
-            _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1)),
-        )
-        is_same = channels_in == channels_out
-        self.skip_connection = nn.Identity() if is_same else nn.Conv2d(channels_in, channels_out, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Return [N Cout h w]; embedding is [N E]."""
-        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
-        return cast(Tensor, self.skip_connection(x) + self.out_layers(h))
-
-
-class Downsample(nn.Module):
-    """Halve height and width with a strided convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [N C h/2 w/2]."""
-        return cast(Tensor, self.op(x))
-
-
-class Upsample(nn.Module):
-    """Double height and width, nearest neighbour, then smooth with a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [N C 2h 2w]."""
-        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-
-
-class MultiViewTransformer(nn.Module):
-    """One transformer over all tokens of all frames of an object."""
-
-    def __init__(self, channels: int, config: DenoiserConfig) -> None:
-        super().__init__()
-        self.frames = config.frames
-        self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, config)])
-        self.proj_out = _zeroed(nn.Linear(channels, channels))
-
-    def prompt(self, text: Tensor, image: Tensor | None) -> Prompt:
-        """Keys and values of the context for this transformer; text, image: [B L D]."""
-        attention = cast(PromptAttention, self.transformer_blocks[0].attn2)
-        return attention.prompt(text, image)
-
-    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B·F C h w], as x is."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B·F h·w C]
-        tokens = tokens.reshape(-1, self.frames * tokens.shape[1], tokens.shape[2])  # [B F·h·w C]
-        y = self.proj_out(self.transformer_blocks[0](self.proj_in(tokens), prompt))
-        y = y.reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2)  # [B·F C h·w]
-        return cast(Tensor, x + y.reshape(x.shape))
-
-
-class TransformerBlock(nn.Module):
-    """Attention among all views, attention to the prompts, feed-forward; tokens [B N C]."""
-
-    def __init__(self, channels: int, config: DenoiserConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = SelfAttention(channels, config.head_dim)
-        self.has_prompt = config.context_width is not None
-        if config.context_width is not None:
-            self.norm2 = nn.LayerNorm(channels)
-            has_image = config.image_tokens is not None
-            self.attn2 = PromptAttention(channels, config.head_dim, config.context_width, has_image=has_image)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
-
-    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B N C]."""
-        x = x + self.attn1(self.norm1(x))
-        if self.has_prompt:
-            x = x + self.attn2(self.norm2(x), prompt)
-        return cast(Tensor, x + self.ff(self.norm3(x)))
-
-
-class SelfAttention(nn.Module):
-    """Every token of every view looks at all of them."""
-
-    def __init__(self, channels: int, head_dim: int) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(channels, channels, bias=False)
-        self.to_v = nn.Linear(channels, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B N C]."""
-        q, k, v = (split_heads(project(x), self.head_dim) for project in (self.to_q, self.to_k, self.to_v))
-        return cast(Tensor, self.to_out(join_heads(F.scaled_dot_product_attention(q, k, v))))
-
-
-class PromptAttention(nn.Module):
-    """Every token looks at the text and, apart from that, at the image prompt; both answers are added.
-
-    A frame's tokens look at nothing but the prompt of their object, so all frames can be one sequence.
-    """
-
-    def __init__(self, channels: int, head_dim: int, context_width: int, *, has_image: bool) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_width, channels, bias=False)
-        self.to_v = nn.Linear(context_width, channels, bias=False)
-        if has_image:
-            self.to_k_ip = nn.Linear(context_width, channels, bias=False)
-            self.to_v_ip = nn.Linear(context_width, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
-
-    def prompt(self, text: Tensor, image: Tensor | None) -> Prompt:
-        """Project the tokens; text, image: [B L D]."""
-        seen = [self._keys_values(text, self.to_k, self.to_v)]
-        if image is not None:
-            seen.append(self._keys_values(image, self.to_k_ip, self.to_v_ip))
-        return tuple(seen)
-
-    def _keys_values(self, tokens: Tensor, to_k: nn.Linear, to_v: nn.Linear) -> KeysValues:
-        return KeysValues(split_heads(to_k(tokens), self.head_dim), split_heads(to_v(tokens), self.head_dim))
-
-    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B N C]."""
-        q = split_heads(self.to_q(x), self.head_dim)
-        answers = [F.scaled_dot_product_attention(q, seen.keys, seen.values) for seen in prompt]
-        return cast(Tensor, self.to_out(join_heads(torch.stack(answers).sum(dim=0))))
-
-
-def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """[B N C] as [B heads N head_dim]."""
-    return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
-
-
-def join_heads(x: Tensor) -> Tensor:
-    """[B heads N head_dim] as [B N C]."""
-    return x.transpose(1, 2).flatten(2)
-
-
-class GatedLinear(nn.Module):
-    """A linear layer whose second half, through an exact GELU, gates the first.
-
-    (GLU variants, arXiv 2002.05202, §2)
-    """
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels_in, 2 * channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [... Cout]."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return cast(Tensor, value * F.gelu(gate))
-
-
-class FeedForward(nn.Module):
-    """A gated layer four times as wide, and back."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        # The identity stands where the published network has its dropout.
-        self.net = nn.Sequential(
-            GatedLinear(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [... C]."""
-        return cast(Tensor, self.net(x))
-
-
-class Resampler(nn.Module):
-    """Boil the tokens of an image tower down to a few prompt tokens.
-
-    (Flamingo, arXiv 2204.14198; IP-Adapter, arXiv 2308.06721)
-    """
-
-    def __init__(self, config: DenoiserConfig) -> None:
-        super().__init__()
-        assert config.context_width is not None and config.image_tokens is not None
-        width = config.context_width
-        self.latents = nn.Parameter(torch.randn(1, config.image_tokens, width) / width**0.5)
-        self.proj_in = nn.Linear(config.image_width, width)
-        self.proj_out = nn.Linear(width, width)
-        self.norm_out = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([ResamplerAttention(width, config.resampler_heads), _feed_forward(width)])
-            for _ in range(config.resampler_layers)
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return prompt tokens [B Q D] of image tokens [B L Di]."""
-        tokens = self.proj_in(image)
-        queries = self.latents.expand(image.shape[0], -1, -1)
-        for layer in self.layers:
-            attention, feed_forward = cast(Sequence[nn.Module], layer)
-            queries = queries + attention(tokens, queries)
-            queries = queries + feed_forward(queries)
-        return cast(Tensor, self.norm_out(self.proj_out(queries)))
-
-
-class ResamplerAttention(nn.Module):
-    """Queries look at the image tokens and at each other."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        inner = heads * RESAMPLER_HEAD_DIM
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
-
-    def forward(self, tokens: Tensor, queries: Tensor) -> Tensor:
-        """Return [B Q D]."""
-        queries = self.norm2(queries)
-        keys, values = self.to_kv(torch.cat([self.norm1(tokens), queries], dim=1)).chunk(2, dim=-1)
-        q, k, v = (split_heads(x, RESAMPLER_HEAD_DIM) for x in (self.to_q(queries), keys, values))
-        return cast(Tensor, self.to_out(join_heads(F.scaled_dot_product_attention(q, k, v))))
-
-
 def _perceptron(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(channels_in, channels_out), nn.SiLU(), nn.Linear(channels_out, channels_out)
     )
-
-
-def _feed_forward(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(width),
-        nn.Linear(width, 4 * width, bias=False),
-        nn.GELU(),
-        nn.Linear(4 * width, width, bias=False),
-    )
-
-
-def _zeroed(layer: Layer) -> Layer:
-    """Start a layer at zero, so that its branch starts as the identity."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
