@@ -9,7 +9,7 @@ from torch import Tensor
 from crm_cli.errors import UsageError
 from crm_cli.models import sampler
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB, DenoiserConfig, MultiViewUNet, to_frames, to_views
-from crm_cli.models.encoders import DepthCodec, PatchCodec, photo_for_frames
+from crm_cli.models.encoders import PatchCodec, photo_for_frames
 
 ALPHA_BAR = sampler.published_schedule().alpha_bar
 
@@ -267,10 +267,10 @@ def test_a_half_precision_network_is_stepped_in_single_precision() -> None:
 
 
 def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
-    """Six views and coordinate maps from random networks and a random photo."""
+    """Six views and their depth from random networks and a random photo."""
     torch.manual_seed(0)
     first, second = random_network(TINY_RGB), random_network(TINY_CCM)
-    patch, depth = PatchCodec(4), DepthCodec(4)
+    patch, depth = PatchCodec(), PatchCodec(lowest=-1.0)
     photo = torch.rand(2, 4, 64, 64)
 
     def noise(channels: int, frames: int) -> Tensor:
@@ -287,7 +287,7 @@ def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
         views = to_views(patch.decode(run(lambda x, t: first(x, t, conditions), noise(64, 7))))
         seen = second.prepare(concat=patch.encode(to_frames(views)))
         latents = to_views(run(lambda x, t: second(x, t, seen), noise(16, 6)))
-        return views, depth.decode(latents, views[:, :, 3:])
+        return views, depth.decode(latents)
 
 
 def random_network(config: DenoiserConfig) -> MultiViewUNet:
@@ -298,12 +298,12 @@ def random_network(config: DenoiserConfig) -> MultiViewUNet:
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("unipc", 1), ("unipc", 4), ("ddim", 5)])
-def test_random_networks_make_views_and_maps_of_the_right_shape(solver: str, steps: int) -> None:
-    views, maps = chain(steps, solver)
+def test_random_networks_make_views_and_depth_of_the_right_shape(solver: str, steps: int) -> None:
+    views, depths = chain(steps, solver)
     assert views.shape == (2, 6, 4, 64, 64)
-    assert maps.shape == (2, 6, 3, 64, 64)
-    for images in (views, maps):
-        assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+    assert depths.shape == (2, 6, 1, 64, 64)
+    for images, lowest in ((views, 0), (depths, -1)):
+        assert images.isfinite().all() and images.min() >= lowest and images.max() <= 1
         assert images.std() > 0.01
     again = chain(steps, solver)
-    assert torch.equal(views, again[0]) and torch.equal(maps, again[1])
+    assert torch.equal(views, again[0]) and torch.equal(depths, again[1])
