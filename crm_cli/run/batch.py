@@ -377,10 +377,10 @@ class _Batch:
         yield StageStarted(path=report.job.path, stage=report.stage)
 
     def _leave_stage(self, attempt: _Attempt) -> Iterator[Event]:
-        seconds = round(time.monotonic() - attempt.since, 3)
-        attempt.seconds += seconds
         if attempt.stage == "start":
             return
+        seconds = round(time.monotonic() - attempt.since, 3)
+        attempt.seconds += seconds
         path = attempt.job.path
         self._journal.write("stage_done", is_durable=False, asset=path, stage=attempt.stage, s=seconds)
         yield StageFinished(path=path, stage=attempt.stage, seconds=seconds)

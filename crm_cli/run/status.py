@@ -53,7 +53,7 @@ def status(out: Path) -> Standing:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a run holds the lock; asking does not take it from a run that is about to start."""
+    """Whether a run holds the lock; asked by sharing it for an instant, shorter than a starting run waits."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

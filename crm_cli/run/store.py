@@ -44,6 +44,9 @@ FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, er
 
 HASHED_AT_ONCE = 1 << 20
 
+LOCK_BLINK_S = 0.4
+"""How long a run waits for the lock at least: `crm status` shares it for an instant to see who holds it."""
+
 REPORT = "report"
 """Where the contact sheet and its pictures are, in the output folder."""
 
@@ -472,7 +475,7 @@ def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
     """Lock the output folder, or raise Locked with the name of the holder."""
     # Close-on-exec: a worker that outlived its parent would otherwise keep the lock alive.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    patience = time.monotonic() + wait_s
+    patience = time.monotonic() + max(wait_s, LOCK_BLINK_S)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -486,7 +489,7 @@ def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
                     code="E_LOCKED",
                     remedy="wait for it, or use --wait-lock SECONDS",
                 ) from None
-            time.sleep(0.2)
+            time.sleep(LOCK_BLINK_S / 4)
     us = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "t": time.time(), "run": run}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, dumps(us).encode("ascii") + b"\n", 0)

@@ -1,0 +1,92 @@
+"""What this machine can do: the lines that `crm doctor` prints."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from crm_cli import __version__
+from crm_cli.errors import EnvironmentProblem
+from crm_cli.run.conveyor import default_workers, usable_memory
+from crm_cli.toolbox import accelerators, survey, usable_cores
+
+OPTIONAL = {
+    "nvdiffrast": "pip install setuptools wheel ninja"
+    " && pip install git+https://github.com/NVlabs/nvdiffrast --no-build-isolation",
+    "kaolin": "pip install setuptools wheel ninja"
+    " && pip install git+https://github.com/NVIDIAGameWorks/kaolin --no-build-isolation",
+    "rembg": "pip install 'crm-cli[rembg]'",
+    "pillow-heif": "pip install 'crm-cli[heic]'",
+}
+"""What a plain install leaves out, and the command that adds it. The first two need a CUDA compiler."""
+
+REQUIRED = ("torch", "numpy", "pillow", "warp-lang", "xatlas", "usd-core", "pygltflib")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What was found, and whether it is enough."""
+
+    lines: tuple[str, ...]
+    can_convert: bool
+
+
+def examine() -> Examination:
+    """Look at the machine, the libraries, the tools and the weights."""
+    memory = usable_memory()
+    free = f", {memory / 1e9:.1f} GB of memory free" if memory is not None else ""
+    lines = [
+        f"crm {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"{usable_cores()} cores{free}; {default_workers(['cpu'])} photos at a time on the CPU",
+        "libraries: " + ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in REQUIRED),
+    ]
+    found = accelerators()
+    lines.append(f"devices: {', '.join(['cpu', *found])}")
+    for device in ["cpu", *found[:1]]:
+        lines += [f"tools on {device}:", *_tools(device)]
+    weights, can_convert = _weights()
+    lines += [weights, *_missing(has_accelerator=bool(found))]
+    return Examination(lines=tuple(lines), can_convert=can_convert)
+
+
+def _tools(device: str) -> list[str]:
+    """One line for every implementation; the first that works is the one that is used."""
+    lines, chosen = [], set()
+    for row in survey(device):
+        is_first = row.why_not is None and row.protocol not in chosen
+        if is_first:
+            chosen.add(row.protocol)
+        state = row.why_not or ("used" if is_first else "works")
+        lines.append(f"  {row.protocol:12} {row.name:12} {state}")
+    return lines
+
+
+def _weights() -> tuple[str, bool]:
+    """The weights in use, or what is wrong with them."""
+    from crm_cli.models.weights import find
+
+    try:
+        found = find("auto")
+    except EnvironmentProblem as error:
+        return f"weights: {error}", False
+    return f"weights: {found.name} ({found.digest[:12]})", True
+
+
+def _missing(*, has_accelerator: bool) -> list[str]:
+    """Commands that install what is optional and not there."""
+    lines = []
+    for name, command in OPTIONAL.items():
+        if _version(name) is None:
+            needs_cuda = name in ("nvdiffrast", "kaolin")
+            note = " (needs a CUDA device and compiler)" if needs_cuda and not has_accelerator else ""
+            lines += [f"optional: {name} is not installed{note}", f"  {command}"]
+    return lines
+
+
+def _version(name: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

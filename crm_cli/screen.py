@@ -1,0 +1,271 @@
+"""What a person sees of a run: a live picture on a terminal, one plain line a photo in a log.
+
+Everything goes to stderr; stdout belongs to programs. Names are hostile text: each passes through
+display_name and is printed as plain text, never as markup.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+
+from crm_cli.names import display_name
+from crm_cli.run.events import (
+    AssetFinished,
+    AssetPlanned,
+    AttemptFailed,
+    Event,
+    Plan,
+    Progress,
+    RunFinished,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+ProgressMode = Literal["auto", "bar", "plain", "none"]
+
+HEARTBEAT_S = 30.0
+"""How often a log hears that a run is alive."""
+
+FRAMES_PER_S = 8
+
+SHOWN_RUNNING = 8
+"""Rows of running photos; more would push failures off a small terminal."""
+
+
+class Screen(Protocol):
+    """Shows events; as a context manager it gives the terminal back however the run ends."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the terminal back."""
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+
+
+def open_screen(mode: ProgressMode, console: Console, *, verbosity: int) -> Screen:
+    """The screen that fits: live where somebody can watch, otherwise plain lines."""
+    if mode == "none" or verbosity < 0:
+        return QuietScreen(console)
+    if mode == "bar" or (mode == "auto" and console.is_terminal and not console.is_dumb_terminal):
+        return LiveScreen(console)
+    return PlainScreen(console, shows_stages=verbosity > 0)
+
+
+class QuietScreen:
+    """Failures only."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to restore."""
+
+    def show(self, event: Event) -> None:
+        """Print a failed photo."""
+        if isinstance(event, AssetFinished) and event.status in ("failed", "conflict"):
+            say(self._console, f"error: {_failure(event)}", style="red")
+
+
+class PlainScreen(QuietScreen):
+    """One line for each photo, warning and failure, and a sign of life in between."""
+
+    def __init__(self, console: Console, *, shows_stages: bool) -> None:
+        super().__init__(console)
+        self._shows_stages = shows_stages
+        self._count = 0
+        self._total = 0
+        self._last_line = time.monotonic()
+
+    def show(self, event: Event) -> None:
+        """Print what belongs in a log."""
+        line = self._line(event)
+        if line is not None:
+            say(self._console, line)
+            self._last_line = time.monotonic()
+        else:
+            super().show(event)
+
+    def _line(self, event: Event) -> str | None:
+        match event:
+            case Plan():
+                self._total = event.photos
+                return _plan(event)
+            case AssetFinished():
+                self._count += 1
+                if event.status not in ("converted", "cached"):
+                    return None
+                text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
+                text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
+                return "\n".join([text, *(f"warning: {event.path}: {text}" for text in event.warnings)])
+            case AssetPlanned():
+                return f"{event.action:9}{event.path}  ({event.reason})"
+            case AttemptFailed():
+                return f"again: {event.path}: {event.reason}"
+            case Warned():
+                return f"warning: {event.message}"
+            case Progress() if time.monotonic() - self._last_line > HEARTBEAT_S:
+                return _progress(event)
+            case StageFinished() if self._shows_stages:
+                return f"{event.path}: {event.stage} {event.seconds:.1f} s"
+        return None
+
+
+class LiveScreen(PlainScreen):
+    """A bar, the photos at work and their stages; failures scroll by above."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        super().__init__(console, shows_stages=False)
+        self._running: dict[str, tuple[str, float]] = {}
+        self._progress: Progress | None = None
+        self._finished = 0
+        self._failed = 0
+        self._live = Live(
+            console=console,
+            get_renderable=self._picture,
+            refresh_per_second=FRAMES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        """Hide the cursor and begin to draw."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Show the cursor again, whatever happened."""
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """Update the picture; failures and warnings are printed above it."""
+        match event:
+            case StageStarted():
+                self._running[str(event.path)] = (event.stage, time.monotonic())
+                return
+            case Progress():
+                self._progress = event
+                return
+            case AssetFinished():
+                self._running.pop(str(event.path), None)
+                self._finished += 1
+                self._failed += event.status in ("failed", "conflict")
+                if event.status in ("converted", "cached") and not event.warnings:
+                    self._count += 1
+                    return
+            case AttemptFailed():
+                self._running.pop(str(event.path), None)
+        super().show(event)
+
+    def _picture(self) -> RenderableType:
+        """Draw the bar and the running photos."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 2))
+        done = f"{self._finished}/{self._total}"
+        failed = Text(f"{self._failed} failed", style="red") if self._failed else Text("")
+        speed = _speed(self._progress) if self._progress else ""
+        bar = ProgressBar(total=max(self._total, 1), completed=self._finished, width=30)
+        head.add_row(bar, done, failed, speed)
+        rows = Table.grid(padding=(0, 2))
+        # A copy: the run adds photos while another thread draws.
+        for name, (stage, since) in list(self._running.items())[:SHOWN_RUNNING]:
+            seconds = f"{time.monotonic() - since:.0f} s"
+            rows.add_row(Text(stage, style="cyan"), Text(seconds), Text(display_name(name)))
+        return Group(head, rows)
+
+
+def say(console: Console, text: str, *, style: str = "") -> None:
+    """Print text that may hold hostile names, line by line as it is."""
+    from rich.text import Text
+
+    for line in text.split("\n"):
+        console.print(Text(display_name(line), style=style), soft_wrap=True)
+
+
+def show_summary(console: Console, event: RunFinished) -> None:
+    """Print the table that ends every run."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name in ("converted", "cached", "failed", "conflict"):
+        count = event.counts.get(name, 0)
+        if count or name == "converted":
+            kinds = ", ".join(f"{kind} {many}" for kind, many in sorted(event.failures.items()))
+            detail = f"({kinds})" if name == "failed" else ""
+            table.add_row(name, Text(str(count), justify="right"), detail)
+    table.add_row("time", Text(f"{event.seconds:.1f} s", justify="right"), "")
+    if event.seconds > 0 and event.counts.get("converted"):
+        rate = event.counts["converted"] * 3600 / event.seconds
+        table.add_row("per hour", Text(f"{rate:.0f}", justify="right"), "")
+    console.print(table)
+    if event.report is not None:
+        say(console, f"contact sheet: {event.report}")
+    if event.exit_code:
+        say(console, "the same command again does what is left")
+
+
+def _failure(event: AssetFinished) -> str:
+    """Path, cause, code, remedy, with the path once."""
+    path = str(event.path)
+    text = event.reason if event.reason.startswith(path) else f"{path}: {event.reason}"
+    return text if f"[{event.code}]" in text else f"{text} [{event.code}]"
+
+
+def _plan(event: Plan) -> str:
+    """Say in one line what will be done."""
+    parts = [f"{event.photos} photos: {event.to_convert} to convert"]
+    parts += [f"{count} {word}" for count, word in ((event.cached, "up to date"),) if count]
+    parts += [f"{event.failed_before} failed before"] if event.failed_before else []
+    parts += [f"{event.conflicts} in conflict"] if event.conflicts else []
+    again = {reason: count for reason, count in event.reasons.items() if reason != "new"}
+    parts += [f"{count} because: {reason}" for reason, count in sorted(again.items())]
+    return ", ".join(parts) + (f"; {event.workers} workers" if event.workers else "")
+
+
+def _progress(event: Progress) -> str:
+    return f"{event.done}/{event.total} done, {event.failed} failed, {_speed(event)}"
+
+
+def _speed(event: Progress) -> str:
+    """Photos an hour and the time left."""
+    if event.eta_s is None:
+        return "first photos"
+    minutes, seconds = divmod(round(event.eta_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+    return f"{event.rate:.0f} an hour, {left} left"

@@ -1,0 +1,119 @@
+"""A line of stations that obeys file names, and the command line with that line in it.
+
+raise_  a Python exception      input_  a PhotoError         segv_  dies in native code
+hang_   never ends              exit0_  leaves politely      slow_  takes a while
+noisy_  prints on stdout        once_   crashes the first time only
+space_  a full disk             liar_   announces more bytes than it wrote
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from crm_cli.errors import EnvironmentProblem, PhotoError
+from crm_cli.preset import Preset
+from crm_cli.records import Asset, Checks, Job, WrittenFile
+from crm_cli.run.batch import Engine
+
+CHECKS = Checks(
+    vertices=8, faces=12, is_closed=True, is_manifold=True, is_oriented=True, volume=1.0, euler=2,
+    components=1, degenerate_faces=0, uv_overlap=0.0, uv_coverage=0.5, silhouette_iou=0.9, confidence="ok",
+)  # fmt: skip
+
+STAGES = ("prepare", "imagine", "reconstruct", "unwrap", "bake", "deliver")
+
+SLOW_S = 0.3
+
+
+class FakeLine:
+    """Writes one small file a format, derived from the photo's bytes and the preset alone."""
+
+    def __init__(self, preset: Preset) -> None:
+        self._preset = preset
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+        assert os.environ["OMP_NUM_THREADS"] == str(threads)
+        assert "torch" not in sys.modules
+        return cls(preset)
+
+    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+        data = (job.root / job.path).read_bytes()
+        for stage in STAGES:
+            report_stage(stage)
+            if stage == "unwrap":
+                _obey(job)
+        formats = self._preset.export.formats
+        files = tuple(self._write(job, data, name) for name in formats)
+        return Asset(photo=job.path, files=files, checks=CHECKS, seconds=dict.fromkeys(STAGES, 0.0))
+
+    def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
+        path = PurePosixPath(f"{job.stem}.{suffix}")
+        text = hashlib.sha256(data + suffix.encode() + self._preset.fingerprint().encode()).hexdigest() * 50
+        file = job.scratch / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        announced = len(text) + (10 if job.path.name.startswith("liar_") else 0)
+        return WrittenFile(path=path, size=announced, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+class ClosedLine(FakeLine):
+    """A line that cannot be opened on this machine."""
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+        raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
+
+
+class DeadLine(FakeLine):
+    """A line whose library crashes while it is loaded."""
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+
+def _obey(job: Job) -> None:
+    match job.path.name.partition("_")[0]:
+        case "raise":
+            raise RuntimeError("a surprise")
+        case "input":
+            raise PhotoError(f"{job.path}: nothing in the picture", code="E_EMPTY", remedy="another photo")
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+            time.sleep(10)
+        case "exit0":
+            os._exit(0)
+        case "hang":
+            time.sleep(60)
+        case "slow":
+            time.sleep(SLOW_S)
+        case "noisy":
+            print("stray words")  # noqa: T201
+            os.write(1, b"\xff\xff\xff\xff more of them")
+        case "space":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case "once":
+            # Remembers beside the photo, as nothing of a first attempt survives in the output folder.
+            mark = Path(f"{job.root / job.path}.tried")
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def engine(line: str = "FakeLine", weights: str = "w1") -> Engine:
+    return Engine(line=f"fakes:{line}", weights=lambda preset: {"views": weights, "mesh": weights})
+
+
+if __name__ == "__main__":
+    from crm_cli.cli import main
+
+    main(engine())
