@@ -34,9 +34,6 @@ _DOWN = -torch.tensor([view.up for view in VIEWS], dtype=torch.float32)
 _TOWARD = torch.tensor([view.toward for view in VIEWS], dtype=torch.float32)
 _DEPTH_AXIS = [view.depth_axis for view in VIEWS]
 
-JUMP_PX = 4.0
-"""Depth step between neighbouring pixels, in pixels, that is a jump from one surface to another behind it."""
-
 
 class ViewColours(NamedTuple):
     """What every view would paint on N points."""
@@ -52,14 +49,10 @@ class Hull:
 
     def __init__(self, views: SixViews) -> None:
         maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
-        depth, silhouette, look = maps[:, :1], maps[:, 1:2], maps[:, 2:]
-        size = depth.shape[-1]
-        fine = (4 if size < 128 else 2) * size
-        smooth = F.interpolate(silhouette, (fine, fine), mode="bilinear")
-        self._shape = torch.cat((_magnify(depth, fine), smooth), 1)
-        """[6 2 S' S']: depth towards the camera and signed silhouette distance."""
-        self._look = look
-        """[6 4 S S]: logarithm of the cosine to the line of sight, and colour."""
+        self._shape = maps[:, :2]
+        """Depth towards the camera and signed silhouette distance."""
+        self._look = maps[:, 2:]
+        """Logarithm of the cosine to the line of sight, and colour."""
 
     def gaps(self, points: Tensor) -> Tensor:
         """How far outside the object each view places each point.
@@ -109,28 +102,6 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
     places = torch.stack((columns, rows), -1)[:, :, None]  # [6 N 1 2]
     sampled = F.grid_sample(maps.to(points), places, align_corners=False, padding_mode="border")
     return sampled[..., 0].permute(1, 2, 0)
-
-
-def _magnify(depth: Tensor, size: int) -> Tensor:
-    """Interpolate depth [6 1 S S] to [6 1 S' S'] without bridging jumps.
-
-    Where neighbours lie on two surfaces, a plain blend would eat half a pixel off the nearer one,
-    and most of a thin leg. Each place belongs to the surface that has the larger share in the blend,
-    and takes its depth from the neighbours on that surface.
-    """
-    place = ((torch.arange(size, device=depth.device) + 0.5) * depth.shape[-1] / size - 0.5).clamp(min=0)
-    first = place.long()
-    second = (first + 1).clamp(max=depth.shape[-1] - 1)
-    share = place - first
-    ends = ((first, 1 - share), (second, share))
-    corners = torch.stack([depth[:, :, row][..., column] for row, _ in ends for column, _ in ends])
-    weights = torch.stack([by_row[:, None] * by_column for _, by_row in ends for _, by_column in ends])
-    weights = weights[:, None, None]  # [4 1 1 S' S']
-    middle = (corners.amin(0) + corners.amax(0)) / 2
-    is_near = (weights * corners).sum(0) > middle
-    is_jump = corners.amax(0) - corners.amin(0) > JUMP_PX * 2 / depth.shape[-1]
-    weights = weights * (~is_jump | ((corners > middle) == is_near))
-    return (weights * corners).sum(0) / weights.sum(0)
 
 
 def _maps(views: SixViews) -> NDArray[np.float32]:
