@@ -1,0 +1,176 @@
+"""Texture coordinates: charts laid flat and packed into one square."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crm_cli.errors import PhotoError
+from crm_cli.mesh.charts import Flat, Floats, box_charts, lay_flat
+from crm_cli.mesh.topology import Indices
+from crm_cli.records import Mesh, UnwrappedMesh
+
+Method = Literal["box", "xatlas"]
+
+MAX_STRETCH = 1.6
+"""Charts that lean away from their axis are enlarged to even texel density, by this much at most."""
+
+PACK_TRIES = 3
+
+APART = 2.0**-6
+"""Step in texels by which equal charts are moved apart; float32 keeps it for a million charts."""
+
+UNPLACED = np.uint32(0xFFFFFFFF)
+
+
+def unwrap(mesh: Mesh, *, method: Method, size_px: int, padding_px: int) -> UnwrappedMesh:
+    """Give every corner of a mesh its place in a square texture; no two faces share a texel.
+
+    Args:
+        mesh: A closed manifold surface.
+        method: `box` sees the surface along the six axes and takes a fraction of a second; `xatlas`
+            bends charts to lower distortion and takes ten to a hundred times as long.
+        size_px: Side of the texture.
+        padding_px: Texels kept free between charts.
+
+    Raises:
+        PhotoError: E_UV_INPUT, E_UV_FOLD or E_UV_RANGE.
+    """
+    _check_mesh(mesh)
+    result = (_unwrap_box if method == "box" else _unwrap_xatlas)(mesh, size_px, padding_px)
+    if not (np.isfinite(result.uv).all() and result.uv.min() >= 0 and result.uv.max() <= 1):
+        raise _poor("texture coordinates left the texture", "E_UV_RANGE")
+    return result
+
+
+def _poor(cause: str, code: str) -> PhotoError:
+    return PhotoError(cause, code=code, kind="quality", remedy="try another seed")
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    """Refuse what makes xatlas crash or run without end."""
+    if not len(mesh.faces):
+        raise _poor("there is no surface to unwrap", "E_UV_INPUT")
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+        raise _poor("a face names a vertex that does not exist", "E_UV_INPUT")
+    extent = float(np.ptp(mesh.vertices, axis=0).max())
+    # xatlas merges vertices nearer than about 1e-7 and squares lengths in float32.
+    if not 1e-3 < extent < 1e3:
+        raise _poor(f"the surface is {extent:.3g} wide or not finite", "E_UV_INPUT")
+
+
+def _unwrap_box(mesh: Mesh, size_px: int, padding_px: int) -> UnwrappedMesh:
+    """Unwrap along the six axes."""
+    points = mesh.vertices.astype(np.float64)
+    charts = box_charts(points, mesh.faces)
+    flat = lay_flat(points, mesh.faces, charts)
+    grown = _enlargement(points, mesh.faces, flat, charts.count)[flat.chart][:, None]
+    order = np.argsort(charts.chart, kind="stable")
+    # In texels rather than in world units: xatlas drops faces of less area than 1.2e-7.
+    pieces = _pieces(flat.place * grown * size_px, flat, charts.chart, order)
+
+    def add_to(atlas: Any) -> None:
+        for piece in pieces:
+            atlas.add_uv_mesh(piece.place, piece.faces)
+
+    atlas, scale = _packed(add_to, size_px, padding_px)
+    placed = [_placed(atlas, index, piece.place) for index, piece in enumerate(pieces)]
+    starts = np.cumsum([0] + [len(uv) for _, uv in placed])
+    uv_faces = np.zeros_like(mesh.faces)
+    uv_faces[order] = np.concatenate(
+        [faces + start for (faces, _), start in zip(placed, starts, strict=False)]
+    )
+    uv = np.concatenate([uv for _, uv in placed]) * scale
+    return UnwrappedMesh(mesh=mesh, uv=uv.astype(np.float32), uv_faces=uv_faces)
+
+
+def _unwrap_xatlas(mesh: Mesh, size_px: int, padding_px: int) -> UnwrappedMesh:
+    """Let xatlas cut, flatten and pack."""
+
+    def add_to(atlas: Any) -> None:
+        atlas.add_mesh(mesh.vertices, mesh.faces.astype(np.uint32))
+
+    atlas, scale = _packed(add_to, size_px, padding_px)
+    _, faces, uv = atlas.get_mesh(0)
+    return UnwrappedMesh(mesh=mesh, uv=(uv * scale).astype(np.float32), uv_faces=faces.astype(np.int64))
+
+
+def _enlargement(points: Floats, faces: Indices, flat: Flat, count: int) -> Floats:
+    """Give the factor [count] by which each chart grows to make up for what it leans away."""
+    a, b, c = (points[faces[:, i]] for i in range(3))
+    true_area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    corner = flat.corner.reshape(-1, 3)
+    p, q, r = (flat.place[corner[:, i]] for i in range(3))
+    flat_area = (q - p)[:, 0] * (r - p)[:, 1] - (q - p)[:, 1] * (r - p)[:, 0]
+    chart = flat.chart[corner[:, 0]]
+    shown = np.maximum(np.bincount(chart, flat_area, count), np.finfo(np.float32).tiny)
+    return np.sqrt(np.clip(np.bincount(chart, true_area, count) / shown, 1, MAX_STRETCH**2))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Piece:
+    """One chart as xatlas takes it."""
+
+    place: NDArray[np.float32]
+    faces: NDArray[np.uint32]
+
+
+def _pieces(place: Floats, flat: Flat, chart_of_face: Indices, order: Indices) -> list[_Piece]:
+    """Separate the charts; order [F] sorts faces by chart.
+
+    xatlas takes charts with equal numbers for copies and lays them upon each other: each is moved
+    aside by another small step.
+    """
+    # Flat vertices are sorted by chart: each chart is a run.
+    bounds = np.searchsorted(flat.chart, np.arange(int(flat.chart[-1]) + 2))
+    face_bounds = np.searchsorted(chart_of_face[order], np.arange(len(bounds)))
+    corners = flat.corner.reshape(-1, 3)[order]
+    pieces = []
+    for chart in range(len(bounds) - 1):
+        low, high = int(bounds[chart]), int(bounds[chart + 1])
+        uv = place[low:high] - place[low:high].min(axis=0) + APART * chart
+        faces = corners[face_bounds[chart] : face_bounds[chart + 1]] - low
+        pieces.append(_Piece(place=uv.astype(np.float32), faces=faces.astype(np.uint32)))
+    return pieces
+
+
+def _placed(atlas: Any, index: int, place: NDArray[np.float32]) -> tuple[Indices, NDArray[np.float32]]:
+    """Give the faces and coordinates of one piece, in texels.
+
+    Vertices of faces that xatlas found too small to place follow the rest of their chart, which was
+    turned, scaled and moved as a whole.
+    """
+    original, faces, uv = atlas.get_mesh(index)
+    is_placed = atlas.get_mesh_vertex_assignment(index)[1] != UNPLACED
+    if not is_placed.all() and is_placed.any():
+        source = np.column_stack([place[original], np.ones(len(original))])
+        affine = np.linalg.lstsq(source[is_placed], uv[is_placed], rcond=None)[0]
+        uv[~is_placed] = np.clip((source @ affine)[~is_placed], 0, 1)
+    return faces.astype(np.int64), uv
+
+
+def _packed(add_to: Any, size_px: int, padding_px: int) -> tuple[Any, NDArray[np.float32]]:
+    """Pack into a square. Returns the atlas and the factor [2] from its coordinates to the square's.
+
+    xatlas takes the size as a hint, and divides by the rectangle it filled: the longer side is made to
+    fit, which shrinks the padding, so that is asked for again where too little was left.
+    """
+    import xatlas
+
+    wanted = padding_px
+    for _ in range(PACK_TRIES):
+        atlas = xatlas.Atlas()
+        add_to(atlas)
+        options = xatlas.PackOptions()
+        options.resolution, options.padding = size_px, wanted
+        options.bilinear = options.rotate_charts = True
+        atlas.generate(xatlas.ChartOptions(), options)
+        longest = max(atlas.width, atlas.height)
+        if wanted * size_px / longest >= padding_px:
+            break
+        wanted = math.ceil(padding_px * longest / size_px)
+    return atlas, np.array([atlas.width, atlas.height], np.float32) / np.float32(longest)
