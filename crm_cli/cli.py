@@ -36,6 +36,8 @@ app = typer.Typer(
     help="Turn a folder of product photos into textured 3D assets.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Rich help would double the time that --help takes.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 presets_app = typer.Typer(help="What the shipped presets say.", no_args_is_help=True)
@@ -48,7 +50,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 def main(engine: Engine | None = None) -> None:
     """Run the command line. engine: what converts photos; tests put fakes in its place."""
     try:
-        app(obj=engine)
+        app(obj=engine, prog_name="crm")
     except CrmError as error:
         _say(f"error: {error}", style="red")
         sys.exit(int(error.exit_code))
@@ -179,9 +181,10 @@ def convert(
 
 @app.command()
 def status(out: OutArgument, as_json: JsonOption = False) -> None:
-    """Say what is finished and what failed; also while a run is at work."""
+    """Say what is finished and what failed, at any time."""
     from crm_cli.run.status import status as read_status
     from crm_cli.run.wire import to_plain
+    from crm_cli.screen import with_path
 
     standing = read_status(out)
     if as_json:
@@ -191,7 +194,8 @@ def status(out: OutArgument, as_json: JsonOption = False) -> None:
     if standing.damaged:
         _say(f"{standing.damaged} with files missing or changed; convert again to redo them", to_stdout=True)
     for failure in standing.failures:
-        _say(f"failed in {failure.stage}: {failure.asset}: {failure.message}", to_stdout=True)
+        words = with_path(failure.asset, failure.message, code=failure.code)
+        _say(f"failed in {failure.stage}: {words}", to_stdout=True)
     if standing.is_running:
         _say("a run is at work", to_stdout=True)
 

@@ -7,6 +7,7 @@ display_name and is printed as plain text, never as markup.
 from __future__ import annotations
 
 import time
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
@@ -86,7 +87,7 @@ class QuietScreen:
     def show(self, event: Event) -> None:
         """Print a failed photo."""
         if isinstance(event, AssetFinished) and event.status in ("failed", "conflict"):
-            say(self._console, f"error: {_failure(event)}", style="red")
+            say(self._console, f"error: {with_path(event.path, event.reason, code=event.code)}", style="red")
 
 
 class PlainScreen(QuietScreen):
@@ -216,6 +217,12 @@ def say(console: Console, text: str, *, style: str = "") -> None:
         console.print(Text(display_name(line), style=style), soft_wrap=True)
 
 
+def with_path(path: PurePosixPath, reason: str, *, code: str) -> str:
+    """Path, cause, code and remedy of a failure, each once."""
+    text = reason if reason.startswith(str(path)) else f"{path}: {reason}"
+    return text if f"[{code}]" in text else f"{text} [{code}]"
+
+
 def show_summary(console: Console, event: RunFinished) -> None:
     """Print the table that ends every run."""
     from rich.table import Table
@@ -237,13 +244,6 @@ def show_summary(console: Console, event: RunFinished) -> None:
         say(console, f"contact sheet: {event.report}")
     if event.exit_code:
         say(console, "the same command again does what is left")
-
-
-def _failure(event: AssetFinished) -> str:
-    """Path, cause, code, remedy, with the path once."""
-    path = str(event.path)
-    text = event.reason if event.reason.startswith(path) else f"{path}: {event.reason}"
-    return text if f"[{event.code}]" in text else f"{text} [{event.code}]"
 
 
 def _plan(event: Plan) -> str:

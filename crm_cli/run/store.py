@@ -251,7 +251,7 @@ class Store:
     def __init__(self, out: Path, *, run: str, lock: int) -> None:
         self.out = out
         self.run = run
-        self._lock = lock
+        self._lock: int | None = lock
         self._scratch = 0
         self.records = Records.scan(out)
 
@@ -278,8 +278,11 @@ class Store:
 
     def close(self) -> None:
         """Remove the run's scratch folder and let the next run in."""
+        if self._lock is None:
+            return
         shutil.rmtree(self._own_tmp, ignore_errors=True)
         os.close(self._lock)
+        self._lock = None
 
     @property
     def _own_tmp(self) -> Path:
