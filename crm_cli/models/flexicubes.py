@@ -11,6 +11,7 @@ z fastest: vertex (i, j, k) of n cubes a side has number (i (n + 1) + j) (n + 1)
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -157,6 +158,58 @@ def extract(
     distance = (duals[dual] - plain).norm(dim=1, keepdim=True)
     spread = distance - _mean_by(distance, torch.ones_like(distance), dual, total)[dual]
     return duals, faces, spread.abs().mean()
+
+
+class KaolinSurface:
+    """NVIDIA's own FlexiCubes, for comparison (kaolin, ops/conversions/flexicubes)."""
+
+    name = "kaolin"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Say what keeps it from working; any device will do once kaolin is there."""
+        if importlib.util.find_spec("kaolin") is None:
+            return "kaolin is not installed: run `crm doctor` for the build commands"
+        return None
+
+    def extract(
+        self,
+        vertices: Tensor,
+        sdf: Tensor,
+        resolution: int,
+        *,
+        weights: CubeWeights | None = None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Extract as the function `extract` does; vertices and faces come in another order."""
+        from kaolin.ops.conversions import FlexiCubes
+
+        cubes = torch.arange(resolution**3, device=sdf.device)
+        raw = {} if weights is None else _unsquash(weights, surface_cubes(sdf, resolution), resolution)
+        # It keeps apart what is negative, here the outside; its faces then look inwards.
+        found, faces, deviation = FlexiCubes(str(sdf.device))(
+            vertices,
+            -sdf,
+            cube_corners(cubes, resolution),
+            resolution,
+            weight_scale=0.5,
+            training=training,
+            **raw,
+        )
+        return found, faces.flip(1), deviation.mean()
+
+
+def _unsquash(weights: CubeWeights, cubes: Tensor, resolution: int) -> dict[str, Tensor]:
+    """Raw weights of all cubes, as kaolin squashes them itself."""
+
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(resolution**3, *values.shape[1:]).index_copy(0, cubes, values)
+
+    return {
+        "beta": spread((2 * weights.beta - 2).atanh()),
+        "alpha": spread((2 * weights.alpha - 2).atanh()),
+        "gamma_f": spread((2 * weights.gamma - 0.5).logit()),
+    }
 
 
 # ---- cases ----

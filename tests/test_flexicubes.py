@@ -1,0 +1,243 @@
+"""FlexiCubes: known surfaces come back closed, outward and in place; random fields never tear."""
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from crm_cli.models import flexicubes
+from crm_cli.models.flexicubes import CubeWeights
+
+
+def ball(radius: float, centre: tuple[float, float, float] = (0, 0, 0)) -> Callable[[Tensor], Tensor]:
+    return lambda p: (p - p.new_tensor(centre)).norm(dim=1) - radius
+
+
+def ring(p: Tensor) -> Tensor:
+    return torch.hypot(torch.hypot(p[:, 0], p[:, 1]) - 0.6, p[:, 2]) - 0.25
+
+
+def random_weights(sdf: Tensor, resolution: int, seed: int) -> CubeWeights:
+    cubes = flexicubes.surface_cubes(sdf, resolution)
+    raw = torch.randn(len(cubes), 21, generator=torch.Generator().manual_seed(seed), dtype=sdf.dtype)
+    return CubeWeights.from_raw(raw)
+
+
+def edges(faces: Tensor) -> Tensor:
+    """Directed edges [3F 2]."""
+    return torch.cat((faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]))
+
+
+def is_closed_and_oriented(faces: Tensor) -> bool:
+    """Whether every edge is walked exactly once each way."""
+    ahead = edges(faces)
+    keys, counts = torch.unique(ahead[:, 0] * (1 << 32) + ahead[:, 1], return_counts=True)
+    back = torch.unique(ahead[:, 1] * (1 << 32) + ahead[:, 0])
+    return bool((counts == 1).all()) and torch.equal(keys, back)
+
+
+def euler(vertices: Tensor, faces: Tensor) -> int:
+    return len(vertices) - len(faces) * 3 // 2 + len(faces)
+
+
+def area_and_volume(vertices: Tensor, faces: Tensor) -> tuple[float, float]:
+    a, b, c = vertices[faces].unbind(1)
+    area = torch.linalg.cross(b - a, c - a).norm(dim=1).sum() / 2
+    return float(area), float((a * torch.linalg.cross(b, c)).sum() / 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_sphere_comes_back(dtype: torch.dtype, training: bool) -> None:
+    points = flexicubes.grid(32, dtype=dtype)
+    vertices, faces, _ = flexicubes.extract(points, ball(0.7)(points), 32, training=training)
+    assert vertices.dtype == dtype
+    assert is_closed_and_oriented(faces)
+    assert euler(vertices, faces) == 2
+    area, volume = area_and_volume(vertices, faces)
+    assert area == pytest.approx(4 * math.pi * 0.7**2, rel=0.01)
+    assert volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.01)
+    # The mean of points on a cap as wide as a cell's diagonal lies below the sphere by at most its sagitta;
+    # interpolated crossings add as much again.
+    assert float((vertices.norm(dim=1) - 0.7).abs().max()) < 2 * 3 * (2 / 32) ** 2 / (8 * 0.7)
+
+
+def test_a_torus_has_a_hole_and_two_spheres_are_two() -> None:
+    points = flexicubes.grid(40)
+    vertices, faces, _ = flexicubes.extract(points, ring(points), 40)
+    assert is_closed_and_oriented(faces)
+    assert euler(vertices, faces) == 0
+    assert area_and_volume(vertices, faces)[1] == pytest.approx(2 * math.pi**2 * 0.6 * 0.25**2, rel=0.03)
+
+    pair = torch.minimum(ball(0.3, (-0.5, 0, 0))(points), ball(0.3, (0.5, 0.1, 0))(points))
+    vertices, faces, _ = flexicubes.extract(points, pair, 40)
+    assert is_closed_and_oriented(faces)
+    assert euler(vertices, faces) == 4
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_random_fields_full_of_ambiguous_cases_never_tear(training: bool, is_weighted: bool) -> None:
+    points = flexicubes.grid(8)
+    for seed in range(60):
+        noise = torch.randn(9**3, generator=torch.Generator().manual_seed(seed))
+        sdf = flexicubes.close_border(noise, 8)
+        weights = random_weights(sdf, 8, seed) if is_weighted else None
+        vertices, faces, _ = flexicubes.extract(points, sdf, 8, weights=weights, training=training)
+        assert is_closed_and_oriented(faces), seed
+        assert len(torch.unique(faces)) == len(vertices)
+        assert area_and_volume(vertices, faces)[1] > 0
+
+
+def test_without_mending_some_random_field_would_tear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flexicubes, "_mend", lambda patterns, cubes, *_: patterns[cubes].long())
+    points = flexicubes.grid(8)
+
+    def closes(seed: int) -> bool:
+        noise = torch.randn(9**3, generator=torch.Generator().manual_seed(seed))
+        sdf = flexicubes.close_border(noise, 8)
+        return is_closed_and_oriented(flexicubes.extract(points, sdf, 8)[1])
+
+    assert not all(closes(seed) for seed in range(60))
+
+
+def test_the_cases_are_the_published_ones() -> None:
+    cases = flexicubes.cases()
+    # Known of dual marching cubes: cases with 0 to 4 surface pieces, and 36 that may tear.
+    assert torch.bincount(cases.counts).tolist() == [2, 162, 82, 8, 2]
+    assert int((cases.doubtful_face >= 0).sum()) == 36
+    for case in range(256):
+        occupied = [case >> corner & 1 for corner in range(8)]
+        cut = [occupied[a] != occupied[b] for a, b in flexicubes.EDGES]
+        assert (cases.component[case] >= 0).tolist() == cut
+    assert cases.component[0b00000001].tolist() == [0, -1, -1, 0, -1, -1, -1, -1, 0, -1, -1, -1]
+    # Occupied corners of a diagonal are kept apart, empty ones are not.
+    assert int(cases.counts[0b00001001]) == 2
+    assert int(cases.counts[0b11110110]) == 1
+
+
+def test_cubes_and_vertices_are_numbered_z_fastest() -> None:
+    points = flexicubes.grid(4)
+    assert points[1].tolist() == [-1, -1, -0.5]
+    corners = flexicubes.cube_corners(torch.tensor([(1 * 4 + 2) * 4 + 3]), 4)[0]
+    torch.testing.assert_close(points[corners[0]], torch.tensor([-0.5, 0, 0.5]))
+    torch.testing.assert_close(points[corners[1]] - points[corners[0]], torch.tensor([0.5, 0, 0]))
+    torch.testing.assert_close(points[corners[6]] - points[corners[0]], torch.tensor([0, 0.5, 0.5]))
+    sdf = torch.ones(len(points))
+    sdf[corners[7]] = -1
+    assert len(flexicubes.surface_cubes(sdf, 4)) == 4, "the corner lies on the border, so four cubes share it"
+
+
+def test_a_surface_that_reaches_the_border_is_closed_there() -> None:
+    points = flexicubes.grid(16)
+    sdf = ball(1.3)(points)
+    assert not is_closed_and_oriented(flexicubes.extract(points, sdf, 16)[1])
+    vertices, faces, _ = flexicubes.extract(points, flexicubes.close_border(sdf, 16), 16)
+    assert is_closed_and_oriented(faces)
+    assert float(vertices.abs().max()) < 1
+    outside = flexicubes.close_border(torch.full_like(sdf, 3.0), 16)
+    assert bool((outside == 3).all())
+
+
+def test_nothing_comes_of_nothing() -> None:
+    points = flexicubes.grid(4)
+    vertices, faces, regularizer = flexicubes.extract(points, torch.ones(len(points)), 4)
+    assert (vertices.shape, faces.shape, float(regularizer)) == ((0, 3), (0, 3), 0)
+
+
+def test_weights_pull_the_surface_where_they_say() -> None:
+    points = flexicubes.grid(4, dtype=torch.float64)
+    sdf = points[:, 2] - 0.1
+    neutral, _, _ = flexicubes.extract(points, sdf, 4)
+    torch.testing.assert_close(neutral[:, 2], torch.full_like(neutral[:, 2], 0.1))
+    cubes = flexicubes.surface_cubes(sdf, 4)
+    weights = CubeWeights(
+        beta=torch.ones(len(cubes), 12, dtype=torch.float64),
+        alpha=torch.ones(len(cubes), 8, dtype=torch.float64),
+        gamma=torch.full((len(cubes),), 0.5, dtype=torch.float64),
+    )
+    same, _, _ = flexicubes.extract(points, sdf, 4, weights=weights)
+    torch.testing.assert_close(same, neutral)
+    # Upper corners count double: zero lies at a share of 0.1 · 1 / (0.1 · 1 + 0.4 · 2) between z = 0 and 0.5.
+    weights.alpha[:, 4:] = 2
+    moved, _, _ = flexicubes.extract(points, sdf, 4, weights=weights)
+    torch.testing.assert_close(moved[:, 2], torch.full_like(moved[:, 2], 0.5 * 0.1 / 0.9))
+    # All weight on the crossing of edge 3, between corners 0 and 4, at the cube's own x and y.
+    weights.beta[:] = 0
+    weights.beta[:, 3] = 1
+    pulled, _, _ = flexicubes.extract(points, sdf, 4, weights=weights)
+    corners = points[flexicubes.cube_corners(cubes, 4)[:, 0]]
+    torch.testing.assert_close(pulled[:, :2], corners[:, :2])
+
+
+def test_gamma_chooses_the_diagonal() -> None:
+    points = flexicubes.grid(4, dtype=torch.float64)
+    sdf = points[:, 2] - 0.1
+    cubes = flexicubes.surface_cubes(sdf, 4)
+    weights = random_weights(sdf, 4, 0)._replace(gamma=torch.zeros(len(cubes), dtype=torch.float64))
+    weights.gamma[5] = weights.gamma[10] = 1  # opposite cubes around the inner edge
+    _, faces, _ = flexicubes.extract(points, sdf, 4, weights=weights)
+    diagonals = {tuple(sorted(pair)) for pair in edges(faces).tolist()}
+    assert (5, 10) in diagonals
+    assert (6, 9) not in diagonals
+
+
+def test_an_exact_crossing_places_a_jump_that_interpolation_smears() -> None:
+    points = flexicubes.grid(20)
+
+    def jump(p: Tensor) -> Tensor:
+        return torch.where(p.norm(dim=1) < 0.7, -0.001, 0.5)
+
+    smeared, _, _ = flexicubes.extract(points, jump(points), 20)
+    exact, faces, _ = flexicubes.extract(points, jump(points), 20, refine=jump)
+    assert is_closed_and_oriented(faces)
+    # The sagitta of a cap as wide as a cell's diagonal.
+    assert float((exact.norm(dim=1) - 0.7).abs().max()) < 3 * 0.1**2 / (8 * 0.7)
+    assert float((smeared.norm(dim=1) - 0.7).abs().max()) > 0.04
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    resolution = 3
+    points = flexicubes.grid(resolution, dtype=torch.float64)
+    noise = torch.randn(len(points), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sdf = flexicubes.close_border(ball(0.6)(points) + 0.1 * noise, resolution)
+    weights = random_weights(sdf, resolution, 4)
+
+    def positions(
+        points: Tensor, sdf: Tensor, beta: Tensor, alpha: Tensor, gamma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        answer = flexicubes.extract(
+            points, sdf, resolution, weights=CubeWeights(beta, alpha, gamma), training=True
+        )
+        return answer[0], answer[2]
+
+    inputs = [tensor.detach().requires_grad_() for tensor in (points, sdf, *weights)]
+    assert torch.autograd.gradcheck(positions, inputs, eps=1e-7, atol=1e-5)
+
+
+def test_the_regularizer_vanishes_where_crossings_are_equally_far() -> None:
+    # One occupied corner's three crossings surround their dual vertex evenly; a tilted plane's do not.
+    points = flexicubes.grid(2, dtype=torch.float64)
+    sdf = torch.ones(27, dtype=torch.float64)
+    sdf[13] = -1
+    assert float(flexicubes.extract(points, sdf, 2)[2]) < 1e-12
+    tilted = points @ points.new_tensor([1.0, 0.3, 0.2]) - 0.05
+    assert float(flexicubes.extract(points, tilted, 2)[2]) > 1e-3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kaolin") is None, reason="kaolin is not installed")
+def test_kaolin_agrees_on_the_surface() -> None:
+    points = flexicubes.grid(16)
+    sdf = ring(points)
+    ours, _, _ = flexicubes.extract(points, sdf, 16)
+    theirs, _ = flexicubes.KaolinSurface().extract(points, sdf, 16)
+    torch.testing.assert_close(ours.sort(0).values, theirs.sort(0).values, atol=1e-5, rtol=0)
+
+
+def test_kaolin_says_why_it_cannot_be_used() -> None:
+    reason = flexicubes.KaolinSurface.why_not("cpu")
+    assert (reason is None) == (importlib.util.find_spec("kaolin") is not None)
+    assert reason is None or "kaolin" in reason
