@@ -246,13 +246,14 @@ def _pairs_in_runs(keys: Indices, values: Indices) -> tuple[Indices, Indices]:
 def _parted(
     points: Floats, faces: Indices, edges: HalfEdges, charts: Charts, left: Indices, right: Indices
 ) -> Charts:
-    """Cut charts midway between the upper and the lower face of every clash."""
-    depth = (
-        np.where(charts.axis < 3, 1.0, -1.0)
-        * points[faces].mean(axis=1)[np.arange(len(faces)), charts.axis % 3]
-    )
-    upper = np.unique(np.where(depth[left] >= depth[right], left, right))
-    lower = np.setdiff1d(np.concatenate([left, right]), upper)
+    """Cut each chart once, midway between the upper and the lower face of its deepest clash."""
+    middles = points[faces].mean(axis=1)[np.arange(len(faces)), charts.axis % 3]
+    depth = np.where(charts.axis < 3, middles, -middles)
+    order = np.lexsort((-np.abs(depth[left] - depth[right]), charts.chart[left]))
+    left, right = left[order], right[order]
+    deepest = np.diff(charts.chart[left], prepend=-1) > 0
+    upper = np.where(depth[left] >= depth[right], left, right)[deepest]
+    lower = np.where(depth[left] >= depth[right], right, left)[deepest]
     one, two = face_pairs(edges)
     inside = charts.chart[one] == charts.chart[two]
     graph = coo_matrix((np.ones(int(inside.sum())), (one[inside], two[inside])), shape=(len(faces),) * 2)
@@ -264,5 +265,4 @@ def _parted(
         min_only=True,
         return_predecessors=True,
     )
-    label = 2 * charts.chart + np.isin(nearest, upper)
-    return Charts(chart=_connected(edges, label), axis=charts.axis)
+    return Charts(chart=_connected(edges, 2 * charts.chart + np.isin(nearest, upper)), axis=charts.axis)

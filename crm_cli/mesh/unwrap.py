@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,11 @@ Method = Literal["box", "xatlas"]
 MAX_STRETCH = 1.6
 """Charts that lean away from their axis are enlarged to even texel density, by this much at most."""
 
-PACK_TRIES = 3
+PACK_TRIES = 8
+
+FIRST_HINT, NEXT_HINT = 0.58, 0.96
+"""Shares of the texture to ask xatlas for; on bumpy, round and thin solids it takes 1.6 to 1.75 times
+what it is asked for."""
 
 APART = 2.0**-6
 """Step in texels by which equal charts are moved apart; float32 keeps it for a million charts."""
@@ -38,7 +42,7 @@ def unwrap(mesh: Mesh, *, method: Method, size_px: int, padding_px: int) -> Unwr
         padding_px: Texels kept free between charts.
 
     Raises:
-        PhotoError: E_UV_INPUT, E_UV_FOLD or E_UV_RANGE.
+        PhotoError: E_UV_INPUT, E_UV_FOLD, E_UV_CROWDED or E_UV_RANGE.
     """
     _check_mesh(mesh)
     result = (_unwrap_box if method == "box" else _unwrap_xatlas)(mesh, size_px, padding_px)
@@ -153,24 +157,39 @@ def _placed(atlas: Any, index: int, place: NDArray[np.float32]) -> tuple[Indices
     return faces.astype(np.int64), uv
 
 
-def _packed(add_to: Any, size_px: int, padding_px: int) -> tuple[Any, NDArray[np.float32]]:
-    """Pack into a square. Returns the atlas and the factor [2] from its coordinates to the square's.
+def _packed(add_to: Callable[[Any], None], size_px: int, padding_px: int) -> tuple[Any, NDArray[np.float32]]:
+    """Pack into a square, twice: charts as they are, and turned to lie along its sides.
 
-    xatlas takes the size as a hint, and divides by the rectangle it filled: the longer side is made to
-    fit, which shrinks the padding, so that is asked for again where too little was left.
+    Returns the fuller atlas and the factor [2] from its coordinates, which xatlas divides by the
+    rectangle it filled, to the square's.
+    """
+    atlas = max(
+        (_fitted(add_to, size_px, padding_px, is_turned=is_turned) for is_turned in (False, True)),
+        key=lambda a: a.utilization * min(a.width, a.height) / max(a.width, a.height),
+    )
+    longest = max(atlas.width, atlas.height)
+    return atlas, np.array([atlas.width, atlas.height], np.float32) / np.float32(longest)
+
+
+def _fitted(add_to: Callable[[Any], None], size_px: int, padding_px: int, *, is_turned: bool) -> Any:
+    """Pack until the atlas is no wider than the texture: shrunk to fit, its padding would shrink too.
+
+    xatlas takes the resolution as a hint, and overshoots it the more the more charts there are.
     """
     import xatlas
 
-    wanted = padding_px
+    options = xatlas.PackOptions()
+    options.padding = padding_px
+    options.bilinear = options.rotate_charts = True
+    options.rotate_charts_to_axis = is_turned
+    resolution = FIRST_HINT * size_px
     for _ in range(PACK_TRIES):
         atlas = xatlas.Atlas()
         add_to(atlas)
-        options = xatlas.PackOptions()
-        options.resolution, options.padding = size_px, wanted
-        options.bilinear = options.rotate_charts = True
+        options.resolution = max(1, int(resolution))
         atlas.generate(xatlas.ChartOptions(), options)
         longest = max(atlas.width, atlas.height)
-        if wanted * size_px / longest >= padding_px:
-            break
-        wanted = math.ceil(padding_px * longest / size_px)
-    return atlas, np.array([atlas.width, atlas.height], np.float32) / np.float32(longest)
+        if longest <= size_px:
+            return atlas
+        resolution *= NEXT_HINT * size_px / longest
+    raise _poor(f"{padding_px} texels between charts leave too little of {size_px} px", "E_UV_CROWDED")
