@@ -7,11 +7,12 @@ device. 1/4096 is about what float32 resolves at column 2048.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
 import os
-import sys
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -198,31 +199,37 @@ def _launch(kernel: Any, threads: int | tuple[int, int], tensors: tuple[Tensor, 
 
 
 def _cache_folder() -> Path:
-    """Choose where compiled kernels are kept: this user's cache, or a new temporary folder."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    wanted = (Path(home) if home else Path.home() / ".cache") / "crm" / "warp"
-    with contextlib.suppress(OSError):
-        wanted.mkdir(parents=True, exist_ok=True)
-    if os.access(wanted, os.W_OK):
-        return wanted
-    return Path(tempfile.mkdtemp(prefix="crm-warp-"))
+    """Choose where compiled kernels are kept: this user's cache, or a temporary folder of this process."""
+    # No home is a RuntimeError: containers may run under a user that has none.
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crm" / "warp"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    passing = Path(tempfile.mkdtemp(prefix="crm-warp-"))
+    atexit.register(shutil.rmtree, passing, ignore_errors=True)
+    return passing
 
 
 @contextlib.contextmanager
-def _mute_native_errors() -> Iterator[None]:
-    """Silence what native code writes to stderr: warp warns there of every machine without a GPU.
+def _mute_native_code() -> Iterator[None]:
+    """Silence what native code writes to stderr: warp warns there on every machine without a GPU.
 
-    Errors that matter come as exceptions and pass.
+    What goes wrong comes as an exception, and passes. Must not be held for long: other threads write to
+    the same stderr.
     """
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        kept = os.dup(2)
+    except OSError:  # a service may run without stderr
         yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @functools.cache
@@ -239,7 +246,7 @@ def _kernels() -> ModuleType:
     wp.config.log_level = logging.ERROR
     if wp.config.kernel_cache_dir is None and "WARP_CACHE_PATH" not in os.environ:
         wp.config.kernel_cache_dir = str(_cache_folder())
-    with _mute_native_errors():
+    with _mute_native_code():
         wp.init()
 
     from crm_cli.mesh import kernels
