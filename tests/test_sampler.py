@@ -133,6 +133,41 @@ def test_ddim_is_the_published_loop() -> None:
     assert (ours - x).abs().max() < 1e-10
 
 
+def test_unipc_is_the_papers_algorithm() -> None:
+    # UniPC-2 with data prediction and B(h) = e^h - 1, in λ and matrices (arXiv 2302.04867).
+    timesteps = sampler.even_timesteps(12)
+    levels = [ALPHA_BAR[t].item() for t in timesteps] + [ALPHA_BAR[0].item()]
+    alpha = [math.sqrt(level) for level in levels]
+    sigma = [math.sqrt(1 - level) for level in levels]
+    lam = [math.log(a / s) for a, s in zip(alpha, sigma, strict=True)]
+
+    def linear(x: Tensor, answer: Tensor, i: int) -> Tensor:
+        return sigma[i] / sigma[i - 1] * x - alpha[i] * math.expm1(lam[i - 1] - lam[i]) * answer
+
+    x = noise = unit_noise(4, 16)
+    answers = [MIXTURE.clean(x, levels[0])]
+    for i in range(1, len(timesteps)):
+        h = lam[i] - lam[i - 1]
+        basis = math.expm1(-h)
+        steady = linear(x, answers[-1], i)
+        if i == 1:
+            answers.append(MIXTURE.clean(steady, levels[1]))
+            x = steady - alpha[1] * basis * 0.5 * (answers[1] - answers[0])
+            continue
+        ratio = (lam[i - 2] - lam[i - 1]) / h
+        past = (answers[-2] - answers[-1]) / ratio
+        answers.append(MIXTURE.clean(steady - alpha[i] * basis * 0.5 * past, levels[i]))
+        phi_2 = basis / -h - 1
+        phi_3 = phi_2 / -h - 0.5
+        system = torch.tensor([[1.0, 1.0], [ratio, 1.0]], dtype=torch.float64)
+        moments = torch.tensor([phi_2, 2 * phi_3], dtype=torch.float64) / basis
+        weights = torch.linalg.solve(system, moments)
+        x = steady - alpha[i] * basis * (weights[0] * past + weights[1] * (answers[-1] - answers[-2]))
+    x = linear(x, answers[-1], len(timesteps))
+    ours = sampler.sample(MIXTURE.noise, noise, steps=12, solver="unipc", prediction="eps")
+    assert (ours - x).abs().max() < 1e-9
+
+
 def converged(mixture: Mixture, noise: Tensor, end: float) -> Tensor:
     """The exact flow from t = 981: 20,000 first-order steps, even in log signal-to-noise."""
     start = ALPHA_BAR[981].item()

@@ -1,9 +1,9 @@
 """The multi-view latent U-Net that both diffusions use, published and small alike.
 
 A Stable Diffusion 2.1 U-Net whose self-attention joins the tokens of all views of one object, with a
-second cross-attention for image-prompt tokens and an embedding of the cameras (CRM §3.1; ImageDream,
-arXiv 2312.02201). Parameters carry the names of the published checkpoints, so that those load strictly;
-the small networks are the same class with fewer parts.
+second cross-attention for image-prompt tokens and an embedding of the cameras (ImageDream,
+arXiv 2312.02201; CRM, arXiv 2403.05034). Parameters carry the names of the published checkpoints, so
+that those load strictly; the small networks are the same class with fewer parts.
 
 Frames stand in the order of `frame.DENOISER_ORDER`; the reference photo, where there is one, is last.
 """
@@ -43,8 +43,10 @@ CAMERA_ANGLES_DEG: dict[str, tuple[int, int]] = {
     "right": (0, 90),
     "top": (90, 0),
 }
-"""Elevation and azimuth of each view (thu-ml/CRM, configs/specs). The embedding is learned, so these keep
-the frame of its training: x right, y away from the front camera, z up; not the world of `frame`."""
+"""Elevation and azimuth of each view (thu-ml/CRM, imagedream/camera_utils.py).
+
+The embedding is learned, so these keep the frame of its training, which is not that of `frame`: x to the
+right of the front camera, y away from it, z up."""
 
 
 def to_frames(views: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def camera_vectors(frames: int) -> Tensor:
     """The cameras as the networks know them: [frames 16]; all zeros for the reference.
 
     Each is a camera-to-world matrix, row by row: columns right, up, back and position on the unit
-    sphere, where position equals back. (thu-ml/CRM, libs/base_utils.py; CRM §3.1)
+    sphere, where position equals back. (thu-ml/CRM, imagedream/camera_utils.py)
     """
     cameras = [_camera(*CAMERA_ANGLES_DEG[frame.VIEWS[view].name]) for view in frame.DENOISER_ORDER]
     cameras += [torch.zeros(16)] * (frames - len(cameras))
@@ -146,10 +148,10 @@ RELEASE_RGB = DenoiserConfig(
     context_width=1024,
     image_tokens=16,
 )
-"""Stage 1 of the published system (thu-ml/CRM, configs/stage1)."""
+"""Stage 1 of the published system (thu-ml/CRM, imagedream/configs/sd_v2_base_ipmv_zero_SNR.yaml)."""
 
 RELEASE_CCM = replace(RELEASE_RGB, frames=6, concat_channels=4, has_reference=False)
-"""Stage 2 of the published system (thu-ml/CRM, configs/stage2-v2-snr)."""
+"""Stage 2 of the published system (thu-ml/CRM, imagedream/configs/sd_v2_base_ipmv_chin8_zero_snr.yaml)."""
 
 SMALL_RGB = DenoiserConfig(
     frames=7,

@@ -200,7 +200,7 @@ def join_heads(x: Tensor) -> Tensor:
 class GatedLinear(nn.Module):
     """A linear layer whose second half, through an exact GELU, gates the first.
 
-    (GLU variants, arXiv 2002.05202, §2)
+    (GEGLU, arXiv 2002.05202)
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:

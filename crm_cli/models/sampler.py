@@ -50,7 +50,7 @@ class Schedule:
 def published_schedule() -> Schedule:
     """Square-root-linear betas, rescaled to zero terminal signal.
 
-    (thu-ml/CRM, configs; rescaling: arXiv 2305.08891, algorithm 1)
+    (thu-ml/CRM, imagedream/configs; rescaling: arXiv 2305.08891, algorithm 1)
     """
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), TIMESTEPS, dtype=torch.float64) ** 2
     roots = torch.cumprod(1 - betas, dim=0).sqrt()
@@ -127,8 +127,9 @@ class Ddim:
 class UniPc:
     """Second order predictor and corrector, one evaluation a step (UniPC, arXiv 2302.04867).
 
-    Data prediction, B(h) = e^h − 1. The first and the last step are of first order: the first knows no
-    history; the last may end at ᾱ = 1, infinitely far in log signal-to-noise ratio.
+    Data prediction, B(h) = e^h − 1 (`bh2` in wl-zhao/UniPC). The first and the last step are of first
+    order: the first knows no history; the last may end at ᾱ = 1, infinitely far in log
+    signal-to-noise ratio.
     """
 
     def timesteps(self, steps: int) -> tuple[int, ...]:
@@ -149,7 +150,7 @@ class UniPc:
         return first_order(x, history[-1], levels[-2], levels[-1])
 
     def _predict(self, x: Tensor, history: list[Tensor], levels: Sequence[float]) -> Tensor:
-        """State at levels[-1] from x at levels[-2] and x0 at the one or two levels before (§3.2, UniP-2)."""
+        """State at levels[-1] from x at levels[-2] and x0 at the one or two levels before."""
         y = first_order(x, history[-1], levels[-2], levels[-1])
         if len(history) == 1:
             return y
@@ -157,7 +158,7 @@ class UniPc:
         return y + step.gain * 0.5 * (history[-2] - history[-1]) / step.ratio
 
     def _correct(self, x: Tensor, history: list[Tensor], clean: Tensor, levels: Sequence[float]) -> Tensor:
-        """The same step again, now that x0 at its end is known too (§3.1, UniC-1 and UniC-2)."""
+        """The same step again, now that x0 at its end is known too."""
         y = first_order(x, history[-1], levels[-2], levels[-1])
         step = _Step.of(levels)
         change = clean - history[-1]
@@ -189,7 +190,7 @@ class _Step:
 
     @property
     def moments(self) -> tuple[float, float]:
-        """b1, b2 of UniC-2: moments of the weight e^−h over the step, relative to the gain (§3.1, eq. 5)."""
+        """Right-hand side of the corrector's two order conditions."""
         first = math.expm1(-self.size) / -self.size - 1
         second = first / -self.size - 0.5
         return first / math.expm1(-self.size), 2 * second / math.expm1(-self.size)
