@@ -1,0 +1,481 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fakes
+import pytest
+
+from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
+from crm_cli.preset import Override, load_preset
+from crm_cli.run.batch import RunOptions, Stop, convert
+from crm_cli.run.events import (
+    AssetFinished,
+    AssetPlanned,
+    AssetStarted,
+    Event,
+    Plan,
+    RunFinished,
+    StageStarted,
+    Warned,
+)
+from crm_cli.run.journal import read_lines
+from crm_cli.run.store import Records, Store
+from crm_cli.run.walk import Selection
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def fakes_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return plant(tmp_path / "in", "a.jpg", "sub/b.png", "sub/c.webp")
+
+
+def plant(root: Path, *names: str) -> Path:
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.fsencode(name))
+        # Older than a clock's doubt, so that the time stamp alone tells that nothing has changed.
+        os.utime(file, (1_600_000_000, 1_600_000_000))
+    return root
+
+
+def run(
+    photos: Path,
+    *assignments: str,
+    stop: Stop | None = None,
+    engine: fakes.Engine | None = None,
+    **changes: Any,
+) -> list[Event]:
+    return list(start(photos, *assignments, stop=stop, engine=engine, **changes))
+
+
+def start(
+    photos: Path,
+    *assignments: str,
+    stop: Stop | None = None,
+    engine: fakes.Engine | None = None,
+    **changes: Any,
+) -> Iterator[Event]:
+    preset = load_preset("tiny", [Override.from_assignment(text) for text in assignments]).preset
+    options = RunOptions(
+        inputs=(photos,), out=photos.parent / "out", device="cpu", jobs=1, report=False,
+        deadlines_s={"unwrap": 2.0},
+    )  # fmt: skip
+    return convert(preset, replace(options, **changes), stop=stop, engine=engine or fakes.engine())
+
+
+def statuses(events: list[Event]) -> dict[str, str]:
+    return {str(event.path): event.status for event in events if isinstance(event, AssetFinished)}
+
+
+def exit_code(events: list[Event]) -> int:
+    assert isinstance(events[-1], RunFinished)
+    return events[-1].exit_code
+
+
+def started(events: list[Event]) -> list[str]:
+    return [str(event.path) for event in events if isinstance(event, AssetStarted)]
+
+
+def reasons(events: list[Event]) -> Mapping[str, int]:
+    return next(event for event in events if isinstance(event, Plan)).reasons
+
+
+def published(out: Path) -> dict[str, bytes]:
+    files = (path for path in out.rglob("*") if path.is_file() and ".crm" not in path.parts)
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def test_every_photo_becomes_an_asset_in_the_mirrored_folder(photos: Path) -> None:
+    events = run(photos)
+    assert exit_code(events) == 0
+    assert statuses(events) == {"a.jpg": "converted", "sub/b.png": "converted", "sub/c.webp": "converted"}
+    names = {f"{stem}.{suffix}" for stem in ("a", "sub/b", "sub/c") for suffix in ("glb", "obj", "usd")}
+    assert set(published(photos.parent / "out")) == names
+
+
+def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
+    fates = {
+        "raise_": ("failed", "internal", 2),
+        "input_": ("failed", "input", 1),
+        "segv_": ("failed", "crash", 2),
+        "exit0_": ("failed", "crash", 2),
+        "liar_": ("failed", "io", 1),
+        "once_": ("converted", None, 2),
+        "noisy_": ("converted", None, 1),
+        "good_": ("converted", None, 1),
+    }
+    photos = plant(tmp_path / "in", *(f"{fate}x.jpg" for fate in fates))
+    events = run(photos, jobs=2)
+    finished = {event.path.name: event for event in events if isinstance(event, AssetFinished)}
+    attempts = Counter(started(events))
+    for fate, (status, kind, tries) in fates.items():
+        event = finished[f"{fate}x.jpg"]
+        assert (event.status, event.kind, attempts[f"{fate}x.jpg"]) == (status, kind, tries)
+    assert exit_code(events) == 3
+    out = tmp_path / "out"
+    assert {Path(name).stem for name in published(out)} == {"once_x", "noisy_x", "good_x"}
+    [evidence, _] = sorted(out.glob(".crm/runs/*/errors/*.txt"))
+    assert "RuntimeError: a surprise" in evidence.read_text()
+
+
+def test_a_hanging_photo_ends_at_its_deadline_and_the_others_go_on(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "hang_b.jpg", "z.jpg")
+    events = run(photos, deadlines_s={"unwrap": 0.5})
+    assert statuses(events) == {"a.jpg": "converted", "hang_b.jpg": "failed", "z.jpg": "converted"}
+    [failed] = [event for event in events if isinstance(event, AssetFinished) and event.status == "failed"]
+    assert failed.kind == "timeout" and "unwrap" in failed.reason
+
+
+def test_the_journal_knows_an_attempt_before_the_worker_does(photos: Path) -> None:
+    out = photos.parent / "out"
+    for event in start(photos):
+        if isinstance(event, AssetStarted):
+            lines = [line["asset"] for line in read_lines(out) if line["ev"] == "attempt_start"]
+            assert lines[-1] == str(event.path)
+    kinds = [line["ev"] for line in read_lines(out)]
+    assert kinds[0] == "run_start" and kinds[-1] == "run_end"
+    assert Counter(kinds)["asset_done"] == 3
+
+
+def test_a_second_run_does_nothing_at_all(photos: Path) -> None:
+    run(photos)
+    out = photos.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if ".crm" not in path.parts}
+    events = run(photos)
+    assert exit_code(events) == 0
+    assert set(statuses(events).values()) == {"cached"}
+    assert started(events) == []
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if ".crm" not in path.parts}
+
+
+def test_only_what_changed_is_done_again_and_the_reason_is_told(photos: Path) -> None:
+    run(photos)
+    (photos / "a.jpg").write_text("another picture")
+    os.utime(photos / "sub" / "b.png")
+    (photos.parent / "out" / "sub" / "c.obj").unlink()
+    events = run(photos)
+    assert statuses(events) == {"a.jpg": "converted", "sub/b.png": "cached", "sub/c.webp": "converted"}
+    assert reasons(events) == {"photo changed": 1, "output missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("export.formats=glb", "settings or weights changed, from out on"),
+        ("seed=5", "settings or weights changed, from views on"),
+    ],
+)
+def test_another_preset_redoes_every_asset(photos: Path, change: str, reason: str) -> None:
+    run(photos)
+    events = run(photos, change)
+    assert reasons(events) == {reason: 3}
+    assert set(statuses(events).values()) == {"converted"}
+    assert set(statuses(run(photos, change)).values()) == {"cached"}
+
+
+def test_other_weights_redo_and_another_device_or_worker_count_does_not(photos: Path) -> None:
+    run(photos)
+    assert set(statuses(run(photos, jobs=3)).values()) == {"cached"}
+    assert set(statuses(run(photos, engine=fakes.engine(weights="w2"))).values()) == {"converted"}
+
+
+def test_going_back_to_an_earlier_preset_is_never_taken_for_done(photos: Path) -> None:
+    run(photos)
+    first = published(photos.parent / "out")
+    run(photos, "seed=5")
+    assert published(photos.parent / "out") != first
+    assert set(statuses(run(photos)).values()) == {"converted"}
+    assert published(photos.parent / "out") == first
+
+
+def test_a_refused_photo_waits_for_other_bytes_other_limits_or_a_word(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "input_a.jpg")
+    assert started(run(photos)) == ["input_a.jpg"]
+    again = run(photos)
+    assert started(again) == [] and exit_code(again) == 3
+    assert started(run(photos, retry_failed=True)) == ["input_a.jpg"]
+    assert started(run(photos, max_mpixels=99.0)) == ["input_a.jpg"]
+    (photos / "input_a.jpg").write_text("other bytes")
+    assert started(run(photos)) == ["input_a.jpg"]
+
+
+def test_a_crashed_photo_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "segv_a.jpg")
+    run(photos)
+    assert started(run(photos)) == ["segv_a.jpg", "segv_a.jpg"]
+
+
+def test_an_edited_asset_is_a_conflict_before_any_work_is_done(photos: Path) -> None:
+    run(photos)
+    edited = photos.parent / "out" / "a.glb"
+    edited.write_text("improved by hand")
+    events = run(photos)
+    assert statuses(events)["a.jpg"] == "conflict" and exit_code(events) == 3
+    assert started(events) == []
+    assert edited.read_text() == "improved by hand"
+    assert statuses(run(photos, overwrite=True))["a.jpg"] == "converted"
+
+
+def test_a_foreign_file_in_the_way_is_a_conflict(photos: Path) -> None:
+    out = photos.parent / "out"
+    out.mkdir()
+    (out / "a.obj").write_text("foreign")
+    events = run(photos)
+    assert statuses(events) == {"a.jpg": "conflict", "sub/b.png": "converted", "sub/c.webp": "converted"}
+    assert (out / "a.obj").read_text() == "foreign" and not (out / "a.glb").exists()
+
+
+def test_a_photo_that_changes_under_the_worker_is_not_committed(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg")
+    events = []
+    for event in start(photos):
+        events.append(event)
+        if isinstance(event, StageStarted) and event.stage == "unwrap":
+            (photos / "slow_a.jpg").write_text("changed meanwhile")
+    [failed] = [event for event in events if isinstance(event, AssetFinished)]
+    assert (failed.status, failed.kind, failed.code) == ("failed", "io", "E_CHANGED")
+    assert published(tmp_path / "out") == {}
+    assert statuses(run(photos)) == {"slow_a.jpg": "converted"}
+
+
+def test_a_photo_that_cannot_be_read_fails_alone(photos: Path) -> None:
+    for event in start(photos):
+        if isinstance(event, AssetStarted):
+            (photos / "sub" / "c.webp").unlink(missing_ok=True)
+        if isinstance(event, RunFinished):
+            assert (event.counts, event.failures) == ({"converted": 2, "failed": 1}, {"io": 1})
+
+
+def test_fail_fast_stops_after_the_first_failure(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "input_b.jpg", "z.jpg")
+    events = run(photos, fail_fast=True)
+    assert statuses(events) == {"a.jpg": "converted", "input_b.jpg": "failed"}
+    assert exit_code(events) == 4
+
+
+def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "space_b.jpg", "z.jpg")
+    with pytest.raises(OutputError, match="No space left"):
+        run(photos)
+    assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd"}
+    Store.open(tmp_path / "out", run="r").close()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("ClosedLine", "no weights"), ("DeadLine", "before their first")]
+)
+def test_a_machine_that_cannot_convert_says_so_once_and_blames_no_photo(
+    photos: Path, line: str, words: str
+) -> None:
+    with pytest.raises(EnvironmentProblem, match=words):
+        run(photos, engine=fakes.engine(line))
+    assert not [line for line in read_lines(photos.parent / "out") if line["ev"] == "asset_failed"]
+
+
+def test_a_dry_run_says_what_and_why_and_writes_nothing(photos: Path) -> None:
+    run(photos)
+    (photos / "a.jpg").write_text("another picture")
+    plant(photos, "new.jpg")
+    out = photos.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    planned = [event for event in run(photos, dry_run=True) if isinstance(event, AssetPlanned)]
+    assert {str(event.path): (event.action, event.reason) for event in planned} == {
+        "a.jpg": ("convert", "photo changed"),
+        "new.jpg": ("convert", "new"),
+        "sub/b.png": ("cached", "up to date"),
+        "sub/c.webp": ("cached", "up to date"),
+    }
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    run(photos, dry_run=True, out=photos.parent / "never")
+    assert not (photos.parent / "never").exists()
+
+
+def test_nothing_is_written_where_nothing_can_start(photos: Path, tmp_path: Path) -> None:
+    plant(photos, "a.png")
+    with pytest.raises(UsageError):
+        run(photos)
+    with pytest.raises(NoInput):
+        run(photos, select=Selection(include=("*.bmp",)))
+    assert not (tmp_path / "out").exists()
+    assert exit_code(run(photos, select=Selection(include=("*.bmp",)), allow_empty=True)) == 0
+
+
+def test_what_is_passed_over_is_told(photos: Path) -> None:
+    os.mkfifo(photos / "pipe.jpg")
+    warnings = [event.message for event in run(photos) if isinstance(event, Warned)]
+    assert warnings == ["pipe.jpg: passed over: not a regular file"]
+
+
+def test_after_an_interrupt_running_photos_are_finished_and_no_new_one_starts(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg", "slow_b.jpg", "slow_c.jpg")
+    stop, events = Stop(), []
+    for event in start(photos, stop=stop):
+        events.append(event)
+        if isinstance(event, StageStarted) and event.stage == "unwrap":
+            stop.signal = signal.SIGINT
+    assert statuses(events) == {"slow_a.jpg": "converted"} and exit_code(events) == 130
+    assert statuses(run(photos)) == {
+        "slow_a.jpg": "cached", "slow_b.jpg": "converted", "slow_c.jpg": "converted"
+    }  # fmt: skip
+
+
+def test_a_second_interrupt_gives_running_photos_up_without_blaming_them(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg", "b.jpg")
+    stop = Stop()
+    for event in start(photos, stop=stop, deadlines_s={"unwrap": 60}, jobs=2):
+        if isinstance(event, StageStarted) and event.path.name == "hang_a.jpg" and event.stage == "unwrap":
+            stop.signal, stop.is_urgent = signal.SIGINT, True
+            since = time.monotonic()
+    assert time.monotonic() - since < 2
+    assert isinstance(event, RunFinished) and event.exit_code == 130
+    kinds = Counter(line["ev"] for line in read_lines(tmp_path / "out"))
+    assert kinds["interrupted"] >= 1 and kinds["asset_failed"] == 0
+
+
+def spawn(photos: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(HERE / "fakes.py"), "convert", str(photos), "-o", str(out), "-p", "tiny"]
+    return subprocess.Popen(
+        [*command, "--no-report", "--jobs", "2", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes of the pool that a parent has started, also where it has died since."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"-P" in words and words[-2:-1] == [str(parent).encode()]:
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(claim: Callable[[], object], patience_s: float = 20.0) -> None:
+    ends = time.monotonic() + patience_s
+    while not claim():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_killed_at_any_moment_the_next_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", *(f"slow_{index}.jpg" for index in range(4)), "sub/quick.jpg")
+    whole = tmp_path / "whole"
+    spawn(photos, whole).communicate()
+    out, dice = tmp_path / "out", random.Random(7)
+    for _ in range(4):
+        process = spawn(photos, out)
+        wait_until(lambda: workers_of(process.pid))  # noqa: B023
+        time.sleep(dice.uniform(0.0, 0.6))
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not workers_of(process.pid), 5.0)  # noqa: B023
+        for name, data in published(out).items():
+            assert data == published(whole)[name]
+    last = spawn(photos, out)
+    last.communicate()
+    assert last.returncode == 0
+    assert published(out) == published(whole)
+    assert not list((out / ".crm" / "tmp").iterdir())
+    done = Counter(line["asset"] for line in read_lines(out) if line["ev"] == "asset_done")
+    # A kill between the record and the journal's line loses the line, never the asset.
+    assert max(done.values()) == 1
+    records = Records.scan(out)
+    assert sum(records.intact(record) for record in records.newest()) == 5
+
+
+def test_of_runs_started_together_one_wins_and_the_others_name_it(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg", "slow_b.jpg", "slow_c.jpg", "slow_d.jpg")
+    runs = [spawn(photos, tmp_path / "out", "--jobs", "1") for _ in range(3)]
+    answers = [process.communicate() for process in runs]
+    assert sorted(process.returncode for process in runs) == [0, 11, 11]
+    for process, (_, errors) in zip(runs, answers, strict=True):
+        assert (b"another run holds this folder" in errors) == (process.returncode == 11)
+    starts = Counter(line["asset"] for line in read_lines(tmp_path / "out") if line["ev"] == "attempt_start")
+    assert set(starts.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_the_run_between_photos_with_its_own_code(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    photos = plant(tmp_path / "in", *(f"slow_{index}.jpg" for index in range(6)))
+    process = spawn(photos, tmp_path / "out")
+    journal = tmp_path / "out" / ".crm" / "journal"
+    wait_until(lambda: any(b"stage_done" in path.read_bytes() for path in journal.glob("*")))
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    lines = list(read_lines(tmp_path / "out"))
+    kinds = Counter(line["ev"] for line in lines)
+    assert kinds["attempt_start"] == kinds["asset_done"] < 6
+    assert lines[-1]["ev"] == "run_end" and lines[-1]["exit_code"] == code
+
+
+def test_interrupted_twice_a_run_is_gone_within_two_seconds(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg", "hang_b.jpg")
+    process = spawn(photos, tmp_path / "out", "--timeout", "unwrap=60")
+    journal = tmp_path / "out" / ".crm" / "journal"
+    wait_until(lambda: any(b"stage_done" in path.read_bytes() for path in journal.glob("*")))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    since = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130 and time.monotonic() - since < 2
+    assert workers_of(process.pid) == []
+
+
+def test_the_second_of_two_waiting_runs_does_nothing_twice(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg")
+    first = spawn(photos, tmp_path / "out")
+    second = spawn(photos, tmp_path / "out", "--wait-lock", "20")
+    for process in (first, second):
+        process.communicate()
+        assert process.returncode == 0
+    starts = [line for line in read_lines(tmp_path / "out") if line["ev"] == "attempt_start"]
+    assert len(starts) == 1
+
+
+def test_events_are_kept_beside_the_run(photos: Path) -> None:
+    events = run(photos)
+    [path] = (photos.parent / "out").glob(".crm/runs/*/events.ndjson")
+    kept = [json.loads(line)["type"] for line in path.read_text().splitlines()]
+    assert kept == [event.type for event in events if not isinstance(event, Warned)]
+    [summary] = (photos.parent / "out").glob(".crm/runs/*/summary.json")
+    assert json.loads(summary.read_text())["exit_code"] == 0
+
+
+def test_names_that_are_not_utf8_are_exact_in_the_events(tmp_path: Path) -> None:
+    event = AssetStarted(path=PurePosixPath(os.fsdecode(b"caf\xe9.jpg")), attempt=1)
+    plain = json.loads(event.as_json())
+    assert plain["path"] == "caf\ufffd.jpg" and plain["path_b64"] == "Y2Fm6S5qcGc="
+
+
+def test_the_lock_is_free_after_a_run_that_was_not_read_to_its_end(photos: Path) -> None:
+    events = start(photos)
+    next(events)
+    with pytest.raises(Locked):
+        Store.open(photos.parent / "out", run="r")
+    events.close()  # type: ignore[attr-defined]
+    Store.open(photos.parent / "out", run="r").close()

@@ -1,0 +1,219 @@
+import os
+import sys
+import time
+from pathlib import Path, PurePosixPath
+
+import pytest
+from fakes import SLOW_S
+
+from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.preset import load_preset
+from crm_cli.records import Asset, Failed, Job
+from crm_cli.run import conveyor as conveyor_module
+from crm_cli.run.conveyor import (
+    Conveyor,
+    Finished,
+    NotOpened,
+    Staged,
+    deadlines,
+    default_workers,
+    find_devices,
+)
+from crm_cli.run.wire import Unframer, frame, from_plain, to_plain
+from crm_cli.run.worker import Launch
+
+PRESET = load_preset("tiny").preset
+
+LIMITS = {**conveyor_module.DEADLINES_S, "unwrap": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def fakes_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def job(tmp_path: Path, name: str) -> Job:
+    (tmp_path / name).write_bytes(os.fsencode(name))
+    scratch = tmp_path / f"scratch-{name}"
+    scratch.mkdir(exist_ok=True)
+    path = PurePosixPath(name)
+    return Job(root=tmp_path, path=path, stem=path.with_suffix(""), id=name, scratch=scratch, max_mpixels=1.0)
+
+
+def pool(tmp_path: Path, workers: int = 1, line: str = "FakeLine") -> Conveyor:
+    launch = Launch(preset=PRESET, device="cpu", threads=1, line=f"fakes:{line}")
+    return Conveyor(launch, devices=["cpu"], workers=workers, deadlines_s=LIMITS, logs=tmp_path)
+
+
+def until_finished(belt: Conveyor, count: int) -> dict[str, Asset | Failed]:
+    outcomes: dict[str, Asset | Failed] = {}
+    patience = time.monotonic() + 20
+    while len(outcomes) < count:
+        assert time.monotonic() < patience
+        for report in belt.wait(0.5):
+            if isinstance(report, Finished):
+                outcomes[str(report.job.path)] = report.outcome
+    return outcomes
+
+
+def test_one_worker_converts_one_photo_after_another_naming_its_stages(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    stages = []
+    for name in ("a.jpg", "noisy_b.jpg"):
+        assert belt.has_room
+        belt.submit(job(tmp_path, name))
+        assert not belt.has_room
+        while belt.running:
+            stages += [report.stage for report in belt.wait(0.5) if isinstance(report, Staged)]
+    belt.close()
+    assert stages == ["prepare", "imagine", "reconstruct", "unwrap", "bake", "deliver"] * 2
+    assert b"stray words" in (tmp_path / "worker-1.log").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code"),
+    [
+        ("segv_a.jpg", "crash", "E_CRASH"),
+        ("exit0_a.jpg", "crash", "E_EXIT"),
+        ("hang_a.jpg", "timeout", "E_TIMEOUT"),
+        ("raise_a.jpg", "internal", "E_INTERNAL"),
+        ("input_a.jpg", "input", "E_EMPTY"),
+    ],
+)
+def test_a_photo_that_goes_wrong_costs_itself_alone(tmp_path: Path, name: str, kind: str, code: str) -> None:
+    belt = pool(tmp_path, workers=2)
+    belt.submit(job(tmp_path, name))
+    belt.submit(job(tmp_path, "good.jpg"))
+    outcomes = until_finished(belt, 2)
+    belt.submit(job(tmp_path, "next.jpg"))
+    outcomes |= until_finished(belt, 1)
+    belt.close()
+    failed = outcomes[name]
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.code, failed.stage) == (kind, code, "unwrap")
+    assert isinstance(outcomes["good.jpg"], Asset) and isinstance(outcomes["next.jpg"], Asset)
+
+
+def test_a_hang_ends_at_its_deadline(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "hang_a.jpg"))
+    until_stage = time.monotonic()
+    while not any(isinstance(r, Staged) and r.stage == "unwrap" for r in belt.wait(0.5)):
+        until_stage = time.monotonic()
+    until_finished(belt, 1)
+    belt.close()
+    assert LIMITS["unwrap"] - 0.6 <= time.monotonic() - until_stage < LIMITS["unwrap"] + 5
+
+
+def test_a_worker_killed_from_outside_counts_as_out_of_memory(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "hang_a.jpg"))
+    while not any(isinstance(report, Staged) for report in belt.wait(0.5)):
+        pass
+    [worker] = belt._workers()
+    worker.kill()
+    [failed] = until_finished(belt, 1).values()
+    belt.close()
+    assert isinstance(failed, Failed) and failed.kind == "oom"
+
+
+def test_the_traceback_of_a_surprise_reaches_the_parent(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "raise_a.jpg"))
+    reports = []
+    while not any(isinstance(report, Finished) for report in reports):
+        reports += belt.wait(0.5)
+    belt.close()
+    assert "RuntimeError: a surprise" in reports[-1].traceback  # type: ignore[union-attr]
+
+
+def test_a_line_that_cannot_open_says_so_with_its_remedy(tmp_path: Path) -> None:
+    belt = pool(tmp_path, line="ClosedLine")
+    belt.submit(job(tmp_path, "a.jpg"))
+    with pytest.raises(EnvironmentProblem, match=r"no weights \[E_WEIGHTS_MISSING\]; fetch them"):
+        until_finished(belt, 1)
+    belt.close()
+
+
+def test_a_worker_that_dies_while_opening_is_not_the_photos_fault(tmp_path: Path) -> None:
+    belt = pool(tmp_path, line="DeadLine")
+    belt.submit(job(tmp_path, "a.jpg"))
+    reports: list[object] = []
+    while not reports:
+        reports += belt.wait(0.5)
+    belt.close()
+    [report] = reports
+    assert isinstance(report, NotOpened) and "SIGSEGV" in report.reason
+    assert "Segmentation fault" in (tmp_path / "worker-1.log").read_text()
+
+
+def test_closing_waits_for_nobody(tmp_path: Path) -> None:
+    belt = pool(tmp_path, workers=2)
+    belt.submit(job(tmp_path, "hang_a.jpg"))
+    belt.submit(job(tmp_path, "a.jpg"))
+    until_finished(belt, 1)
+    processes = [worker._process for worker in belt._workers()]
+    began = time.monotonic()
+    belt.close()
+    assert time.monotonic() - began < 2 + SLOW_S
+    assert all(process.returncode is not None for process in processes)
+
+
+def test_a_folder_with_a_module_of_the_same_name_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fakes.py").write_text("raise SystemExit('somebody else')")
+    (tmp_path / "json.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "a.jpg"))
+    [asset] = until_finished(belt, 1).values()
+    belt.close()
+    assert isinstance(asset, Asset)
+
+
+def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conveyor_module, "usable_cores", lambda: 8)
+    for memory, expected in ((100e9, 8), (6.5e9, 4), (1e8, 1)):
+        monkeypatch.setattr(conveyor_module, "usable_memory", lambda memory=memory: int(memory))
+        assert default_workers(["cpu"]) == expected
+    assert default_workers(["cuda:0", "cuda:1"]) == 2
+
+
+def test_a_deadline_can_be_changed_by_its_stage_alone() -> None:
+    assert deadlines(["cpu"], {"UNWRAP": 7})["unwrap"] == 7
+    assert deadlines(["cuda:0"], {})["imagine"] < deadlines(["cpu"], {})["imagine"]
+    with pytest.raises(UsageError, match="--timeout umwrap"):
+        deadlines(["cpu"], {"umwrap": 7})
+
+
+def test_devices_are_named_without_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conveyor_module, "_may_have_accelerator", lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert find_devices("auto") == ("cpu",)
+    assert find_devices("cuda:0,3") == ("cuda:0", "cuda:3")
+    with pytest.raises(UsageError, match="--device gpu"):
+        find_devices("gpu")
+    monkeypatch.setattr(conveyor_module, "ask", lambda code: [])
+    with pytest.raises(EnvironmentProblem, match="--device cuda"):
+        find_devices("cuda")
+
+
+def test_a_record_survives_the_wire_in_pieces_of_any_size(tmp_path: Path) -> None:
+    sent = job(tmp_path, "caf\udce9.jpg")
+    data = frame({"job": sent}) + frame({"open": Launch(preset=PRESET, device="cpu", threads=2)})
+    unframer = Unframer()
+    messages = [message for byte in data for message in unframer.feed(bytes([byte]))]
+    assert from_plain(Job, messages[0]["job"]) == sent
+    assert from_plain(Launch, messages[1]["open"]).preset == PRESET
+
+
+@pytest.mark.parametrize(
+    "damage", [{"id": 3}, {"path": None}, {"max_mpixels": "many"}, {"scratch": {"b64": 1}}]
+)
+def test_a_record_of_wrong_types_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
+    plain = to_plain(job(tmp_path, "a.jpg"))
+    with pytest.raises(ValueError):
+        from_plain(Job, {**plain, **damage})
+    with pytest.raises(ValueError):
+        from_plain(Job, {key: value for key, value in plain.items() if key not in damage})

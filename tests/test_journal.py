@@ -1,0 +1,109 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from crm_cli.errors import OutputError
+from crm_cli.records import Failed
+from crm_cli.run.journal import Journal, last_failures, read_lines
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / ".crm" / "journal").mkdir(parents=True)
+    return tmp_path
+
+
+def failure(name: str, kind: str = "input") -> Failed:
+    path = PurePosixPath(name)
+    return Failed(path=path, kind=kind, code="E_X", message="why", stage="prepare")  # type: ignore[arg-type]
+
+
+def file_of(out: Path, run: str) -> Path:
+    return out / ".crm" / "journal" / f"{run}.ndjson"
+
+
+def test_lines_are_numbered_and_say_what_the_contract_names(out: Path) -> None:
+    with Journal(out, "r1") as journal:
+        journal.write("attempt_start", asset=PurePosixPath("a.jpg"), key="k", attempt=1)
+        journal.failed(failure("a.jpg", "crash"), key="k", signal=11)
+    first, second = (json.loads(line) for line in file_of(out, "r1").read_text().splitlines())
+    assert [first["seq"], second["seq"]] == [1, 2]
+    assert (first["v"], first["run"], first["ev"], first["asset"]) == (1, "r1", "attempt_start", "a.jpg")
+    assert second["error"] == {"class": "crash", "code": "E_X", "msg": "why", "signal": 11, "retryable": True}
+
+
+def test_a_line_is_on_disk_when_write_returns(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noting(name: str, original: Callable[..., object]) -> Callable[..., object]:
+        return lambda *arguments: (order.append(name), original(*arguments))[1]
+
+    with Journal(out, "r1") as journal:
+        monkeypatch.setattr(os, "write", noting("write", os.write))
+        monkeypatch.setattr(os, "fdatasync", noting("sync", os.fdatasync))
+        journal.write("run_start")
+        assert order == ["write", "sync"]
+
+
+def test_a_success_answers_a_failure_and_a_later_failure_counts_again(out: Path) -> None:
+    with Journal(out, "r1") as journal:
+        journal.failed(failure("a.jpg"), key="k1")
+        journal.failed(failure("b.jpg"), key="k1")
+        journal.write("asset_done", asset=PurePosixPath("a.jpg"), key="k1", attempt=2)
+    assert set(last_failures(out)) == {PurePosixPath("b.jpg")}
+    with Journal(out, "r2") as journal:
+        journal.failed(failure("a.jpg", "timeout"), key="k2")
+    again = last_failures(out)[PurePosixPath("a.jpg")]
+    assert (again.key, again.kind, again.stage) == ("k2", "timeout", "prepare")
+
+
+def test_names_that_are_not_utf8_come_back(out: Path) -> None:
+    name = os.fsdecode(b"caf\xe9\n\x1b.jpg")
+    with Journal(out, "r1") as journal:
+        journal.failed(failure(name), key="k")
+    assert set(last_failures(out)) == {PurePosixPath(name)}
+    assert file_of(out, "r1").read_bytes().count(b"\n") == 1
+
+
+def test_torn_and_damaged_lines_are_passed_over(out: Path) -> None:
+    with Journal(out, "r1") as journal:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            journal.failed(failure(name), key="k")
+    first, second, third = file_of(out, "r1").read_bytes().splitlines(keepends=True)
+    file_of(out, "r1").write_bytes(
+        first + b"\x00\xff{" + second + b"[1]\n" + b"[" * 100_000 + b"\n" + third[:-1]
+    )
+    assert [line["asset"] for line in read_lines(out)] == ["a.jpg"]
+    assert set(last_failures(out)) == {PurePosixPath("a.jpg")}
+
+
+def test_every_prefix_of_a_journal_can_be_read(out: Path) -> None:
+    with Journal(out, "r1") as journal:
+        journal.failed(failure("a.jpg"), key="k")
+        journal.failed(failure("b.jpg"), key="k")
+    raw = file_of(out, "r1").read_bytes()
+    for size in range(len(raw) + 1):
+        file_of(out, "r1").write_bytes(raw[:size])
+        assert len(last_failures(out)) == raw[:size].count(b"\n")
+
+
+def test_a_line_that_the_full_disk_cut_short_is_taken_back(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(out, "r1") as journal:
+        journal.write("run_start")
+        whole = file_of(out, "r1").read_bytes()
+        write = os.write
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, data: write(file, data[:9]))
+            with pytest.raises(OutputError, match="No space left"):
+                journal.write("run_end")
+        assert file_of(out, "r1").read_bytes() == whole
+
+
+def test_a_run_never_writes_into_another_runs_file(out: Path) -> None:
+    with Journal(out, "r1"), pytest.raises(OutputError):
+        Journal(out, "r1")
