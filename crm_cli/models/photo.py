@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from crm_cli.errors import PhotoError
+from crm_cli.names import display_name
 from crm_cli.records import Photo
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def read_photo(file: Path, *, path: PurePosixPath, max_mpixels: float) -> Photo:
         path: What to call it, relative to the input folder.
         max_mpixels: Largest picture that is decoded, in 10⁶ pixels.
     """
-    name = _name(path)
+    name = display_name(path)
     content = _read(file, name)
     said: list[str] = []
     with _only_photo_errors(name):
@@ -80,11 +81,6 @@ def read_photo(file: Path, *, path: PurePosixPath, max_mpixels: float) -> Photo:
         digest=hashlib.sha256(content).hexdigest(),
         warnings=tuple(said),
     )
-
-
-def _name(path: PurePosixPath) -> str:
-    """The photo's path as it may stand in a message: on one line, whatever the file is called."""
-    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def _read(file: Path, name: str) -> bytes:

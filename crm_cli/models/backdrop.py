@@ -1,0 +1,315 @@
+"""Telling a subject from its backdrop by colour alone, for photos without alpha.
+
+Product photos stand before something smooth: paper, a wall, a gradient, with soft light and shadow on it.
+The backdrop is therefore grown from the frame inwards across everything smooth that keeps the colour its
+surroundings predict; what it cannot reach is the subject. That keeps white parts on white paper, where a
+colour model alone (GrabCut) loses them. Where the frame is too busy to grow from, GrabCut decides.
+(Rother, Kolmogorov, Blake: GrabCut, 2004)
+
+Distances are CIE 1976 ΔE: 1 is just visible, 2.3 is noticed, 10 is another shade.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Colours = NDArray[np.float32]
+
+WORK_PX = 384
+"""Longest side at which the subject is found: rods of a chair are still three pixels wide."""
+
+GRABCUT_PX = 256
+"""Larger, and GrabCut takes soft shadows for the subject."""
+
+RING = 0.03
+"""Width of the frame that is believed to be mostly backdrop, in longest sides."""
+
+GROWN_FROM = 0.6
+"""Share of the ring that the backdrop must have reached for its shape to be believed."""
+
+SUBTLE = 2.3
+"""ΔE below which a difference may be noise."""
+
+
+class Scene(NamedTuple):
+    """A photo at working size, and what is known of its backdrop."""
+
+    rgb: Colours
+    """[H W 3] in [0, 1]."""
+    backdrop: Mask
+    """Surely backdrop."""
+    behind: Colours
+    """[H W 3] in [0, 1]: what the backdrop would look like without the subject."""
+    contrast: NDArray[np.float32]
+    """[H W]: ΔE between the photo and `behind`."""
+
+
+def separate(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Find the subject: its alpha [H W], 0 without one, and its colours [H W 3] free of the backdrop's."""
+    small = _reduce(rgb, WORK_PX)
+    ring = _ring(small.shape[:2])
+    scene = grow_backdrop(small)
+    if scene.backdrop[ring].mean() >= GROWN_FROM:
+        scene = _with_holes(_with_shadow(scene))
+        subject = _without_litter(_tightened(~scene.backdrop, scene), scene)
+    else:
+        subject = grabcut(small)
+        scene = _look_behind(small, ~_spread(subject, 3), scene.behind)
+    if not subject.any():
+        return np.zeros(rgb.shape[:2], np.uint8), rgb
+    return _refine(rgb, subject, scene)
+
+
+def grow_backdrop(rgb: Colours) -> Scene:
+    """Grow the backdrop from the frame inwards, and predict it behind the subject.
+
+    Each round predicts the backdrop from what is known of it nearby, and adds what is smooth, looks as
+    predicted (or as predicted in shadow) and is connected to the frame. Light that falls off and soft
+    shadows are followed step by step.
+    """
+    lab = _lab(rgb)
+    ring = _ring(rgb.shape[:2])
+    fit, noise = _fit_frame(rgb, ring)
+    slope = _slope(lab)
+    # Not the whole ring: a subject may stand inside it without touching the frame itself.
+    edge = _ring(rgb.shape[:2], 1)
+    seed = edge & (_delta_e(lab, _lab(fit)) < max(5.0, 3 * noise))
+    # Paper grain and JPEG blocks set what counts as smooth; real outlines are steeper than 5.
+    smooth = slope < np.clip(3 * np.percentile(slope[seed], 75) if seed.any() else 0.0, SUBTLE, 5.0)
+    tolerance = float(np.clip(3 * noise, 5.0, 9.0))
+    scene = _look_behind(rgb, seed, fit)
+    for _ in range(12):
+        like = scene.contrast < tolerance
+        shaded = _relit(lab, _lab(scene.behind), darker=25.0, lighter=0.0, tint=tolerance / 2)
+        reachable = smooth & (like | shaded)
+        seed |= edge & reachable & like
+        grown = _connected(reachable | seed, seed)
+        gained = int((grown & ~scene.backdrop).sum())
+        scene = _look_behind(rgb, grown, fit)
+        if gained < 0.0005 * grown.size:
+            break
+    return scene
+
+
+def grabcut(rgb: Colours) -> Mask:
+    """Subject by GrabCut, everything but a narrow frame being a candidate."""
+    small = np.round(_reduce(rgb, GRABCUT_PX) * 255).astype(np.uint8)
+    labels = np.where(_ring(small.shape[:2]), cv2.GC_BGD, cv2.GC_PR_FGD).astype(np.uint8)
+    # Its mixtures start from a random clustering: the same photo must give the same subject.
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, labels, None, *models, 5, cv2.GC_INIT_WITH_MASK)
+    found = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.float32)
+    soft = cv2.resize(found, rgb.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return _large_parts(soft > 0.5, at_least=0.05)
+
+
+def _reduce(rgb: NDArray[np.uint8] | Colours, longest_px: int) -> Colours:
+    """The picture in [0, 1] with no side longer than this."""
+    scale = longest_px / max(rgb.shape[:2])
+    colours = rgb.astype(np.float32) / 255 if rgb.dtype == np.uint8 else rgb
+    if scale >= 1:
+        return np.asarray(colours, np.float32)
+    size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
+    return np.asarray(cv2.resize(colours, size, interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _lab(rgb: Colours) -> Colours:
+    """CIE L*a*b* of sRGB in [0, 1]."""
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.float32)
+
+
+def _delta_e(lab: Colours, other: Colours) -> NDArray[np.float32]:
+    """CIE 1976 colour difference."""
+    return np.asarray(np.linalg.norm(lab - other, axis=-1), np.float32)
+
+
+def _ring(shape: tuple[int, ...], width: int | None = None) -> Mask:
+    """The frame of the picture, so many pixels wide."""
+    width = width or max(2, round(RING * max(shape)))
+    ring = np.ones(shape, bool)
+    ring[width:-width, width:-width] = False
+    return ring
+
+
+def _fit_frame(rgb: Colours, ring: Mask) -> tuple[Colours, float]:
+    """A quadratic colour surface through the frame, and how far (ΔE) the frame typically is from it.
+
+    Reweighted least squares with Geman-McClure weights, so that a subject which runs out of the picture
+    does not bend the surface.
+    """
+    height, width = ring.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).astype(np.float32)
+    known, colours = terms[ring], rgb[ring]
+    weight = np.ones(len(known), np.float32)
+    noise = 0.0
+    for _ in range(15):
+        root = np.sqrt(weight)[:, None]
+        surface = np.linalg.lstsq(known * root, colours * root, rcond=None)[0]
+        guess = np.clip(known @ surface, 0, 1)
+        residual = _delta_e(_lab(colours[None]), _lab(guess[None]))[0]
+        noise = max(0.5, 1.4826 * float(np.median(residual)))
+        weight = 1 / (1 + (residual / (2 * noise)) ** 2) ** 2
+    return np.clip(terms @ surface, 0, 1).astype(np.float32), noise
+
+
+def _slope(lab: Colours) -> NDArray[np.float32]:
+    """Largest change of a Lab channel among the eight neighbours, after a little smoothing against noise."""
+    calm = cv2.GaussianBlur(lab, (0, 0), 0.8)
+    window = np.ones((3, 3), np.uint8)
+    return np.asarray(np.max(cv2.dilate(calm, window) - cv2.erode(calm, window), axis=-1), np.float32)
+
+
+def _look_behind(rgb: Colours, backdrop: Mask, fit: Colours) -> Scene:
+    """Predict the backdrop from the known parts nearby, and from the frame's fit where none is near."""
+    behind = _average(rgb, backdrop.astype(np.float32), max(rgb.shape) / 40, fit)
+    return Scene(rgb, backdrop, behind, _delta_e(_lab(rgb), _lab(behind)))
+
+
+def _average(rgb: Colours, weight: NDArray[np.float32], sigma: float, otherwise: Colours) -> Colours:
+    """Weighted local mean colour; `otherwise` where nothing with weight is near."""
+    total = cv2.GaussianBlur(weight, (0, 0), sigma)
+    mean = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), sigma) / np.maximum(total, 1e-6)[..., None]
+    return np.where(total[..., None] > 1e-3, np.clip(mean, 0, 1), otherwise).astype(np.float32)
+
+
+def _relit(lab: Colours, behind: Colours, *, darker: float, lighter: float, tint: float) -> Mask:
+    """Where the photo is the backdrop in other light: so much darker or lighter, of nearly the same tint."""
+    loss = behind[..., 0] - lab[..., 0]
+    # a* and b* shrink with L* when a surface gets less of the same light; light thrown back by the surface
+    # around deepens them again, at most to what they were.
+    least = np.clip(lab[..., :1] / np.maximum(behind[..., :1], 1), 0, 1) * behind[..., 1:]
+    along = behind[..., 1:] - least
+    part = np.sum((lab[..., 1:] - least) * along, -1) / np.maximum(np.sum(along * along, -1), 1e-6)
+    off = np.linalg.norm(lab[..., 1:] - least - np.clip(part, 0, 1)[..., None] * along, axis=-1)
+    return np.asarray((loss < darker) & (loss > -lighter) & (off < tint))
+
+
+def _connected(area: Mask, seed: Mask) -> Mask:
+    """The parts of an area that hold a seed."""
+    count, part = cv2.connectedComponents(area.astype(np.uint8), connectivity=4)
+    keep = np.zeros(count, bool)
+    keep[part[seed & area]] = True
+    return np.asarray(keep[part])
+
+
+def _spread(mask: Mask, pixels: int) -> Mask:
+    """The mask grown by some pixels (shrunk where negative)."""
+    window = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
+    change = cv2.dilate if pixels > 0 else cv2.erode
+    return np.asarray(change(mask.astype(np.uint8), window) > 0)
+
+
+def _with_shadow(scene: Scene) -> Scene:
+    """The scene whose backdrop includes the hard shadow that the subject casts on the ground."""
+    rows = np.flatnonzero((~scene.backdrop).any(axis=1))
+    if not len(rows):
+        return scene
+    lab = _lab(scene.rgb)
+    # Only beside the foot of the subject: higher up, grey and black parts of the subject look like shadow.
+    foot = np.zeros_like(scene.backdrop)
+    foot[round(rows[-1] - 0.25 * (rows[-1] - rows[0])) :] = True
+    # Judged once, before shadow has darkened what is expected: a white vase is no ground in better light.
+    soft = foot & (_slope(lab) < 6) & _relit(lab, _lab(scene.behind), darker=60.0, lighter=8.0, tint=12.0)
+    for _ in range(3):
+        shadow = soft & _relit(lab, _lab(scene.behind), darker=60.0, lighter=8.0, tint=6.0)
+        scene = _look_behind(scene.rgb, _connected(scene.backdrop | shadow, scene.backdrop), scene.behind)
+    return scene
+
+
+def _with_holes(scene: Scene) -> Scene:
+    """The scene whose backdrop includes what shows of it through the subject.
+
+    A hole looks about as the backdrop around the subject predicts, and the subject walls it in; a part of the
+    subject in the backdrop's colour fades into its neighbours instead.
+    """
+    near = _spread(scene.backdrop, round(max(scene.backdrop.shape) / 16))
+    alike = (scene.contrast < 6) & ~scene.backdrop
+    count, part, stats, _ = cv2.connectedComponentsWithStats(alike.astype(np.uint8), connectivity=4)
+    backdrop = scene.backdrop.copy()
+    for index in range(1, count):
+        x, y, width, height, area = stats[index]
+        if area < 12:  # JPEG noise inside the subject
+            continue
+        window = np.s_[max(0, y - 3) : y + height + 3, max(0, x - 3) : x + width + 3]
+        hole, contrast = part[window] == index, scene.contrast[window]
+        wall = _spread(hole, 3) & ~_spread(hole, 1)
+        alike_enough = 2 * SUBTLE if near[window][hole].any() else SUBTLE / 3
+        if contrast[hole].mean() < alike_enough and np.mean(contrast[wall] > 10) > 0.7:
+            backdrop[window] |= hole
+    return _look_behind(scene.rgb, backdrop, scene.behind)
+
+
+def _tightened(subject: Mask, scene: Scene) -> Mask:
+    """The subject without the seam that the slope of its own outline kept the backdrop from entering."""
+    mixed = _mixture(scene.contrast, _delta_e(_lab(_in_front(subject, scene)), _lab(scene.behind)))
+    seam = subject & ~_spread(subject, -3)
+    return subject & ~(seam & (mixed < 0.5))
+
+
+def _without_litter(subject: Mask, scene: Scene) -> Mask:
+    """The subject without faint threads (a skirting board, the rim of a shadow) and without specks."""
+    lab = _lab(scene.rgb)
+    beside = _lab(_average(scene.rgb, scene.backdrop.astype(np.float32), 3.0, scene.behind))
+    faint = (_delta_e(lab, beside) < 12) | _relit(lab, beside, darker=40.0, lighter=8.0, tint=6.0)
+    thread = subject & ~_spread(_spread(subject, -3), 4)
+    return _large_parts(subject & ~(thread & faint), at_least=0.02)
+
+
+def _large_parts(mask: Mask, *, at_least: float) -> Mask:
+    """The parts of a mask with at least this share of the largest one's area."""
+    _, part, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA].copy()
+    area[0] = 0
+    return np.asarray(((area >= at_least * area.max()) & (area > 0))[part])
+
+
+def _refine(
+    rgb: NDArray[np.uint8], subject: Mask, scene: Scene
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Alpha and colours at the photo's resolution.
+
+    Across the outline alpha is how far a pixel has gone from the backdrop's colour to the subject's, both
+    taken from nearby pixels of which we are sure.
+    """
+    near, inside = _spread(subject, 2), _spread(subject, -2)
+    size = rgb.shape[1::-1]
+
+    def enlarge(picture: Colours | Mask) -> Colours:
+        return np.asarray(cv2.resize(picture.astype(np.float32), size, interpolation=cv2.INTER_LINEAR))
+
+    rough = enlarge(subject)
+    alpha = (rough > 0.5).astype(np.float32)
+    at = np.nonzero((enlarge(near) > 0) & (enlarge(inside) < 1))
+    front, behind = enlarge(_in_front(subject, scene))[at], enlarge(scene.behind)[at]
+    here = np.asarray(rgb[at], np.float32) / np.float32(255)
+    apart = _delta_e(_lab(front[None]), _lab(behind[None]))[0]
+    mixed = _mixture(_delta_e(_lab(here[None]), _lab(behind[None]))[0], apart)
+    # Where both have one colour only the outline found at working size can tell; a pixel of that size away
+    # from it there is only noise.
+    mixed = np.where(apart > 2 * SUBTLE, np.minimum(mixed, 2 * enlarge(_spread(subject, 1))[at]), rough[at])
+    alpha[at] = mixed
+    colours = rgb.copy()
+    share = mixed[:, None]
+    unmixed = (here - (1 - share) * behind) / np.maximum(share, 0.1)
+    colours[at] = np.round(np.clip(np.where(share > 0.5, unmixed, front), 0, 1) * 255).astype(np.uint8)
+    return np.round(alpha * 255).astype(np.uint8), colours
+
+
+def _in_front(subject: Mask, scene: Scene) -> Colours:
+    """The subject's colour near each pixel."""
+    # Pixels of the outline itself are mixtures: the further from the backdrop, the less of it is in them.
+    sure = (subject * np.minimum(scene.contrast / 20, 1) ** 2).astype(np.float32)
+    return _average(scene.rgb, sure, 2.0, scene.rgb)
+
+
+def _mixture(contrast: NDArray[np.float32], apart: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of the subject in a pixel that is `contrast` from the backdrop, where the subject is `apart`."""
+    # 0.9: texture makes some of the subject's own pixels look nearer to the backdrop than their mean.
+    return np.asarray(np.clip((contrast - SUBTLE) / np.maximum(0.9 * apart - SUBTLE, 0.1), 0, 1), np.float32)
