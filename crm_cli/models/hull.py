@@ -127,8 +127,8 @@ def _view_maps(
         silhouette = np.full_like(depth, -2.0 if any_seen else 2.0)
         frontal = np.full_like(depth, -100.0)
         return np.concatenate((np.stack((depth, silhouette, frontal)), rgb), dtype=np.float32)
-    depth = _spread(depth, _in_place(index, mask, ccm))
-    colour = _spread(rgb, _away_from_border(mask))
+    depth = spread(depth, _in_place(index, mask, ccm))
+    colour = spread(rgb, away_from_border(mask))
     return np.concatenate(
         (np.stack((depth, silhouette_distance(alpha), _log_cosine(depth))), colour), dtype=np.float32
     )
@@ -147,7 +147,7 @@ def _in_place(index: int, mask: NDArray[np.bool_], ccm: NDArray[np.float32]) -> 
     return kept if kept.sum() > 0.5 * mask.sum() else mask
 
 
-def _away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels whose colour is not mixed with the background; thin parts keep theirs.
 
     Two pixels at 256 hold a photo's resampled edge; views of 64 are too coarse to lose any.
@@ -164,13 +164,13 @@ def _away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
-def _spread(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+def spread(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Give every pixel the value of the nearest known one, so that sampling never mixes in background."""
     from scipy import ndimage
 
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    spread: NDArray[np.float32] = values[..., rows, columns]
-    return spread
+    everywhere: NDArray[np.float32] = values[..., rows, columns]
+    return everywhere
 
 
 def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
