@@ -22,7 +22,7 @@ from torch import Tensor
 
 from crm_cli.fragments import Raster
 from crm_cli.learn.examples import ARRAYS, make_example
-from crm_cli.learn.families import FAMILIES
+from crm_cli.learn.products import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Shards:
 
 
 def _map_members(file: Path) -> dict[str, NDArray[np.generic]]:
-    """Map the arrays of an uncompressed npz into memory: pages are read when touched and dropped under pressure."""
+    """Map the arrays of an uncompressed npz: pages are read when touched, dropped when memory is short."""
     arrays: dict[str, NDArray[np.generic]] = {}
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
         for member in archive.infolist():

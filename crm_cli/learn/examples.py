@@ -1,4 +1,4 @@
-"""Training examples: one product as its photo's cut-out, its six views, distances around it and colours on it."""
+"""Training examples: one product as its cut-out photo, six views, distances around it and colours on it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,11 @@ from PIL import Image
 
 from crm_cli.fragments import Raster
 from crm_cli.frame import VIEWS
-from crm_cli.learn.materials import Random, draw_colour
-from crm_cli.learn.photograph import (
-    Floats,
-    Hits,
-    Posed,
-    aim,
-    arriving,
-    develop,
-    draw,
-    draw_film,
-    draw_pose,
-    draw_studio,
-    pose,
-    shade,
-    shadow_map,
-)
-from crm_cli.learn.products import colour, make_product
+from crm_cli.learn.camera import Hits, Posed, aim, draw, draw_pose, pose
+from crm_cli.learn.light import arriving, develop, draw_film, draw_studio, shade, shadow_map
+from crm_cli.learn.materials import Floats, Random, draw_colour
+from crm_cli.learn.parts import colour
+from crm_cli.learn.products import make_product
 from crm_cli.learn.solid import Solid
 from crm_cli.records import expect
 
@@ -111,7 +99,7 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64) -> Example:
 
 
 def six_views(posed: Posed, raster: Raster, *, size_px: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Draw albedo, coverage [6 4 S S] and depth [6 S S] of the six orthographic views, side by side in one picture."""
+    """Draw albedo with coverage [6 4 S S] and depth [6 S S], as one picture of six tiles."""
     fine = SAMPLES * size_px
     half = np.float32(fine / 2)
     axes = np.array([(v.right, v.up, v.toward) for v in VIEWS], dtype=np.float32)  # [6 3 3]
@@ -160,7 +148,8 @@ def _resolve_depth(
     nearest = samples.max(axis=2, keepdims=True)
     same = (samples > nearest - SAME_SURFACE) & (samples > -2)
     mean = (samples * same).sum(axis=2) / np.maximum(same.sum(axis=2), 1)
-    return mean.astype(np.float16)
+    rounded: NDArray[np.float16] = mean.astype(np.float16)
+    return rounded
 
 
 def to_bytes(values: Floats) -> NDArray[np.uint8]:
@@ -172,7 +161,7 @@ def to_bytes(values: Floats) -> NDArray[np.uint8]:
 
 
 def cut_out_photo(rng: Random, posed: Posed, raster: Raster, *, size_px: int) -> NDArray[np.uint8]:
-    """Photograph a product in perspective and cut it out: RGBA [4 S S], with what cameras and mattes do wrong."""
+    """Photograph a product and cut it out: RGBA [4 S S], with what cameras and mattes do wrong."""
     fine = SAMPLES * size_px
     shift = rng.uniform(-1, 1, 2) * SAMPLES / 2
     fov_deg = float(rng.uniform(12, 45))
@@ -206,13 +195,13 @@ def _degrade(rng: Random, rgb: Floats) -> Floats:
         weight = np.float32(rng.uniform(0.05, 0.2))
         padded = np.pad(rgb, ((1, 1), (1, 1), (0, 0)), mode="edge")
         across = padded[:, 1:-1] * (1 - 2 * weight) + weight * (padded[:, :-2] + padded[:, 2:])
-        rgb = across[1:-1] * (1 - 2 * weight) + weight * (across[:-2] + across[2:])
+        rgb = (across[1:-1] * (1 - 2 * weight) + weight * (across[:-2] + across[2:])).astype(np.float32)
     if rng.uniform() < 0.4:
         rgb = rgb + rng.normal(0, rng.uniform(0.003, 0.025), rgb.shape).astype(np.float32)
     if rng.uniform() < 0.3:
         file = io.BytesIO()
         Image.fromarray(to_bytes(rgb)).save(file, "JPEG", quality=int(rng.integers(50, 95)))
-        rgb = np.asarray(Image.open(file), dtype=np.float32) / 255
+        rgb = np.asarray(Image.open(file), dtype=np.float32) / np.float32(255)
     return np.clip(rgb, 0, 1)
 
 
@@ -269,11 +258,12 @@ def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.f
 
 
 def places_around(rng: Random, surface: NDArray[np.float16]) -> NDArray[np.float16]:
-    """Draw places [P 3] to measure distances at: two thirds near the surface, the rest anywhere in the world."""
+    """Draw places [P 3] to measure distances at: two thirds near the surface, the rest anywhere."""
     third = len(surface) // 3
     near = len(surface) - third
     base = surface[rng.permutation(len(surface))[:near]].astype(np.float32)
     sigma = np.where(np.arange(near) % 2, 0.02, 0.06).astype(np.float32)[:, None]
     close = base + sigma * rng.standard_normal((near, 3), dtype=np.float32)
     anywhere = rng.uniform(-1, 1, (third, 3)).astype(np.float32)
-    return np.clip(np.concatenate([close, anywhere]), -1, 1).astype(np.float16)
+    places: NDArray[np.float16] = np.clip(np.concatenate([close, anywhere]), -1, 1).astype(np.float16)
+    return places

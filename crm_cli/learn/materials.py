@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Floats = NDArray[np.float32]
 Colouring = Callable[[Floats], Floats]
+Share = Callable[[Floats], NDArray[np.floating] | NDArray[np.bool_]]
+"""How much of something shows at each place: float or bool [N], in [0, 1]."""
 Random = np.random.Generator
 
 
@@ -46,7 +48,7 @@ def draw_colour(rng: Random) -> Floats:
     hue = rng.uniform()
     if kind == 0:
         grey = rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.2, 0.7), rng.uniform(0.8, 0.98)])
-        return np.clip(grey + rng.normal(0, 0.012, 3), 0, 1).astype(np.float32)
+        return np.asarray(np.clip(grey + rng.normal(0, 0.012, 3), 0, 1), dtype=np.float32)
     saturation, value = {
         1: (rng.uniform(0.65, 1.0), rng.uniform(0.5, 1.0)),
         2: (rng.uniform(0.15, 0.45), rng.uniform(0.75, 1.0)),
@@ -76,7 +78,7 @@ def solid(colour: ArrayLike) -> Colouring:
     return paint
 
 
-def blend(first: Colouring, second: Colouring, share: Callable[[Floats], NDArray[np.floating]]) -> Colouring:
+def blend(first: Colouring, second: Colouring, share: Share) -> Colouring:
     """Mix two colourings; share gives [N] in [0, 1], how much of the second shows."""
 
     def paint(places: Floats) -> Floats:
@@ -122,13 +124,14 @@ def above(first: Colouring, second: Colouring, level: float, axis: int = 2) -> C
 def dots(first: Colouring, second: Colouring, period: float, radius: float) -> Colouring:
     """Set balls of the second colouring on a staggered lattice; radius is a share of the period."""
 
-    def share(places: Floats) -> NDArray[np.floating]:
+    def share(places: Floats) -> NDArray[np.bool_]:
         cell = places / period
         near = cell - np.round(cell)
         shifted = cell + 0.5
         far = shifted - np.round(shifted)
         nearest = np.minimum((near * near) @ _ONES, (far * far) @ _ONES)
-        return nearest < radius * radius
+        is_near: NDArray[np.bool_] = nearest < radius * radius
+        return is_near
 
     return blend(first, second, share)
 
@@ -183,7 +186,8 @@ def wood(rng: Random) -> Material:
     rings = rng.uniform(2, 6)
 
     def share(places: Floats) -> NDArray[np.floating]:
-        return 0.5 + 0.5 * np.sin(2 * np.pi * rings * noise(places * stretch))
+        wave: NDArray[np.floating] = 0.5 + 0.5 * np.sin(2 * np.pi * rings * noise(places * stretch))
+        return wave
 
     return Material(blend(solid(light), solid(dark), share), gloss=rng.uniform(0.02, 0.35), sharpness=25)
 
@@ -254,7 +258,36 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size_px)
 
 
-_SYLLABLES = ["ba", "ko", "li", "mo", "na", "ra", "su", "ti", "vo", "ze", "pur", "nor", "vel", "lux", "san", "del", "fir", "gra", "ola", "min", "tea", "cof", "aro", "so", "ny", "dex", "hy", "bio"]
+_SYLLABLES = [
+    "ba",
+    "ko",
+    "li",
+    "mo",
+    "na",
+    "ra",
+    "su",
+    "ti",
+    "vo",
+    "ze",
+    "pur",
+    "nor",
+    "vel",
+    "lux",
+    "san",
+    "del",
+    "fir",
+    "gra",
+    "ola",
+    "min",
+    "tea",
+    "cof",
+    "aro",
+    "so",
+    "ny",
+    "dex",
+    "hy",
+    "bio",
+]
 
 
 def _word(rng: Random) -> str:
@@ -289,7 +322,7 @@ def _css(colour: Floats) -> str:
 
 
 def draw_label(rng: Random, look: Look, *, width_px: int, height_px: int) -> Floats:
-    """Print a label as a brand would: ground, frame, logo, name, small print. Returns float32 [H W 3] in [0, 1]."""
+    """Print a label as a brand would: ground, frame, logo, name, small print. [H W 3]."""
     ground = look.accent if rng.uniform() < 0.6 else np.float32(rng.uniform(0.85, 1.0)) * _ONES
     luminance = float(ground @ np.array([0.3, 0.6, 0.1], dtype=np.float32))
     ink = (
@@ -327,7 +360,7 @@ def draw_label(rng: Random, look: Look, *, width_px: int, height_px: int) -> Flo
         draw.text(
             (width_px / 2, y), f"{_word(rng)} {_word(rng)}", fill=colours[0], font=_font(small), anchor="mm"
         )
-    return np.asarray(picture, dtype=np.float32) / 255
+    return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
 def look_up(picture: Floats, across: NDArray[np.floating], down: NDArray[np.floating]) -> Floats:

@@ -1,312 +1,206 @@
-"""Photographs of products: perspective pictures under studio light, for training and for trying things out.
+"""Studio photographs of procedural products, to try the program with.
 
-The camera stands in front of the product, towards +Y, and looks at the origin; how the product is
-turned and tilted decides what the camera sees of it.
+`python -m crm_cli.learn.photograph FOLDER` takes the sample photos that the tests use, from seeds that
+no training ever sees.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from crm_cli.fragments import Raster
-from crm_cli.learn.materials import Random
-from crm_cli.learn.products import Product, colour
+from crm_cli.learn.camera import Camera, Posed, aim, draw, halve, pose
+from crm_cli.learn.data import HELD_OUT
+from crm_cli.learn.examples import to_bytes
+from crm_cli.learn.light import Light, Studio, arriving, develop, shade, shadow_map
+from crm_cli.learn.materials import Floats, Random, draw_colour
+from crm_cli.learn.parts import Product
+from crm_cli.learn.products import make_product
 from crm_cli.learn.shapes import turn
-from crm_cli.records import expect
 
-Floats = NDArray[np.float32]
 Background = Literal["white", "grey", "coloured", "gradient", "transparent"]
 
-EXTENT = 1.6
-"""Longest side of the front silhouette in the world: 0.8 of the frame, as the cut-outs have it."""
+SHADOW_PX = 512
+"""Side of the shadow maps: about the size of the picture itself."""
 
-DEPTH_EXTENT = 1.9
-"""Longest extent away from the camera that the world can hold."""
-
-CREASE_COS = float(np.cos(np.radians(50)))
-"""Faces that bend less than this are shaded as one round surface."""
+FOOTPRINT = 0.35
+"""How much light from above the product keeps from the floor right beneath it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Posed:
-    """A product in the world frame of its photo.
+class _Shadows:
+    """What two lights see: the key light, and a large one above that darkens the floor under the product."""
 
-    vertices float32 [V 3] inside [-1, 1]³; normals float32 [F 3 3] of each face's corners, in the world;
-    up float32 [3] is where the product's own z axis points.
+    lights: tuple[Light, Light]
+    maps: tuple[tuple[NDArray[np.float64], Floats], ...]
+
+    def arriving(self, places: Floats, index: int) -> Floats:
+        """Say how much of one of the lights arrives at places [N 3]."""
+        return arriving(places, self.lights[index], *self.maps[index])
+
+
+def studio_photo(
+    product: Product, rng: Random, raster: Raster, *, size_px: int, background: Background
+) -> NDArray[np.uint8]:
+    """Photograph a product as a web shop shows it.
+
+    Returns [S S 3] on a backdrop with soft shadows, or [S S 4] where the background is `transparent`.
     """
-
-    product: Product
-    vertices: Floats
-    normals: Floats
-    up: Floats
-
-    def __post_init__(self) -> None:
-        """Check shapes."""
-        expect("Posed", vertices=(self.vertices, "V 3"), normals=(self.normals, "F 3 3"), up=(self.up, "3"))
-
-    @property
-    def faces(self) -> NDArray[np.int64]:
-        """Faces of the product [F 3]."""
-        return self.product.faces
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Hits:
-    """What a picture shows at its covered pixels: flat pixel index [N], face [N], weights of its corners [N 3]."""
-
-    pixel: NDArray[np.int64]
-    face: NDArray[np.int64]
-    barycentric: Floats
-
-    def blend(self, corners: Floats) -> Floats:
-        """Interpolate what the corners of all faces carry: [F 3 K] gives [N K]."""
-        b = self.barycentric
-        picked = corners[self.face]
-        result: Floats = picked[:, 0] * b[:, :1] + picked[:, 1] * b[:, 1:2] + picked[:, 2] * b[:, 2:]
-        return result
-
-
-def draw_pose(rng: Random) -> NDArray[np.float64]:
-    """Draw how a product is turned, tilted towards the camera and rolled: a rotation [3 3].
-
-    Most photos look nearly straight at the front, from a little above.
-    """
-    yaw = rng.uniform(-10, 10) if rng.uniform() < 0.6 else rng.uniform(-50, 50)
-    elevation = rng.uniform(0, 30) if rng.uniform() < 0.75 else rng.uniform(-5, 40)
-    roll = rng.uniform(-3, 3) if rng.uniform() < 0.3 else 0.0
-    return turn("y", roll) @ turn("x", -elevation) @ turn("z", yaw)
-
-
-def pose(product: Product, rotation: NDArray[np.float64]) -> Posed:
-    """Turn a product and fit it to the world: silhouette centred in front, longest side EXTENT."""
-    vertices = product.vertices @ rotation.T
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    scale = np.full(3, EXTENT / max(high[0] - low[0], high[2] - low[2]))
-    scale[1] = min(scale[1], DEPTH_EXTENT / (high[1] - low[1]))
-    vertices = ((vertices - (low + high) / 2) * scale).astype(np.float32)
-    return Posed(
-        product=product,
-        vertices=vertices,
-        normals=corner_normals(vertices, product.faces),
-        up=rotation[:, 2].astype(np.float32),
+    rotation = turn("x", -rng.uniform(8, 22)) @ turn("z", rng.uniform(-32, 32))
+    posed = pose(product, rotation)
+    fine = 2 * size_px
+    camera = aim(
+        posed.vertices, fov_deg=float(rng.uniform(18, 30)), size_px=fine, fill=float(rng.uniform(0.66, 0.8))
     )
-
-
-def corner_normals(vertices: Floats, faces: NDArray[np.int64]) -> Floats:
-    """Unit normals [F 3 3]: smooth over round surfaces, sharp at creases."""
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    weighted = np.cross(b - a, c - a)  # twice the area long
-    flat = weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
-    columns = [
-        sum(np.bincount(faces[:, k], weighted[:, d], len(vertices)) for k in range(3)) for d in range(3)
-    ]
-    smooth = np.stack(columns, -1)
-    smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-12)
-    corners = smooth[faces]  # [F 3 3]
-    is_sharp = np.einsum("fkd,fd->fk", corners, flat) < CREASE_COS
-    return np.where(is_sharp[..., None], flat[:, None], corners).astype(np.float32)
-
-
-def draw(raster: Raster, positions: Floats, faces: NDArray[np.int64], *, height: int, width: int) -> Hits:
-    """Rasterise pixel positions [V 3] (larger depth is nearer)."""
-    fragments = raster.rasterize(
-        torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(faces), height=height, width=width
+    studio = _lights(rng, posed)
+    shadows = _cast(posed, studio, raster)
+    hits = draw(raster, camera.place(posed.vertices), posed.faces, height=fine, width=fine)
+    hits = camera.correct(hits, posed.vertices, posed.faces)
+    lit = shadows.arriving(hits.blend(posed.vertices[posed.faces]), 0)
+    light = shade(posed, hits, studio, camera, lit=lit)
+    seen = develop(light, exposure=1.05, balance=np.ones(3, np.float32), gamma=2.2)
+    picture = np.zeros((fine * fine, 4), dtype=np.float32)
+    picture[hits.pixel] = np.concatenate([seen, np.ones((len(seen), 1), np.float32)], axis=1)
+    rgba = halve(picture.reshape(fine, fine, 4))
+    alpha = rgba[..., 3:]
+    if background == "transparent":
+        return to_bytes(np.concatenate([rgba[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=-1))
+    backdrop = _backdrop(rng, background, size_px) * halve(_floor(posed, camera, shadows, fine))
+    together = (rgba[..., :3] + backdrop * (1 - alpha)) * _vignette(
+        size_px, 0.0 if background == "white" else 0.12
     )
-    face = fragments.face.numpy().ravel()
-    pixel = np.flatnonzero(face >= 0)
-    return Hits(
-        pixel=pixel, face=face[pixel], barycentric=fragments.barycentric.numpy().reshape(-1, 3)[pixel]
-    )
+    return to_bytes(together + rng.normal(0, 0.006, together.shape).astype(np.float32))
 
 
-def halve(picture: Floats) -> Floats:
-    """Average 2 × 2 pixels: [H W C] becomes [H/2 W/2 C]."""
-    height, width, channels = picture.shape
-    return picture.reshape(height // 2, 2, width // 2, 2, channels).mean(axis=(1, 3))
-
-
-# --- Camera -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Camera:
-    """A pinhole on the +Y axis: pixels = centre + scale · (−x, −z) / (distance − y)."""
-
-    distance: float
-    scale: float
-    centre: tuple[float, float]
-
-    def place(self, vertices: Floats) -> Floats:
-        """Pixel positions [V 3] of world points; the depth is the reciprocal distance, which is linear on screen."""
-        nearness = 1 / (self.distance - vertices[:, 1])
-        right = self.centre[0] - self.scale * vertices[:, 0] * nearness
-        down = self.centre[1] - self.scale * vertices[:, 2] * nearness
-        return np.stack([right, down, nearness], -1).astype(np.float32)
-
-    def correct(self, hits: Hits, vertices: Floats, faces: NDArray[np.int64]) -> Hits:
-        """Turn weights that are linear on screen into weights on the face itself."""
-        nearness = (1 / (self.distance - vertices[:, 1]))[faces[hits.face]]
-        weights = hits.barycentric * nearness
-        weights /= weights.sum(axis=1, keepdims=True)
-        return Hits(pixel=hits.pixel, face=hits.face, barycentric=weights.astype(np.float32))
-
-
-def aim(
-    vertices: Floats, *, fov_deg: float, size_px: int, fill: float, shift: tuple[float, float] = (0, 0)
-) -> Camera:
-    """Choose a camera whose picture has the silhouette's bounding box centred, its longest side fill · size_px."""
-    distance = 1.0 / np.tan(np.radians(fov_deg) / 2) + float(vertices[:, 1].max()) * 0.5
-    unit = Camera(distance=float(distance), scale=1.0, centre=(0, 0)).place(vertices)
-    low, high = unit[:, :2].min(axis=0), unit[:, :2].max(axis=0)
-    scale = fill * size_px / float((high - low).max())
-    middle = size_px / 2 - scale * (low + high) / 2
-    return Camera(
-        distance=float(distance),
-        scale=scale,
-        centre=(float(middle[0]) + shift[0], float(middle[1]) + shift[1]),
-    )
-
-
-# --- Light ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Light:
-    """One distant light: where it is (unit vector [3]), its colour [3], and its size, 0 hard to 1 very soft."""
-
-    toward: Floats
-    colour: Floats
-    softness: float
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Studio:
-    """Lights and the room: ambient from above (sky) and below (ground), linear RGB [3] each; key light first."""
-
-    lights: tuple[Light, ...]
-    sky: Floats
-    ground: Floats
-    contact: float
-    """How much darker the product gets towards the floor, 0 to 1."""
-
-
-def draw_studio(rng: Random) -> Studio:
-    """Draw one to three lights, ambient light and a little colour in both."""
+def _lights(rng: Random, posed: Posed) -> Studio:
+    """Set up a soft key light from one side, a weaker fill from the other, and bright surroundings."""
+    side = rng.choice([-1.0, 1.0])
     lights = []
-    for strength in (
-        rng.uniform(0.35, 0.95, 1) if rng.uniform() < 0.35 else rng.uniform(0.2, 0.7, rng.integers(2, 4))
+    for strength, azimuth_deg, height_deg, softness in (
+        (0.62, 40 * side, 52, 0.6),
+        (0.22, -55 * side, 25, 0.9),
     ):
-        azimuth, height = np.radians(rng.uniform(-80, 80)), np.radians(rng.uniform(5, 75))
-        toward = np.array(
-            [np.sin(azimuth) * np.cos(height), np.cos(azimuth) * np.cos(height), np.sin(height)]
-        )
-        tint = 1 + rng.normal(0, 0.05, 3)
-        lights.append(
-            Light(toward=toward.astype(np.float32), colour=strength * tint, softness=rng.uniform(0.1, 0.9))
-        )
-    ambient = rng.uniform(0.25, 0.6)
-    return Studio(
-        lights=tuple(lights),
-        sky=ambient * (1 + rng.normal(0, 0.04, 3)),
-        ground=ambient * rng.uniform(0.3, 0.9) * (1 + rng.normal(0, 0.04, 3)),
-        contact=rng.choice([0.0, rng.uniform(0, 0.6)]),
+        azimuth, height = np.radians(azimuth_deg + rng.uniform(-12, 12)), np.radians(height_deg)
+        level = np.array([np.sin(azimuth) * np.cos(height), np.cos(azimuth) * np.cos(height), 0])
+        toward = (level + np.sin(height) * posed.up).astype(np.float32)
+        toward /= np.linalg.norm(toward)
+        lights.append(Light(toward=toward, colour=np.full(3, strength, np.float32), softness=softness))
+    sky = np.full(3, rng.uniform(0.4, 0.5), np.float32)
+    return Studio(lights=tuple(lights), sky=sky, ground=0.7 * sky, contact=0.25)
+
+
+def _cast(posed: Posed, studio: Studio, raster: Raster) -> _Shadows:
+    """Draw the shadow maps of the key light and of the sky right above."""
+    above = Light(toward=posed.up, colour=studio.sky, softness=2.0)
+    lights = (studio.lights[0], above)
+    return _Shadows(
+        lights=lights, maps=tuple(shadow_map(posed, light, raster, size_px=SHADOW_PX) for light in lights)
     )
 
 
-def shade(posed: Posed, hits: Hits, studio: Studio, camera: Camera, *, lit: Floats | None = None) -> Floats:
-    """Light the surface: linear RGB [N 3]. lit [N] says how much of the key light arrives (1 where None)."""
-    albedo = colour(posed.product, hits.face, hits.barycentric) ** 2.2
-    normal = hits.blend(posed.normals)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
-    place = hits.blend(posed.vertices[posed.faces])
-    sight = np.array([0, camera.distance, 0], np.float32) - place
-    sight /= np.linalg.norm(sight, axis=1, keepdims=True)
-    gloss = np.array([m.gloss for m in posed.product.materials], np.float32)[posed.product.part[hits.face]]
-    sharpness = np.array([m.sharpness for m in posed.product.materials], np.float32)[
-        posed.product.part[hits.face]
-    ]
-    upward = (0.5 + 0.5 * normal @ posed.up)[:, None]
-    diffuse = studio.ground * (1 - upward) + studio.sky * upward
-    shine = np.zeros_like(place)
-    for index, light in enumerate(studio.lights):
-        arrives = np.float32(1) if lit is None or index else lit
-        wrap = 0.3 * light.softness  # A large light reaches round the edge.
-        facing = np.clip((normal @ light.toward + wrap) / (1 + wrap), 0, None) * arrives
-        diffuse = diffuse + facing[:, None] * light.colour
-        half = light.toward + sight
-        half /= np.linalg.norm(half, axis=1, keepdims=True)
-        lobe = np.clip(np.einsum("nd,nd->n", normal, half), 0, 1) ** (sharpness / (1 + 3 * light.softness))
-        shine += (gloss * lobe * arrives * 0.6)[:, None] * light.colour
-    mirror = 2 * np.einsum("nd,nd->n", normal, sight)[:, None] * normal - sight
-    grazing = 0.04 + 0.5 * (1 - np.clip(np.einsum("nd,nd->n", normal, sight), 0, 1)) ** 4
-    room = np.where((mirror @ posed.up)[:, None] > 0.1, studio.sky, studio.ground)
-    shine += (gloss * grazing)[:, None] * room
-    if studio.contact:
-        height = place @ posed.up
-        floor = float((posed.vertices @ posed.up).min())
-        diffuse = diffuse * (1 - studio.contact * np.exp(-(height - floor) / 0.12))[:, None]
-    result: Floats = (albedo * diffuse + shine).astype(np.float32)
-    return result
+def _floor(posed: Posed, camera: Camera, shadows: _Shadows, size_px: int) -> Floats:
+    """How bright the floor is, 1 without a product: [H W 1]. Far away it curves up into the backdrop."""
+    level = float((posed.vertices @ posed.up).min())
+    y, x = np.mgrid[:size_px, :size_px].astype(np.float32) + 0.5
+    ray = np.stack(
+        [(camera.centre[0] - x) / camera.scale, -np.ones_like(x), (camera.centre[1] - y) / camera.scale], -1
+    ).reshape(-1, 3)
+    eye = np.array([0, camera.distance, 0], dtype=np.float32)
+    sinking = ray @ posed.up
+    reach = (level - float(eye @ posed.up)) / np.minimum(sinking, -1e-4)
+    places = eye + reach[:, None] * ray
+    near = np.flatnonzero((sinking < 0) & (np.abs(places).max(axis=1) < 2.2))
+    brightness = np.ones(size_px * size_px, dtype=np.float32)
+    # Just above the floor, so that what stands on it is in the way of the light.
+    on_floor = places[near].astype(np.float32) - 0.01 * posed.up
+    key, sky = shadows.arriving(on_floor, 0), shadows.arriving(on_floor, 1)
+    brightness[near] = (1 - 0.32 * (1 - key)) * (1 - FOOTPRINT * (1 - sky))
+    return _blur(brightness.reshape(size_px, size_px), size_px // 90)[..., None]
 
 
-SHADOW_BIAS = 0.03
-"""A surface closer than this to what the light sees is lit: half the thinnest wall."""
+def _blur(picture: Floats, radius: int) -> Floats:
+    """Average over a square window, twice."""
+    for axis in (0, 1, 0, 1):
+        padded = np.pad(picture, [(radius + 1, radius) if k == axis else (0, 0) for k in (0, 1)], mode="edge")
+        total = np.cumsum(padded, axis=axis, dtype=np.float64)
+        window = 2 * radius + 1
+        ahead, behind = (
+            np.take(total, range(window, total.shape[axis]), axis),
+            np.take(total, range(total.shape[axis] - window), axis),
+        )
+        picture = ((ahead - behind) / window).astype(np.float32)
+    return picture
 
 
-def shadow_map(
-    posed: Posed, light: Light, raster: Raster, *, size_px: int
-) -> tuple[NDArray[np.float64], Floats]:
-    """Draw what a light sees. Returns the light's axes [3 3] (right, up, toward) and its depths [H W], -9 where empty."""
-    right = np.cross((0.0, 0.3, 1.0), light.toward)
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(light.toward, right), light.toward])
-    positions = _on_shadow_map(posed.vertices @ axes.T, size_px)
-    fragments = raster.rasterize(
-        torch.from_numpy(positions.astype(np.float32)),
-        torch.from_numpy(posed.faces),
-        height=size_px,
-        width=size_px,
-    )
-    return axes, np.where(fragments.covered.numpy(), fragments.depth.numpy(), np.float32(-9))
+def _backdrop(rng: Random, background: Background, size_px: int) -> Floats:
+    """Paint the empty backdrop: sRGB [S S 3]."""
+    if background == "white":
+        return np.full((size_px, size_px, 3), 0.985, dtype=np.float32)
+    if background == "grey":
+        return np.full((size_px, size_px, 3), rng.uniform(0.55, 0.8), dtype=np.float32)
+    tone = 0.25 + 0.7 * draw_colour(rng)
+    if background == "coloured":
+        return np.broadcast_to(tone, (size_px, size_px, 3))
+    other = np.clip(tone * rng.uniform(0.55, 0.8), 0, 1)
+    share = np.linspace(0, 1, size_px, dtype=np.float32)[:, None, None]
+    return np.broadcast_to(tone * (1 - share) + other * share, (size_px, size_px, 3)).astype(np.float32)
 
 
-def _on_shadow_map(placed: NDArray[np.floating], size_px: int) -> NDArray[np.floating]:
-    """Scale places in a light's axes [N 3] to pixels; the cube's corners stay inside."""
-    half = size_px / 2
-    return placed * [half / 1.75, half / 1.75, 1] + [half, half, 0]
+def _vignette(size_px: int, strength: float) -> Floats:
+    """Darken towards the corners: [S S 1]."""
+    axis = np.linspace(-1, 1, size_px, dtype=np.float32)
+    return np.asarray(1 - strength / 2 * (axis[:, None] ** 2 + axis[None, :] ** 2), np.float32)[..., None]
 
 
-def arriving(
-    places: Floats, light: Light, axes: NDArray[np.float64], depths: Floats, *, bias: float = SHADOW_BIAS
-) -> Floats:
-    """Say how much of a light arrives at places [N 3]: [N] in [0, 1], soft at the shadow's border."""
-    size_px = len(depths)
-    at = _on_shadow_map(places @ axes.T, size_px)
-    reach = size_px * (0.006 + 0.02 * light.softness)
-    total = np.zeros(len(places), dtype=np.float32)
-    for across in (-1, 0, 1):
-        for down in (-1, 0, 1):
-            column = np.clip(at[:, 0] + across * reach, 0, size_px - 1).astype(np.int64)
-            row = np.clip(at[:, 1] + down * reach, 0, size_px - 1).astype(np.int64)
-            total += depths[row, column] < at[:, 2] + bias * (1 + abs(across) + abs(down))
-    return total / 9
+class Sample(NamedTuple):
+    """One sample photo: where it goes, what it shows, and how."""
+
+    path: PurePosixPath
+    family: str
+    seed: int
+    background: Background
+    size_px: int
 
 
-def develop(linear: Floats, *, exposure: float, balance: Floats, gamma: float) -> Floats:
-    """Turn light into sRGB values in [0, 1], with a soft shoulder near white."""
-    exposed = np.clip(linear * (exposure * balance), 0, None)
-    rolled = np.where(exposed < 0.8, exposed, 0.8 + 0.2 * np.tanh((exposed - 0.8) / 0.2))
-    developed: Floats = rolled ** np.float32(1 / gamma)
-    return developed
+SAMPLES = (
+    Sample(PurePosixPath("bottle.png"), "bottle", HELD_OUT + 500, "transparent", 512),
+    Sample(PurePosixPath("chair.jpg"), "chair", HELD_OUT + 501, "white", 640),
+    Sample(PurePosixPath("radio.jpg"), "appliance", HELD_OUT + 502, "coloured", 640),
+    Sample(PurePosixPath("shoe.webp"), "shoe", HELD_OUT + 503, "grey", 768),
+    Sample(PurePosixPath("kitchen/mug.jpg"), "mug", HELD_OUT + 504, "white", 512),
+    Sample(PurePosixPath("kitchen/茶壶.webp"), "teapot", HELD_OUT + 505, "gradient", 640),
+    Sample(PurePosixPath("kitchen/carton.jpg"), "carton", HELD_OUT + 506, "white", 640),
+    Sample(PurePosixPath("toys/plush.jpg"), "plush", HELD_OUT + 507, "white", 640),
+)
 
 
-def draw_film(rng: Random) -> tuple[float, Floats, float]:
-    """Draw exposure, white balance [3] and gamma as cameras and retouchers leave them."""
-    exposure = float(np.exp(rng.normal(0.05, 0.22)))
-    balance = np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
-    return exposure, balance, float(rng.uniform(1.9, 2.5))
+def take(sample: Sample, raster: Raster) -> NDArray[np.uint8]:
+    """Take one sample photo: the product and the studio come from its seed alone."""
+    rng = np.random.default_rng(sample.seed)
+    product = make_product(rng, sample.family)
+    return studio_photo(product, rng, raster, size_px=sample.size_px, background=sample.background)
+
+
+def take_samples(folder: Path, raster: Raster) -> None:
+    """Write all sample photos into a folder."""
+    for sample in SAMPLES:
+        file = folder / sample.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(take(sample, raster))
+        if file.suffix == ".png":
+            picture.save(file, optimize=True)
+        else:
+            picture.save(file, quality=88)
+
+
+if __name__ == "__main__":
+    from crm_cli.mesh.raster import WarpRaster
+
+    take_samples(Path(sys.argv[1]), WarpRaster())

@@ -1,96 +1,57 @@
-"""Procedural products: unions of closed parts with colours, drawn at random from families of things that are sold.
-
-A product stands upright (z up) with its front towards +Y, a few units large. Left and right are as seen
-by someone who looks at its front: +x is on the left.
-"""
+"""Procedural products, drawn at random from families of things that are sold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from crm_cli.learn.materials import Material, Random
-from crm_cli.learn.shapes import Floats, Shape
-from crm_cli.records import expect
-
-
-class Part(NamedTuple):
-    """One closed shape and what it is painted with."""
-
-    shape: Shape
-    material: Material
-
-    def moved(self, at: ArrayLike = (0, 0, 0), turn: Floats | None = None) -> Part:
-        """Turn, then shift."""
-        return self._replace(shape=self.shape.moved(at, turn))
-
+from crm_cli.learn.families import food, furniture, household, packaging, toys, vessels, wear
+from crm_cli.learn.materials import Random
+from crm_cli.learn.parts import Part, Product, assemble, colour
 
 Family = Callable[[Random], list[Part]]
 
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Product:
-    """A union of closed parts.
-
-    vertices float32 [V 3], faces int64 [F 3] counter-clockwise from outside; local float32 [V 3] is the
-    place on the part that colours depend on; part int64 [F] says which part, and so which material, a
-    face belongs to. Parts share no vertices.
-    """
-
-    family: str
-    vertices: NDArray[np.float32]
-    faces: NDArray[np.int64]
-    local: NDArray[np.float32]
-    part: NDArray[np.int64]
-    materials: tuple[Material, ...]
-
-    def __post_init__(self) -> None:
-        """Check shapes."""
-        expect(
-            "Product",
-            vertices=(self.vertices, "V 3"),
-            faces=(self.faces, "F 3"),
-            local=(self.local, "V 3"),
-            part=(self.part, "F"),
-        )
-
-
-def assemble(family: str, parts: Sequence[Part]) -> Product:
-    """Join parts into one product."""
-    starts = np.cumsum([0, *(len(part.shape.vertices) for part in parts)])
-    return Product(
-        family=family,
-        vertices=np.concatenate([part.shape.vertices for part in parts]).astype(np.float32),
-        faces=np.concatenate([part.shape.faces + start for part, start in zip(parts, starts, strict=False)]),
-        local=np.concatenate([part.shape.local for part in parts]).astype(np.float32),
-        part=np.repeat(np.arange(len(parts)), [len(part.shape.faces) for part in parts]),
-        materials=tuple(part.material for part in parts),
-    )
+FAMILIES: dict[str, Family] = {
+    "bottle": vessels.bottle,
+    "can": vessels.can,
+    "jar": vessels.jar,
+    "mug": vessels.mug,
+    "bowl": vessels.bowl,
+    "vase": vessels.vase,
+    "teapot": vessels.teapot,
+    "pan": vessels.pan,
+    "fruit": food.fruit,
+    "burger": food.burger,
+    "carton": packaging.carton,
+    "package": packaging.package,
+    "book": packaging.book,
+    "bag": packaging.bag,
+    "chest": packaging.chest,
+    "shoe": wear.shoe,
+    "boot": wear.boot,
+    "hat": wear.hat,
+    "headphones": wear.headphones,
+    "chair": furniture.chair,
+    "armchair": furniture.armchair,
+    "sofa": furniture.sofa,
+    "stool": furniture.stool,
+    "table": furniture.table,
+    "shelf": furniture.shelf,
+    "lamp": household.lamp,
+    "street_lamp": household.street_lamp,
+    "appliance": household.appliance,
+    "car": toys.car,
+    "animal": toys.animal,
+    "plush": toys.plush,
+    "plant": household.plant,
+    "tool": household.tool,
+}
+"""Every family by its name; the order is the order of the labels in training shards."""
 
 
 def make_product(rng: Random, family: str | None = None) -> Product:
     """Draw a product of a family (one of FAMILIES; drawn too where None)."""
-    from crm_cli.learn.families import FAMILIES
-
     name = family or list(FAMILIES)[rng.integers(len(FAMILIES))]
     return assemble(name, FAMILIES[name](rng))
 
 
-def colour(
-    product: Product, face_ids: NDArray[np.int64], barycentric: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Look up the albedo at places on faces: face_ids [N], barycentric [N 3]; returns sRGB [N 3] in [0, 1]."""
-    corners = product.local[product.faces]
-    places = np.einsum("nk,nkd->nd", barycentric, corners[face_ids])  # [N 3]
-    owner = product.part[face_ids]
-    order = np.argsort(owner, kind="stable")
-    ends = np.searchsorted(owner[order], np.arange(len(product.materials) + 1))
-    colours = np.zeros((len(places), 3), dtype=np.float32)
-    for material, start, end in zip(product.materials, ends[:-1], ends[1:], strict=True):
-        if end > start:
-            colours[order[start:end]] = material.colouring(places[order[start:end]])
-    return np.clip(colours, 0, 1)
+__all__ = ["FAMILIES", "Family", "Product", "colour", "make_product"]

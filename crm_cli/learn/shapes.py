@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Points = Floats | Sequence[Sequence[float]] | Sequence[Floats]
+"""A list of places [N D]."""
 
 
 class Shape(NamedTuple):
@@ -36,6 +38,11 @@ class Shape(NamedTuple):
         factors = np.asarray(factors, dtype=np.float64) * np.ones(3)
         faces = self.faces if np.prod(factors) > 0 else self.faces[:, ::-1]
         return Shape(self.vertices * factors, faces, self.local * factors)
+
+
+def vector(x: float, y: float, z: float) -> Floats:
+    """Name a place or a shift."""
+    return np.array([x, y, z], dtype=np.float64)
 
 
 def volume(vertices: Floats, faces: NDArray[np.int64]) -> float:
@@ -98,7 +105,7 @@ def skin(rings: Floats, *, is_loop: bool = False) -> Shape:
     return closed(vertices, _skin_faces(len(rings), rings.shape[1], False))
 
 
-def smooth(points: ArrayLike, steps: int = 4) -> Floats:
+def smooth(points: Points, steps: int = 4) -> Floats:
     """Draw a Catmull-Rom curve through points [N D], with so many steps between two of them."""
     points = np.asarray(points, dtype=np.float64)
     before = np.concatenate([2 * points[:1] - points[1:2], points[:-2]])
@@ -120,7 +127,7 @@ def _circle(sides: int, exponent: float = 2.0) -> Floats:
     return np.stack([np.sign(cos) * np.abs(cos) ** power, np.sign(sin) * np.abs(sin) ** power], -1)
 
 
-def lathe(profile: ArrayLike, *, sides: int = 24, is_loop: bool = False, exponent: float = 2.0) -> Shape:
+def lathe(profile: Points, *, sides: int = 24, is_loop: bool = False, exponent: float = 2.0) -> Shape:
     """Revolve a profile of (radius, z) about the z axis.
 
     An open profile starts and ends on the axis (or is closed flat); a loop is the outline of a wall.
@@ -133,7 +140,7 @@ def lathe(profile: ArrayLike, *, sides: int = 24, is_loop: bool = False, exponen
     return skin(rings, is_loop=is_loop)
 
 
-def shell(outer: ArrayLike, wall: float, *, floor: float | None = None, sides: int = 28) -> Shape:
+def shell(outer: Points, wall: float, *, floor: float | None = None, sides: int = 28) -> Shape:
     """Revolve a vessel that is open at the top, from its outer profile (radius, z) in order of rising z.
 
     wall: thickness across, floor: thickness of the bottom (as the wall where None).
@@ -156,12 +163,12 @@ def cylinder(
     sides: int = 24,
     at_z: float = 0,
 ) -> Shape:
-    """Stand a cylinder, or a cone with another radius at the top, on z = at_z, its edges broken by a bevel."""
+    """Stand a cylinder on z = at_z, or a cone with another radius at the top; a bevel breaks its edges."""
     top = radius if top is None else top
     bevel = min(bevel, 0.45 * height, 0.6 * radius, 0.6 * top)
     profile = [
-        [0, 0],
-        [radius - bevel, 0],
+        [0.0, 0.0],
+        [radius - bevel, 0.0],
         [radius, bevel],
         [top, height - bevel],
         [top - bevel, height],
@@ -179,7 +186,7 @@ def rod(
 
 
 def sweep(
-    path: ArrayLike,
+    path: Points,
     radii: ArrayLike,
     *,
     across: ArrayLike | None = None,
@@ -269,7 +276,7 @@ def _quarter_turn(count: int) -> Floats:
     return np.round(turn("z", 90 * count)[:2, :2].T)
 
 
-def prism(outline: ArrayLike, depth: float) -> Shape:
+def prism(outline: Points, depth: float) -> Shape:
     """Extrude a simple polygon [N 2] of (x, z), convex or not, to both sides of y = 0."""
     outline = np.asarray(outline, dtype=np.float64)
     if _area(outline) < 0:
