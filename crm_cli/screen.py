@@ -102,36 +102,36 @@ class PlainScreen(QuietScreen):
 
     def show(self, event: Event) -> None:
         """Print what belongs in a log."""
-        line = self._line(event)
-        if line is not None:
+        lines = self._lines(event)
+        for line in lines:
             say(self._console, line)
             self._last_line = time.monotonic()
-        else:
+        if not lines:
             super().show(event)
 
-    def _line(self, event: Event) -> str | None:
+    def _lines(self, event: Event) -> list[str]:
         match event:
             case Plan():
                 self._total = event.photos
-                return _plan(event)
+                return [_plan(event)]
             case AssetFinished():
                 self._count += 1
                 if event.status not in ("converted", "cached"):
-                    return None
+                    return []
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
-                return "\n".join([text, *(f"warning: {event.path}: {text}" for text in event.warnings)])
+                return [text, *(f"warning: {event.path}: {warning}" for warning in event.warnings)]
             case AssetPlanned():
-                return f"{event.action:9}{event.path}  ({event.reason})"
+                return [f"{event.action:9}{event.path}  ({event.reason})"]
             case AttemptFailed():
-                return f"again: {event.path}: {event.reason}"
+                return [f"again: {event.path}: {event.reason}"]
             case Warned():
-                return f"warning: {event.message}"
+                return [f"warning: {event.message}"]
             case Progress() if time.monotonic() - self._last_line > HEARTBEAT_S:
-                return _progress(event)
+                return [_progress(event)]
             case StageFinished() if self._shows_stages:
-                return f"{event.path}: {event.stage} {event.seconds:.1f} s"
-        return None
+                return [f"{event.path}: {event.stage} {event.seconds:.1f} s"]
+        return []
 
 
 class LiveScreen(PlainScreen):
@@ -210,11 +210,10 @@ class LiveScreen(PlainScreen):
 
 
 def say(console: Console, text: str, *, style: str = "") -> None:
-    """Print text that may hold hostile names, line by line as it is."""
+    """Print one line that may hold hostile names, as it is."""
     from rich.text import Text
 
-    for line in text.split("\n"):
-        console.print(Text(display_name(line), style=style), soft_wrap=True)
+    console.print(Text(display_name(text), style=style), soft_wrap=True)
 
 
 def with_path(path: PurePosixPath, reason: str, *, code: str) -> str:
@@ -248,13 +247,17 @@ def show_summary(console: Console, event: RunFinished) -> None:
 
 def _plan(event: Plan) -> str:
     """Say in one line what will be done."""
-    parts = [f"{event.photos} photos: {event.to_convert} to convert"]
+    parts = [f"{_count(event.photos, 'photo')}: {event.to_convert} to convert"]
     parts += [f"{count} {word}" for count, word in ((event.cached, "up to date"),) if count]
     parts += [f"{event.failed_before} failed before"] if event.failed_before else []
     parts += [f"{event.conflicts} in conflict"] if event.conflicts else []
     again = {reason: count for reason, count in event.reasons.items() if reason != "new"}
     parts += [f"{count} because: {reason}" for reason, count in sorted(again.items())]
-    return ", ".join(parts) + (f"; {event.workers} workers" if event.workers else "")
+    return ", ".join(parts) + (f"; {_count(event.workers, 'worker')}" if event.workers else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _progress(event: Progress) -> str:

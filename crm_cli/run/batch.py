@@ -521,7 +521,7 @@ class _Batch:
         if self._stop.signal is not None and not self._has_announced_stop:
             self._has_announced_stop = True
             name, running = signal.Signals(self._stop.signal).name, len(self._attempts)
-            yield Warned(message=f"{name}: finishing {running} running photos; once more stops at once")
+            yield Warned(message=f"{name}: finishing what is running ({running}); once more stops at once")
 
     def _progress(self) -> Iterator[Event]:
         total, now = len(self._plan), time.monotonic()

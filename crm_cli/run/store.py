@@ -411,7 +411,7 @@ def refuse_newer(out: Path) -> None:
     """Raise UsageError where the folder was written by a later version of crm."""
     try:
         text = (_private(out) / "FORMAT").read_text("ascii").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{out}: .crm/FORMAT cannot be read", code="E_FORMAT") from error
