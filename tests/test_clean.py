@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from crm_cli.errors import PhotoError
 from crm_cli.mesh.clean import clean, smoothed, winding
 from crm_cli.mesh.inspect import shape_of
-from crm_cli.mesh.mend import LATTICE, weld
-from crm_cli.mesh.slivers import MIN_HEIGHT, without_slivers
 from crm_cli.records import Mesh
 
 
@@ -161,20 +159,6 @@ def test_needles_and_caps_go_and_nothing_opens() -> None:
     assert shape.is_sound
     assert shape.degenerate_faces == 0
     assert shape.volume == pytest.approx(shape_of(SPHERE).volume, rel=2e-2)
-
-
-def test_slivers_are_swapped_or_collapsed_on_a_plane_without_moving_it() -> None:
-    # A flat square fan whose centre slid onto one side: that triangle is a cap.
-    box = trimesh.creation.box(extents=(0.5, 0.5, 0.5)).subdivide()
-    points, faces = weld(box.vertices.astype(np.float64), box.faces.astype(np.int64))
-    centre = int(np.flatnonzero((points == [0.25, 0, 0]).all(axis=1))[0])
-    points[centre] = [0.25, 0.25 - LATTICE, 0.01]
-    points, faces = without_slivers(points, faces)
-    shape = shape_of(Mesh(vertices=points.astype(np.float32), faces=faces))
-    assert shape.is_sound
-    assert shape.volume == pytest.approx(0.125, rel=1e-4)
-    a, b, c = (points[faces[:, i]] for i in range(3))
-    assert (np.linalg.norm(np.cross(b - a, c - a), axis=1) > MIN_HEIGHT * 0.01).all()
 
 
 def test_smoothing_levels_ripple_and_keeps_the_volume() -> None:

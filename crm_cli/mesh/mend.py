@@ -54,7 +54,7 @@ def mend(points: Points, faces: Indices) -> tuple[Points, Indices]:
         if is_sound(faces):
             return points, faces
         points, faces = split(points, faces)
-        # Where faces went, holes may meet in one vertex; a hole is filled alone.
+        # Where faces went, holes may meet in one vertex: its fans part, and every border is one loop.
         points, faces = split(points, untangled(faces))
         points, faces = fill(*compact(points, oriented(faces)))
     raise PhotoError(

@@ -21,7 +21,7 @@ MAX_STRETCH = 1.6
 
 PACK_TRIES = 8
 
-FIRST_HINT, NEXT_HINT = 0.58, 0.96
+FIRST_HINT, NEXT_HINT = 0.56, 0.96
 """Shares of the texture to ask xatlas for; on bumpy, round and thin solids it takes 1.6 to 1.75 times
 what it is asked for."""
 
