@@ -128,11 +128,6 @@ class DenoiserConfig:
         """Width of the time and camera embedding."""
         return 4 * self.width
 
-    @property
-    def downsampling(self) -> int:
-        """Height and width of a latent must be multiples of this."""
-        return int(2 ** (len(self.multipliers) - 1))
-
 
 RELEASE_RGB = DenoiserConfig(
     frames=7,
@@ -289,8 +284,8 @@ class MultiViewUNet(nn.Module):
 
         Args:
             cameras: [F 16] or [B F 16]; by default `camera_vectors`.
-            text: [B L D] or [1 L D]; needed where `context_width` is set.
-            image: Tokens of the image tower [B L D] before the resampler; needed where `image_tokens` is set.
+            text: [B L D]; needed where `context_width` is set.
+            image: Tokens of the image tower [B T Di], before the resampler; needed where `image_tokens` is set.
             concat: [B F Cc h w]; needed where `concat_channels` is set.
             reference: Clean latent [B C h w] of the last frame; needed where `has_reference` is set.
         """
@@ -299,7 +294,7 @@ class MultiViewUNet(nn.Module):
         if cameras is None:
             cameras = camera_vectors(config.frames)
         return Conditions(
-            cameras=self.camera_embed(cameras.to(next(self.parameters()))),  # [F E]
+            cameras=self.camera_embed(cameras.to(next(self.parameters()))),
             prompts=() if text is None else self._prompts(text, image),
             concat=concat,
             reference=reference,
@@ -319,6 +314,7 @@ class MultiViewUNet(nn.Module):
         expect(
             "Conditions",
             text=(given["text"], f"B L {config.context_width}"),
+            image=(given["image"], f"B T {config.image_width}"),
             concat=(given["concat"], f"B {config.frames} {config.concat_channels} h w"),
             reference=(given["reference"], f"B {config.channels_in} h w"),
         )

@@ -180,7 +180,7 @@ class _Step:
     ratio: float
     """Where the evaluation before lies, in steps from levels[-2]; negative. 0 if there is none."""
     gain: float
-    """√ᾱ·(1 − e^−h): what a constant change of x0 adds to x."""
+    """√ᾱ·(1 − e^−h) with ᾱ of the end: how much of a change in x0 arrives in x."""
 
     @classmethod
     def of(cls, levels: Sequence[float]) -> _Step:
