@@ -25,9 +25,6 @@ FIRST_HINT, NEXT_HINT = 0.56, 0.96
 """Shares of the texture to ask xatlas for; on bumpy, round and thin solids it takes 1.6 to 1.75 times
 what it is asked for."""
 
-APART = 2.0**-6
-"""Step in texels by which equal charts are moved apart; float32 keeps it for a million charts."""
-
 UNPLACED = np.uint32(0xFFFFFFFF)
 
 
@@ -126,8 +123,7 @@ class _Piece:
 def _pieces(place: Floats, flat: Flat, chart_of_face: Indices, order: Indices) -> list[_Piece]:
     """Separate the charts; order [F] sorts faces by chart.
 
-    xatlas takes charts with equal numbers for copies and lays them upon each other: each is moved
-    aside by another small step.
+    One mesh each: charts that overlap within one mesh would be taken for one chart.
     """
     # Flat vertices are sorted by chart: each chart is a run.
     bounds = np.searchsorted(flat.chart, np.arange(int(flat.chart[-1]) + 2))
@@ -136,7 +132,7 @@ def _pieces(place: Floats, flat: Flat, chart_of_face: Indices, order: Indices) -
     pieces = []
     for chart in range(len(bounds) - 1):
         low, high = int(bounds[chart]), int(bounds[chart + 1])
-        uv = place[low:high] - place[low:high].min(axis=0) + APART * chart
+        uv = place[low:high] - place[low:high].min(axis=0)
         faces = corners[face_bounds[chart] : face_bounds[chart + 1]] - low
         pieces.append(_Piece(place=uv.astype(np.float32), faces=faces.astype(np.uint32)))
     return pieces
