@@ -195,9 +195,10 @@ class Reconstruction(nn.Module):
         parameters. Views may have any size; the U-Net sees them at R pixels, the hull as they are.
         """
         config = self.config
-        x = torch.stack([network_input(one, config.plane_px) for one in views])  # [B 12 R 3R]
+        place = self.unet2.learned_plane
+        x = torch.stack([network_input(one, config.plane_px) for one in views]).to(place)  # [B 12 R 3R]
         if config.from_hull:
-            alpha = torch.stack([roll_out(_resize(one.alpha, config.plane_px)) for one in views])
+            alpha = torch.stack([roll_out(_resize(one.alpha, config.plane_px)) for one in views]).to(place)
             x = torch.cat((x, alpha), 1)  # [B 14 R 3R]
         else:
             x = add_input_noise(x, generators or [None] * len(views))
