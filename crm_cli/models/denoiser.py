@@ -285,7 +285,7 @@ class MultiViewUNet(nn.Module):
         Args:
             cameras: [F 16] or [B F 16]; by default `camera_vectors`.
             text: [B L D]; needed where `context_width` is set.
-            image: Tokens of the image tower [B T Di], before the resampler; needed where `image_tokens` is set.
+            image: What the image tower sees [B T Di], unsampled; needed where `image_tokens` is set.
             concat: [B F Cc h w]; needed where `concat_channels` is set.
             reference: Clean latent [B C h w] of the last frame; needed where `has_reference` is set.
         """
