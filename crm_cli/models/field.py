@@ -43,9 +43,11 @@ def surface(field: Field, resolution: int, *, device: str = "cpu") -> Mesh:
     sdf = flexicubes.close_border(sdf, resolution)
     cubes = flexicubes.surface_cubes(sdf, resolution)
     if not len(cubes):
-        raise PhotoError("the reconstruction is empty", code="no-surface", kind="quality")
+        raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
     weights = field.cube_weights(points[flexicubes.cube_corners(cubes, resolution)])
-    # An exact crossing keeps hulls crisp; a deformed grid or learned weights mean interpolation.
-    refine = (lambda p: field.geometry(p)[0]) if weights is None else None
+    # Hulls jump where one part hides another, so their crossings are searched for; a network that moves
+    # the grid or weighs its corners was trained with interpolated ones.
+    is_plain = weights is None and not bool(offset.any())
+    refine = (lambda p: field.geometry(p)[0]) if is_plain else None
     vertices, faces, _ = flexicubes.extract(points + offset, sdf, resolution, weights=weights, refine=refine)
     return Mesh(vertices=vertices.cpu().numpy(), faces=faces.cpu().numpy())
