@@ -22,6 +22,11 @@ def side_of(mesh: wp.uint64, a: int, b: int, x: float, y: float) -> float:
     p = points[wp.min(a, b)]
     q = points[wp.max(a, b)]
     value = (q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0])
+    # On the edge itself, the place counts as moved a little along +x, and much less along +y.
+    if value == 0.0:
+        value = p[1] - q[1]
+    if value == 0.0:
+        value = q[0] - p[0]
     side = wp.where(value < 0.0, -1.0, 1.0)
     return wp.where(a > b, -side, side)
 

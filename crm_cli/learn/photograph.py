@@ -170,14 +170,14 @@ class Sample(NamedTuple):
 
 
 SAMPLES = (
-    Sample(PurePosixPath("bottle.png"), "bottle", HELD_OUT + 500, "transparent", 512),
-    Sample(PurePosixPath("chair.jpg"), "chair", HELD_OUT + 501, "white", 640),
-    Sample(PurePosixPath("radio.jpg"), "appliance", HELD_OUT + 502, "coloured", 640),
-    Sample(PurePosixPath("shoe.webp"), "shoe", HELD_OUT + 503, "grey", 768),
-    Sample(PurePosixPath("kitchen/mug.jpg"), "mug", HELD_OUT + 504, "white", 512),
-    Sample(PurePosixPath("kitchen/茶壶.webp"), "teapot", HELD_OUT + 505, "gradient", 640),
+    Sample(PurePosixPath("bottle.png"), "bottle", HELD_OUT + 609, "transparent", 512),
+    Sample(PurePosixPath("chair.jpg"), "chair", HELD_OUT + 600, "white", 640),
+    Sample(PurePosixPath("radio.jpg"), "appliance", HELD_OUT + 603, "coloured", 640),
+    Sample(PurePosixPath("shoe.webp"), "shoe", HELD_OUT + 607, "grey", 768),
+    Sample(PurePosixPath("kitchen/mug.jpg"), "mug", HELD_OUT + 609, "white", 512),
+    Sample(PurePosixPath("kitchen/茶壶.webp"), "teapot", HELD_OUT + 601, "gradient", 640),
     Sample(PurePosixPath("kitchen/carton.jpg"), "carton", HELD_OUT + 506, "white", 640),
-    Sample(PurePosixPath("toys/plush.jpg"), "plush", HELD_OUT + 507, "white", 640),
+    Sample(PurePosixPath("toys/bear.jpg"), "plush", HELD_OUT + 604, "white", 640),
 )
 
 

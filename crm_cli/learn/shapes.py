@@ -312,7 +312,7 @@ def triangulate(outline: Floats) -> NDArray[np.int64]:
             if _is_ear(outline[list(ear)], outline[others]):
                 break
         else:
-            raise ValueError("the outline crosses itself")
+            raise ValueError("no ear is left to clip: the outline is flat or crosses itself")
         faces.append(ear)
         del todo[at]
     faces.append(todo)

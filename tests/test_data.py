@@ -1,0 +1,79 @@
+"""Shards come from their seeds alone, appear whole, and read back what was rendered."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crm_cli.learn import data
+from crm_cli.learn.data import HELD_OUT, Shards, build, write_shard
+from crm_cli.learn.examples import ARRAYS, make_example
+from crm_cli.learn.photograph import SAMPLES
+from crm_cli.learn.products import FAMILIES
+from crm_cli.mesh.raster import WarpRaster
+
+RASTER = WarpRaster()
+
+
+def test_a_shard_reads_back_its_examples(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0000003.npz", range(3, 6), RASTER, 32)
+    shards = Shards(tmp_path)
+    example = make_example(np.random.default_rng(4), RASTER, size_px=32)
+    row = shards[1]
+    for name in ARRAYS:
+        np.testing.assert_array_equal(row[name], getattr(example, name))
+    assert row["seed"] == 4
+    assert list(FAMILIES)[shards.families[1]] == example.family
+    assert [file.name for file in tmp_path.iterdir()] == ["0000003.npz"]
+
+
+def test_examples_are_numbered_across_shards(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0000000.npz", range(2), RASTER, 16)
+    write_shard(tmp_path / "0000002.npz", range(2, 5), RASTER, 16)
+    shards = Shards(tmp_path)
+    assert len(shards) == 5
+    assert [int(shards[k]["seed"]) for k in range(5)] == list(range(5))
+    with pytest.raises(IndexError):
+        shards[5]
+    batch = shards.batch(np.array([4, 0]))
+    assert batch["seed"].tolist() == [4, 0]
+    assert batch["photo"].shape == (2, 4, 16, 16) and batch["photo"].dtype.is_floating_point is False
+    assert batch["depth"].dtype.itemsize == 4
+
+
+def test_finished_shards_are_kept_and_missing_ones_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "0000010.npz", range(10, 12), RASTER, 16)
+    before = (tmp_path / "0000010.npz").stat().st_mtime_ns
+    made = sorted(build(tmp_path, 5, 1, first_seed=10, size_px=16, shard=2))
+    assert [file.name for file in made] == ["0000010.npz", "0000012.npz", "0000014.npz"]
+    assert (tmp_path / "0000010.npz").stat().st_mtime_ns == before
+    shards = Shards(tmp_path)
+    assert [int(shards[k]["seed"]) for k in range(len(shards))] == list(range(10, 15))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is left to render")
+
+    monkeypatch.setattr(data, "_render", refuse)
+    assert len(list(build(tmp_path, 5, 1, first_seed=10, size_px=16, shard=2))) == 3
+
+
+def test_a_failing_example_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(data, "make_example", fail)
+    with pytest.raises(MemoryError):
+        write_shard(tmp_path / "0000000.npz", range(2), RASTER, 16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compressed_shards_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "0000000.npz", seed=np.arange(3))
+    with pytest.raises(ValueError, match=r"seed\.npy is compressed"):
+        Shards(tmp_path)
+
+
+def test_sample_photos_are_of_held_out_products() -> None:
+    assert all(sample.seed >= HELD_OUT for sample in SAMPLES)
