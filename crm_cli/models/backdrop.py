@@ -29,11 +29,15 @@ GRABCUT_PX = 256
 RING = 0.03
 """Width of the frame that is believed to be mostly backdrop, in longest sides."""
 
+WIDE_RING = 0.1
 GROWN_FROM = 0.6
-"""Share of the ring that the backdrop must have reached for its shape to be believed."""
+"""Share of a wide ring that the backdrop must have covered on its way inwards to be believed."""
 
 SUBTLE = 2.3
 """ΔE below which a difference may be noise."""
+
+NOISE = 0.02
+"""The same in RGB: five of 255 levels, as JPEG leaves around an outline."""
 
 
 class Scene(NamedTuple):
@@ -52,9 +56,8 @@ class Scene(NamedTuple):
 def separate(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Find the subject: its alpha [H W], 0 without one, and its colours [H W 3] free of the backdrop's."""
     small = _reduce(rgb, WORK_PX)
-    ring = _ring(small.shape[:2])
     scene = grow_backdrop(small)
-    if scene.backdrop[ring].mean() >= GROWN_FROM:
+    if scene.backdrop[_ring(small.shape[:2], round(WIDE_RING * WORK_PX))].mean() >= GROWN_FROM:
         scene = _with_holes(_with_shadow(scene))
         subject = _without_litter(_tightened(~scene.backdrop, scene), scene)
     else:
@@ -84,7 +87,9 @@ def grow_backdrop(rgb: Colours) -> Scene:
     tolerance = float(np.clip(3 * noise, 5.0, 9.0))
     scene = _look_behind(rgb, seed, fit)
     for _ in range(12):
-        like = scene.contrast < tolerance
+        # Two backdrops that meet (wall and floor) are mixed in the prediction, but not in the nearest pixel.
+        beside = _delta_e(lab, _lab(_nearest(rgb, scene.backdrop))) < tolerance / 2
+        like = (scene.contrast < tolerance) | beside
         shaded = _relit(lab, _lab(scene.behind), darker=25.0, lighter=0.0, tint=tolerance / 2)
         reachable = smooth & (like | shaded)
         seed |= edge & reachable & like
@@ -226,13 +231,26 @@ def _with_shadow(scene: Scene) -> Scene:
 def _with_holes(scene: Scene) -> Scene:
     """The scene whose backdrop includes what shows of it through the subject.
 
+    Round by round, because each hole tells what the backdrop looks like behind the next.
+    """
+    for _ in range(10):
+        holes = _holes(scene)
+        if not holes.any():
+            break
+        scene = _look_behind(scene.rgb, scene.backdrop | holes, scene.behind)
+    return scene
+
+
+def _holes(scene: Scene) -> Mask:
+    """Holes in the subject that are not yet backdrop.
+
     A hole looks about as the backdrop around the subject predicts, and the subject walls it in; a part of the
     subject in the backdrop's colour fades into its neighbours instead.
     """
     near = _spread(scene.backdrop, round(max(scene.backdrop.shape) / 16))
     alike = (scene.contrast < 6) & ~scene.backdrop
     count, part, stats, _ = cv2.connectedComponentsWithStats(alike.astype(np.uint8), connectivity=4)
-    backdrop = scene.backdrop.copy()
+    holes = np.zeros_like(scene.backdrop)
     for index in range(1, count):
         x, y, width, height, area = stats[index]
         if area < 12:  # JPEG noise inside the subject
@@ -242,13 +260,13 @@ def _with_holes(scene: Scene) -> Scene:
         wall = _spread(hole, 3) & ~_spread(hole, 1)
         alike_enough = 2 * SUBTLE if near[window][hole].any() else SUBTLE / 3
         if contrast[hole].mean() < alike_enough and np.mean(contrast[wall] > 10) > 0.7:
-            backdrop[window] |= hole
-    return _look_behind(scene.rgb, backdrop, scene.behind)
+            holes[window] |= hole
+    return holes
 
 
 def _tightened(subject: Mask, scene: Scene) -> Mask:
     """The subject without the seam that the slope of its own outline kept the backdrop from entering."""
-    mixed = _mixture(scene.contrast, _delta_e(_lab(_in_front(subject, scene)), _lab(scene.behind)))
+    mixed = _mixture(scene.rgb, _in_front(subject, scene), scene.behind)
     seam = subject & ~_spread(subject, -3)
     return subject & ~(seam & (mixed < 0.5))
 
@@ -256,10 +274,20 @@ def _tightened(subject: Mask, scene: Scene) -> Mask:
 def _without_litter(subject: Mask, scene: Scene) -> Mask:
     """The subject without faint threads (a skirting board, the rim of a shadow) and without specks."""
     lab = _lab(scene.rgb)
-    beside = _lab(_average(scene.rgb, scene.backdrop.astype(np.float32), 3.0, scene.behind))
+    beside = _lab(_nearest(scene.rgb, scene.backdrop))
     faint = (_delta_e(lab, beside) < 12) | _relit(lab, beside, darker=40.0, lighter=8.0, tint=6.0)
     thread = subject & ~_spread(_spread(subject, -3), 4)
     return _large_parts(subject & ~(thread & faint), at_least=0.02)
+
+
+def _nearest(rgb: Colours, known: Mask) -> Colours:
+    """At every pixel the colour of the nearest known one."""
+    _, label = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    colours = np.zeros((label.max() + 1, 3), np.float32)
+    colours[label[known]] = rgb[known]
+    return np.asarray(colours[label])
 
 
 def _large_parts(mask: Mask, *, at_least: float) -> Mask:
@@ -289,11 +317,10 @@ def _refine(
     at = np.nonzero((enlarge(near) > 0) & (enlarge(inside) < 1))
     front, behind = enlarge(_in_front(subject, scene))[at], enlarge(scene.behind)[at]
     here = np.asarray(rgb[at], np.float32) / np.float32(255)
-    apart = _delta_e(_lab(front[None]), _lab(behind[None]))[0]
-    mixed = _mixture(_delta_e(_lab(here[None]), _lab(behind[None]))[0], apart)
-    # Where both have one colour only the outline found at working size can tell; a pixel of that size away
-    # from it there is only noise.
-    mixed = np.where(apart > 2 * SUBTLE, np.minimum(mixed, 2 * enlarge(_spread(subject, 1))[at]), rough[at])
+    # A working pixel away from the outline there is only noise, and where subject and backdrop have one
+    # colour only the outline found at working size can tell.
+    mixed = np.minimum(_mixture(here, front, behind), 2 * enlarge(_spread(subject, 1))[at])
+    mixed = np.where(np.linalg.norm(front - behind, axis=-1) > 2 * NOISE, mixed, rough[at])
     alpha[at] = mixed
     colours = rgb.copy()
     share = mixed[:, None]
@@ -304,12 +331,19 @@ def _refine(
 
 def _in_front(subject: Mask, scene: Scene) -> Colours:
     """The subject's colour near each pixel."""
-    # Pixels of the outline itself are mixtures: the further from the backdrop, the less of it is in them.
-    sure = (subject * np.minimum(scene.contrast / 20, 1) ** 2).astype(np.float32)
+    # Pixels of the outline are mixtures, and count only where a part is too thin to have others; then the
+    # further from the backdrop, the less of it is in them.
+    most = cv2.dilate(scene.contrast, np.ones((5, 5), np.uint8))
+    purest = subject * (scene.contrast / np.maximum(most, SUBTLE)) ** 4
+    sure = np.maximum(_spread(subject, -2), 0.02 * purest).astype(np.float32)
     return _average(scene.rgb, sure, 2.0, scene.rgb)
 
 
-def _mixture(contrast: NDArray[np.float32], apart: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of the subject in a pixel that is `contrast` from the backdrop, where the subject is `apart`."""
-    # 0.9: texture makes some of the subject's own pixels look nearer to the backdrop than their mean.
-    return np.asarray(np.clip((contrast - SUBTLE) / np.maximum(0.9 * apart - SUBTLE, 0.1), 0, 1), np.float32)
+def _mixture(here: Colours, front: Colours, behind: Colours) -> NDArray[np.float32]:
+    """Share of the subject in a pixel: how far it has gone from the backdrop's colour to the subject's.
+
+    In RGB, where a pixel that both share is their weighted mean; in Lab it is not.
+    """
+    gone, whole = np.linalg.norm(here - behind, axis=-1), np.linalg.norm(front - behind, axis=-1)
+    # 0.95: some of the subject's own pixels are nearer to the backdrop than their neighbours' mean.
+    return np.asarray(np.clip((gone - NOISE) / np.maximum(0.95 * whole - NOISE, 0.01), 0, 1), np.float32)

@@ -218,10 +218,12 @@ def cut_out(photo: Photo, matted: Matted, *, size_px: int, fill: float) -> Cutou
     alpha = matted.alpha.astype(np.float32) / 255
     colours = (photo.rgb if matted.rgb is None else matted.rgb).astype(np.float32) / 255
     weighted = np.dstack([colours * alpha[..., None], alpha]).astype(np.float32, copy=False)
-    canvas = np.clip(_resample(weighted, crop, size_px), 0, 1)
-    # Below a 255th nothing can be seen, and dividing by it would make noise of rounding.
+    canvas = _resample(weighted, crop, size_px)
+    # Divided before it is clipped: the kernel overshoots in colour and alpha alike. Below a 255th nothing can
+    # be seen, and dividing by it would make noise of rounding.
     covered = np.where(canvas[..., 3:] >= 1 / 255, canvas[..., 3:], 0)
-    rgb = np.where(covered > 0, np.minimum(canvas[..., :3] / np.maximum(covered, 1 / 255), 1), 0)
+    rgb = np.where(covered > 0, np.clip(canvas[..., :3] / np.maximum(covered, 1 / 255), 0, 1), 0)
+    covered = np.minimum(covered, 1)
     few = [f"the subject is only {longest} px long: details will be soft [W_MATTE_SMALL]"]
     return Cutout(
         rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), np.float32)),
