@@ -7,6 +7,7 @@ from crm_cli.learn import tasks
 from crm_cli.models import agree
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
 from crm_cli.models.reconstruction import TINY
+from crm_cli.models.sampler import FIRST_TIMESTEP
 
 SIZE = 16
 
@@ -82,9 +83,9 @@ def test_softened_views_keep_the_front_sharp() -> None:
 
 def test_two_thirds_of_the_noise_levels_are_where_sampling_starts() -> None:
     steps = tasks.draw_steps(10_000, torch.Generator().manual_seed(0))
-    at_start = (steps == tasks.FIRST_STEP).float().mean()
+    at_start = (steps == FIRST_TIMESTEP).float().mean()
     assert 0.62 < at_start < 0.68
-    assert steps.min() >= 0 and steps.max() <= tasks.FIRST_STEP
+    assert steps.min() >= 0 and steps.max() <= FIRST_TIMESTEP
 
 
 def test_degraded_records_are_exact_or_wavy_but_keep_their_outline() -> None:

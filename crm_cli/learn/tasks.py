@@ -17,14 +17,11 @@ from crm_cli.models.agree import maps_of
 from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
-from crm_cli.models.sampler import Schedule, published_schedule
+from crm_cli.models.sampler import FIRST_TIMESTEP, Schedule, published_schedule
 from crm_cli.records import SixViews
 
 PATCH = 4
 """Side of the pixel patches that are the small networks' latents."""
-
-FIRST_STEP = 981
-"""Where sampling starts; a network that answers in one step is asked here. (thu-ml/CRM, 50 DDIM steps)"""
 
 ALPHA_LOGIT = 4.0
 """An alpha latent of ±1 counts as a logit of ±4: certain to 2 %, and still with a gradient."""
@@ -49,7 +46,7 @@ class RgbTask:
         noisy = torch.cat([noised(self._schedule, clean, t, random), seen[:, None]], dim=1)
         concat = self._codec.encode(photo_for_frames(on_grey(photo)))
         conditions = self.network.prepare(concat=concat, reference=seen)  # type: ignore[operator]
-        answer = functional.pixel_shuffle(self.network(noisy, t, conditions)[:, :6], PATCH)
+        answer = functional.pixel_shuffle(self.network(noisy, t, conditions)[:, :6].float(), PATCH)
         wanted = functional.pixel_shuffle(clean, PATCH)
         coverage = (wanted[:, :, 3:] + 1) / 2
         weight = 0.1 + coverage
@@ -79,7 +76,7 @@ class CcmTask:
         t = draw_steps(len(views), random)
         conditions = self.network.prepare(concat=seen)  # type: ignore[operator]
         noisy = noised(self._schedule, clean, t, random)
-        answer = functional.pixel_shuffle(self.network(noisy, t, conditions), PATCH)
+        answer = functional.pixel_shuffle(self.network(noisy, t, conditions).float(), PATCH)
         wanted = to_frames(depth[:, :, None])
         inside = (to_frames(views[:, :, 3:]) > 0.5).float()
         error = (answer - wanted) * inside
@@ -123,9 +120,9 @@ def on_grey(rgba: Tensor) -> Tensor:
 
 def draw_steps(count: int, random: torch.Generator) -> Tensor:
     """Noise levels to train at: two thirds where sampling starts, so that one step alone is good."""
-    anywhere = torch.randint(0, FIRST_STEP + 1, (count,), generator=random)
+    anywhere = torch.randint(0, FIRST_TIMESTEP + 1, (count,), generator=random)
     return torch.where(
-        torch.rand(count, generator=random) < 0.65, torch.full_like(anywhere, FIRST_STEP), anywhere
+        torch.rand(count, generator=random) < 0.65, torch.full_like(anywhere, FIRST_TIMESTEP), anywhere
     )
 
 

@@ -26,6 +26,16 @@ WALL = 0.06
 """World units kept at least behind every pixel of the photo: two cells of a grid of 64, so that it meshes."""
 
 
+THICKEST = 0.3
+"""World units that a slab put back behind the photo has at most: an eighth of the largest object's depth."""
+
+SLAB_STEPS = 7
+"""Voxels across a slab; at 64 px the thickest one is ten voxels, and views as coarse close the gaps."""
+
+MIDDLE_PULL = 0.25
+"""World units of contradiction that one unit away from the middle between front and back is worth."""
+
+
 class Pixels(NamedTuple):
     """Row and column at which one view sees each point, and how near to the camera the point is."""
 
@@ -92,37 +102,35 @@ def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
     return agreed
 
 
+def contradicted(alpha: Tensor, depth: Tensor) -> Tensor:
+    """Pixels of the front outline that the six views together leave nothing behind: bool [S S].
+
+    alpha: [6 1 S S]; depth: [6 S S].
+    """
+    outside = _outside(alpha, depth, _looks(depth.shape[-1]))
+    return _as_front(outside.amin(1) > -WALL / 2) & (alpha[FRONT, 0] > SOLID)
+
+
 def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Mend the views wherever, taken together, they would cut away something that the photo shows.
 
-    alpha: [6 1 S S]; depth: [6 S S]. For each pixel of the front outline the point behind it that the six
-    views contradict least is found, and the views that contradict it are moved to contain it.
+    alpha: [6 1 S S]; depth: [6 S S]. Behind every pixel that is cut away a slab is put back where the views
+    contradict it least, as thick as the outline is wide there, and every view is moved to contain it.
     """
     size_px = depth.shape[-1]
-    alpha, depth = alpha.clone(), depth.clone()
-    x, y, z = torch.meshgrid(*[centres(size_px)] * 3, indexing="ij")  # [S S S]
-    looks = [_look(view, x, y, z) for view in VIEWS]
-    outside = torch.stack([_contradiction(alpha[i, 0], depth[i], look) for i, look in enumerate(looks)]).amax(
-        0
-    )  # [S S S]: > 0 where some view says "empty"
-    least, best_y = outside.min(dim=1)  # [S S] over x, z
-    front = looks[FRONT]
-    shown = alpha[FRONT, 0][front.row[:, 0], front.column[:, 0]] > SOLID  # [S S] over x, z
-    at_x, at_z = torch.nonzero(shown & (least > -WALL / 2), as_tuple=True)
-    at_y = best_y[at_x, at_z]
-    for index, look in enumerate(looks):
-        row, column = look.row[at_x, at_y, at_z], look.column[at_x, at_y, at_z]
-        flat = row * size_px + column
-        reach = look.nearness[at_x, at_y, at_z] + WALL / 2
-        was_empty = alpha[index, 0].flatten() <= SOLID
-        start = torch.where(was_empty, torch.full_like(depth[index].flatten(), -1.0), depth[index].flatten())
-        raised = start.scatter_reduce(0, flat, reach, reduce="amax")
-        touched = torch.zeros(size_px * size_px, dtype=torch.bool).index_fill(0, flat, True)
-        depth[index] = torch.where(touched, raised, depth[index].flatten()).view(size_px, size_px)
-        alpha[index, 0] = torch.where(touched, torch.ones(()), alpha[index, 0].flatten()).view(
-            size_px, size_px
-        )
-    return alpha, depth
+    looks = _looks(size_px)
+    outside = _outside(alpha, depth, looks)
+    shown = _as_world(alpha[FRONT, 0] > SOLID)  # [S S] over x, z
+    missing = shown & (outside.amin(1) > -WALL / 2)
+    if not missing.any():
+        return alpha.clone(), depth.clone()
+    middle = _smooth(_likeliest(outside, alpha, depth), shown)
+    half = _smooth(_half_thickness(shown), shown)
+    at_x, at_z = torch.nonzero(missing, as_tuple=True)
+    steps = torch.linspace(-1, 1, SLAB_STEPS)[:, None]
+    y = middle[at_x, at_z] + steps * half[at_x, at_z]  # [K M]
+    at_y = ((y + 1) * (size_px / 2) - 0.5).round().long().clamp(0, size_px - 1).flatten()
+    return _contain(alpha, depth, looks, (at_x.repeat(SLAB_STEPS), at_y, at_z.repeat(SLAB_STEPS)))
 
 
 def lift(
@@ -147,6 +155,16 @@ def lift(
     return SixViews(rgb=on_grey, ccm=maps_of(tall_depth, tall_alpha), alpha=tall_alpha)
 
 
+def seen_on(views: SixViews, depth: Tensor, alpha: Tensor) -> SixViews:
+    """The same colours on another surface: what the views would show if the object were the finished one.
+
+    depth: [6 S S] and alpha: [6 1 S S] of that surface, S as in views. Where it reaches past the views'
+    own outlines their colours are carried outwards, so that no background is painted on it.
+    """
+    rgb = torch.where(views.alpha > SOLID, views.rgb, spread(views.rgb, views.alpha > 1 - 1e-3))
+    return SixViews(rgb=rgb, ccm=maps_of(depth, alpha), alpha=alpha)
+
+
 def spread(images: Tensor, solid: Tensor) -> Tensor:
     """Carry values outwards from the object over the background: [6 C S S], bool [6 1 S S].
 
@@ -168,6 +186,80 @@ def spread(images: Tensor, solid: Tensor) -> Tensor:
         filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
         settled = settled | reached
     return filled
+
+
+def _looks(size_px: int) -> list[Pixels]:
+    """Where each view sees every voxel of a cube as fine as the views, indexed [x y z]."""
+    x, y, z = torch.meshgrid(*[centres(size_px)] * 3, indexing="ij")
+    return [_look(view, x, y, z) for view in VIEWS]
+
+
+def _outside(alpha: Tensor, depth: Tensor, looks: list[Pixels]) -> Tensor:
+    """How far outside the object the strictest view places each voxel, [x y z] in world units."""
+    return torch.stack(
+        [_contradiction(a, d, look) for a, d, look in zip(alpha[:, 0], depth, looks, strict=True)]
+    ).amax(0)
+
+
+def _likeliest(outside: Tensor, alpha: Tensor, depth: Tensor) -> Tensor:
+    """World y behind each pixel of the front, [x z], where something most likely is.
+
+    The depths of front and back are drawn upon the photo's own outline; where the views beside them
+    say little, the middle between the two decides.
+    """
+    size_px = depth.shape[-1]
+    middle = _as_world((depth[FRONT] - mirror(depth[BACK], FRONT)) / 2)
+    around = functional.avg_pool2d(outside.transpose(0, 1)[:, None], 5, stride=1, padding=2)[:, 0].transpose(
+        0, 1
+    )
+    y = centres(size_px)[None, :, None]
+    return centres(size_px)[(around + MIDDLE_PULL * (y - middle[:, None]).abs()).argmin(1)]
+
+
+def _half_thickness(shown: Tensor) -> Tensor:
+    """Half of how thick a slab behind each pixel should be: as an inflated outline is, within limits."""
+    from scipy.ndimage import distance_transform_edt
+
+    inside = torch.from_numpy(distance_transform_edt(shown.numpy())).float() * (2 / len(shown))
+    return inside.clamp(WALL / 2, THICKEST / 2)
+
+
+def _smooth(values: Tensor, shown: Tensor) -> Tensor:
+    """Blur [x z] within the outline alone, so that neighbours get nearly the same slab."""
+    weights = shown.float()[None, None]
+    total = values[None, None] * weights
+    for _ in range(3):  # three boxes make a bell
+        total, weights = (functional.avg_pool2d(t, 7, stride=1, padding=3) for t in (total, weights))
+    return (total / weights.clamp_min(1e-6))[0, 0]
+
+
+def _contain(
+    alpha: Tensor, depth: Tensor, looks: list[Pixels], voxels: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Move every view so that it calls these voxels inside."""
+    size_px = depth.shape[-1]
+    alpha, depth = alpha.clone(), depth.clone()
+    for index, look in enumerate(looks):
+        flat = look.row[voxels] * size_px + look.column[voxels]
+        reach = look.nearness[voxels] + WALL / 2
+        start = torch.where(alpha[index, 0] > SOLID, depth[index], -torch.ones(())).flatten()
+        raised = start.scatter_reduce(0, flat, reach, reduce="amax")
+        touched = (
+            torch.zeros(size_px * size_px, dtype=torch.bool).index_fill(0, flat, True).view(size_px, size_px)
+        )
+        depth[index] = torch.where(touched, raised.view(size_px, size_px), depth[index])
+        alpha[index, 0] = torch.where(touched, torch.ones(()), alpha[index, 0])
+    return alpha, depth
+
+
+def _as_world(front: Tensor) -> Tensor:
+    """Picture of the front view [row column] as [x z]: x falls along columns, z down the rows."""
+    return front.flip(0, 1).T
+
+
+def _as_front(over_xz: Tensor) -> Tensor:
+    """[x z] as the front view's picture [row column]."""
+    return over_xz.T.flip(0, 1)
 
 
 def _look(view: View, x: Tensor, y: Tensor, z: Tensor) -> Pixels:

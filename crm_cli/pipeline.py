@@ -1,0 +1,421 @@
+"""One photo's way to an asset: the stations, in the order of the paper's overview figure.
+
+    Prepare      photo → cut-out
+    Imagine      cut-outs → six views → six coordinate maps
+    Reconstruct  views → triplane → FlexiCubes surface
+    Unwrap       clean, decimate, charts
+    Bake         colour field → texture
+    Deliver      files, previews, checks
+
+Records in, records out. A station is opened once per worker and called with a batch where a network can
+use one; randomness comes from the photo's digest, so that neither neighbours nor order change a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crm_cli import __version__
+from crm_cli.errors import PhotoError
+from crm_cli.fragments import Raster, project
+from crm_cli.frame import FRONT, VIEWS
+from crm_cli.models import agree
+from crm_cli.models.denoiser import MultiViewUNet, to_frames, to_views
+from crm_cli.models.encoders import PatchCodec, photo_for_frames
+from crm_cli.models.field import Field, surface
+from crm_cli.models.reconstruction import PlaneField
+from crm_cli.models.sampler import draw_noise, sample
+from crm_cli.preset import Preset, Sampling
+from crm_cli.records import (
+    Asset,
+    Cutout,
+    Job,
+    Mesh,
+    Photo,
+    SixViews,
+    TexturedMesh,
+    UnwrappedMesh,
+    WrittenFile,
+)
+from crm_cli.toolbox import Toolbox, open_toolbox
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Place = Literal["accelerator", "cpu"]
+
+SMALL_VIEW_PX = 64
+"""What the small denoisers draw."""
+
+SILHOUETTE_PX = 128
+"""Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Surface:
+    """A surface, the field that colours it, and whether it can be trusted."""
+
+    mesh: Mesh
+    field: Field
+    silhouette_iou: float
+    confidence: Literal["ok", "low"]
+    warnings: tuple[str, ...] = ()
+
+
+def dice(seed: int, digest: str, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on the run's seed and the photo alone."""
+    text = f"{seed}:{digest}:{purpose}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
+
+
+class Prepare:
+    """Photo → cut-out."""
+
+    runs_on: ClassVar[Place] = "cpu"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._mattes = toolbox.mattes
+        self._preset = preset
+
+    def __call__(self, job: Job) -> tuple[Photo, Cutout]:
+        """Read one photo and cut its subject out."""
+        from crm_cli.models.matting import cut_out, find_subject
+        from crm_cli.models.photo import read_photo
+
+        photo = read_photo(job.root / job.path, path=job.path, max_mpixels=job.max_mpixels)
+        matted = find_subject(photo, self._mattes, method=self._preset.matting.method)
+        framing = self._preset.cutout
+        return photo, cut_out(photo, matted, size_px=framing.size_px, fill=framing.fill)
+
+
+class Imagine:
+    """Cut-outs → six views → six coordinate maps, many photos per network call."""
+
+    runs_on: ClassVar[Place] = "accelerator"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
+        self._codec = PatchCodec()
+
+    @torch.inference_mode()
+    def __call__(self, cutouts: Sequence[Cutout]) -> list[SixViews]:
+        """Draw what the photos do not show."""
+        photos = torch.stack([agree.place_photo(cutout, SMALL_VIEW_PX) for cutout in cutouts])
+        rgba = self._draw_views(photos, cutouts)
+        outlines = [
+            agree.agree_outlines(views[:, 3:], photo[3:]) for views, photo in zip(rgba, photos, strict=True)
+        ]
+        rgb = rgba[:, :, :3].clone()
+        rgb[:, FRONT] = photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:])
+        depths = self._draw_depth(rgb, torch.stack(outlines), cutouts)
+        views = []
+        for cutout, colour, outline, depth in zip(cutouts, rgb, outlines, depths, strict=True):
+            alpha, deep = agree.keep_photo(outline, depth)
+            views.append(
+                agree.lift(
+                    colour,
+                    alpha,
+                    deep,
+                    cutout,
+                    size_px=self._preset.views.size_px,
+                    use_photo=self._preset.views.use_photo,
+                )
+            )
+        return views
+
+    def _draw_views(self, photos: Tensor, cutouts: Sequence[Cutout]) -> Tensor:
+        """First diffusion: [B 4 S S] to [B 6 4 S S], colour on mid grey."""
+        network = self._tools.rgb
+        on_grey = torch.cat([photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:]), photos[:, 3:]], dim=1)
+        concat = self._codec.encode(photo_for_frames(on_grey))
+        reference = self._codec.encode(on_grey)
+        latents = self._sample(network, self._preset.rgb, cutouts, "rgb", concat=concat, reference=reference)
+        return self._codec.decode(to_views(latents))
+
+    def _draw_depth(self, rgb: Tensor, alpha: Tensor, cutouts: Sequence[Cutout]) -> Tensor:
+        """Second diffusion: [B 6 3 S S] and [B 6 1 S S] to depth [B 6 S S]."""
+        concat = self._codec.encode(to_frames(torch.cat([rgb, alpha], dim=2)))
+        latents = self._sample(self._tools.ccm, self._preset.ccm, cutouts, "ccm", concat=concat)
+        return torch.nn.functional.pixel_shuffle(to_views(latents), self._codec.patch)[:, :, 0]
+
+    def _sample(
+        self,
+        network: MultiViewUNet,
+        sampling: Sampling,
+        cutouts: Sequence[Cutout],
+        purpose: str,
+        *,
+        concat: Tensor,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """Run one denoiser from noise that depends on each photo alone."""
+        device = self._tools.device
+        is_guided = sampling.guidance != 1.0
+        given = [t if t is None else t.to(device) for t in (concat, reference)]
+        if is_guided:  # the unconditional half sees no photo
+            given = [t if t is None else torch.cat([torch.zeros_like(t), t]) for t in given]
+        conditions = network.prepare(concat=given[0], reference=given[1])
+        config = network.config
+        shape = (config.frames, config.channels_in, *concat.shape[-2:])
+        noise = draw_noise(shape, [dice(self._preset.seed, c.digest, purpose) for c in cutouts]).to(device)
+        return sample(
+            lambda x, t: network(x, t, conditions),
+            noise,
+            steps=sampling.steps,
+            solver=sampling.solver,
+            prediction=config.prediction,
+            guidance=sampling.guidance,
+        ).cpu()
+
+
+class Reconstruct:
+    """Views → triplane → FlexiCubes surface, or a classical solid where that does not show the photo."""
+
+    runs_on: ClassVar[Place] = "accelerator"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
+
+    @torch.inference_mode()
+    def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
+        """Draw the surface and compare its outline with the photo's."""
+        from crm_cli.models.solids import fallback_solid
+
+        noise = dice(self._preset.seed, cutout.digest, "reconstruction")
+        try:
+            drawn = self._draw(self._tools.reconstruction.field(views, generator=noise), cutout)
+            reason = self._doubt(drawn)
+        except PhotoError as error:
+            drawn, reason = None, error.cause
+        if drawn is not None and reason is None:
+            return drawn
+        solid = self._draw(fallback_solid(cutout), cutout)
+        warning = f"low confidence: {reason}; the asset is a simple solid behind the photo"
+        return replace(solid, confidence="low", warnings=(warning,))
+
+    def _draw(self, field: Field, cutout: Cutout) -> Surface:
+        mesh = surface(field, self._preset.reconstruction.grid, device=self._tools.device)
+        iou = silhouette_iou(mesh, cutout, self._tools)
+        return Surface(mesh=mesh, field=field, silhouette_iou=iou, confidence="ok")
+
+    def _doubt(self, drawn: Surface) -> str | None:
+        """Say what is wrong with the networks' answer, or None."""
+        if drawn.silhouette_iou < self._preset.checks.min_silhouette_iou:
+            return f"the outline matches the photo's by {drawn.silhouette_iou:.0%} only"
+        return None
+
+
+class Unwrap:
+    """Clean, decimate, cut into charts."""
+
+    runs_on: ClassVar[Place] = "cpu"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._preset = preset
+
+    def __call__(self, drawn: Surface) -> UnwrappedMesh:
+        """Make the surface sound and give it texture coordinates."""
+        from crm_cli.mesh.clean import clean
+        from crm_cli.mesh.unwrap import unwrap
+
+        mesh = clean(drawn.mesh, faces=self._preset.mesh.faces, smooth=self._preset.mesh.smooth)
+        settings = self._preset.unwrap
+        return unwrap(
+            mesh, method=settings.method, size_px=self._preset.texture.size_px, padding_px=settings.padding_px
+        )
+
+
+class Bake:
+    """Colour field → texture."""
+
+    runs_on: ClassVar[Place] = "accelerator"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
+
+    @torch.inference_mode()
+    def __call__(self, unwrapped: UnwrappedMesh, field: Field, views: SixViews) -> TexturedMesh:
+        """Ask the field for the colour of every texel.
+
+        What a view sees is decided by the finished surface, not by the depth it was drawn from: else the
+        photo would miss the front wherever smoothing or simplification moved it.
+        """
+        from crm_cli.mesh.bake import bake
+
+        if isinstance(field, PlaneField):
+            depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
+            field = field.seen_as(agree.seen_on(views, depth, alpha))
+        size_px = self._preset.texture.size_px
+        return bake(unwrapped, field.colour, self._tools.raster, size_px=size_px, device=self._tools.device)
+
+
+class Deliver:
+    """Files, previews and checks, in the job's scratch folder."""
+
+    runs_on: ClassVar[Place] = "cpu"
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
+
+    def __call__(
+        self, job: Job, photo: Photo, cutout: Cutout, views: SixViews, drawn: Surface, textured: TexturedMesh
+    ) -> Asset:
+        """Write everything that is kept of one photo."""
+        from crm_cli.export.preview import render_previews
+        from crm_cli.export.scene import build_scene
+        from crm_cli.export.sheet import write_thumbs
+        from crm_cli.export.writers import write_asset
+        from crm_cli.mesh.bake import uv_usage
+        from crm_cli.mesh.inspect import inspect
+
+        folder = job.scratch / job.stem.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        scene = build_scene(textured, provenance=self._provenance(photo))
+        files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
+        usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
+        checks = inspect(
+            textured.unwrapped,
+            uv_overlap=usage.overlap,
+            uv_coverage=usage.coverage,
+            silhouette_iou=float(silhouette_iou(textured.mesh, cutout, self._tools)),
+            confidence=drawn.confidence,
+        )
+        shown = self._preset.preview
+        turns = render_previews(textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
+        write_thumbs(
+            job.scratch / "report" / "thumbs",
+            job.id,
+            photo=photo.rgb if photo.alpha is None else np.dstack([photo.rgb, photo.alpha]),
+            cutout=as_picture(torch.cat([cutout.rgb, cutout.alpha])),
+            views_rgb=[as_picture(view) for view in views.rgb],
+            views_ccm=[as_picture(maps) for maps in views.ccm],
+            turns=turns,
+        )
+        return Asset(
+            photo=job.path,
+            files=tuple(written(job.scratch, file) for file in files),
+            checks=checks,
+            warnings=(*photo.warnings, *cutout.warnings, *drawn.warnings),
+        )
+
+    def _provenance(self, photo: Photo) -> dict[str, str]:
+        """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
+        return {
+            "crm_version": __version__,
+            "photo_sha256": photo.digest,
+            "preset_sha256": self._preset.fingerprint(),
+            "seed": str(self._preset.seed),
+            "weights": self._tools.weights.name,
+            "weights_sha256": self._tools.weights.digest,
+        }
+
+
+class Line:
+    """All stations of one worker, in a row."""
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._prepare = Prepare(toolbox, preset)
+        self._imagine = Imagine(toolbox, preset)
+        self._reconstruct = Reconstruct(toolbox, preset)
+        self._unwrap = Unwrap(toolbox, preset)
+        self._bake = Bake(toolbox, preset)
+        self._deliver = Deliver(toolbox, preset)
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int) -> Line:
+        """Load what the stations need, once."""
+        return cls(open_toolbox(preset, device=device, threads=threads), preset)
+
+    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+        """Make one asset; PhotoError where the photo does not allow it.
+
+        report_stage: called with the name of each station as it begins.
+        """
+        watch = Stopwatch(report_stage)
+        watch.begin("prepare")
+        photo, cutout = self._prepare(job)
+        watch.begin("imagine")
+        [views] = self._imagine([cutout])
+        watch.begin("reconstruct")
+        drawn = self._reconstruct(views, cutout)
+        watch.begin("unwrap")
+        unwrapped = self._unwrap(drawn)
+        watch.begin("bake")
+        textured = self._bake(unwrapped, drawn.field, views)
+        watch.begin("deliver")
+        asset = self._deliver(job, photo, cutout, views, drawn, textured)
+        return replace(asset, seconds=watch.stop())
+
+
+class Stopwatch:
+    """Seconds per stage, and a word to whoever watches the clock from outside."""
+
+    def __init__(self, report_stage: Callable[[str], None]) -> None:
+        self._report = report_stage
+        self._seconds: dict[str, float] = {}
+        self._running: tuple[str, float] | None = None
+
+    def begin(self, stage: str) -> None:
+        """End the running stage and begin another."""
+        self.stop()
+        self._report(stage)
+        self._running = (stage, time.perf_counter())
+
+    def stop(self) -> dict[str, float]:
+        """End the running stage; return all seconds so far."""
+        if self._running is not None:
+            stage, began = self._running
+            self._seconds[stage] = round(time.perf_counter() - began, 3)
+            self._running = None
+        return self._seconds
+
+
+def look_at(mesh: Mesh, raster: Raster, size_px: int) -> tuple[Tensor, Tensor]:
+    """Depth [6 S S] and coverage [6 1 S S] of a mesh in the six views."""
+    vertices, faces = torch.from_numpy(mesh.vertices), torch.from_numpy(mesh.faces)
+    seen = [
+        raster.rasterize(project(vertices, view, size_px), faces, height=size_px, width=size_px)
+        for view in VIEWS
+    ]
+    return torch.stack([s.depth for s in seen]), torch.stack([s.covered.float()[None] for s in seen])
+
+
+def silhouette_iou(mesh: Mesh, cutout: Cutout, toolbox: Toolbox) -> float:
+    """Compare the front outline of a mesh with that of its photo: intersection over union."""
+    from crm_cli.mesh.inspect import silhouette_iou as compare
+    from crm_cli.mesh.raster import render_silhouette
+
+    drawn = render_silhouette(mesh, toolbox.raster, VIEWS[FRONT], SILHOUETTE_PX)
+    shown = agree.place_photo(cutout, SILHOUETTE_PX)[3] > agree.SOLID
+    return compare(drawn, shown.numpy())
+
+
+def as_picture(image: Tensor) -> Image:
+    """[3|4 H W] in [0, 1] to a picture."""
+    from PIL import Image
+
+    pixels: Any = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels)
+
+
+def written(scratch: Path, file: Path) -> WrittenFile:
+    """Describe a finished file by its name, size and digest."""
+    data = file.read_bytes()
+    return WrittenFile(
+        path=PurePosixPath(file.relative_to(scratch).as_posix()),
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
