@@ -32,7 +32,7 @@ def views_of(name: str, size: int) -> SixViews:
 
 def overlap(hull: Hull, shape: Shape) -> float:
     # Random points: a regular grid would lie on the flat faces of boxes, where inside is a coin's toss.
-    points = torch.rand(60_000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    points = torch.rand(40_000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     ours, true = hull.sdf(points) < 0, shape(points) < 0
     return float((ours & true).sum() / (ours | true).sum())
 
@@ -48,7 +48,7 @@ def surface_points(shape: Shape, count: int = 2000) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(("size", "least"), [(64, 0.88), (128, 0.94)])
+@pytest.mark.parametrize(("size", "least"), [(64, 0.88), (96, 0.92)])
 def test_the_hull_of_exact_views_is_the_shape(name: str, size: int, least: float) -> None:
     assert overlap(Hull(views_of(name, size)), SHAPES[name]) > least
 
@@ -97,9 +97,9 @@ def test_an_empty_view_says_nothing_and_six_empty_views_say_empty() -> None:
 
 
 def test_map_pixels_mixed_with_the_background_do_not_carve() -> None:
-    shape, views = SHAPES["ball"], views_of("ball", 128)
+    shape, views = SHAPES["block"], views_of("block", 128)
     ccm = views.ccm.clone()
-    edge = silhouette_distance(views.alpha[FRONT, 0].numpy()) > -0.02
+    edge = silhouette_distance(views.alpha[FRONT, 0].numpy()) > -0.04
     ccm[FRONT, :, torch.from_numpy(edge)] = 0.5
     assert overlap(Hull(dataclasses.replace(views, ccm=ccm)), shape) > 0.97
 
@@ -115,9 +115,9 @@ def test_a_surface_point_gets_its_own_colour_back(size: int) -> None:
 
 def test_no_background_bleeds_over_the_silhouette() -> None:
     shape = ball()
-    white = trace(shape, 256, colour=lambda p: torch.ones_like(p))
+    white = trace(shape, 128, colour=lambda p: torch.ones_like(p))
     # The rim of a photo is blended with what was behind it.
-    rim = torch.nn.functional.avg_pool2d(white.alpha, 5, 1, 2)
+    rim = torch.nn.functional.avg_pool2d(white.alpha, 3, 1, 1)
     views = SixViews(rgb=white.rgb * rim, ccm=white.ccm, alpha=white.alpha)
     assert float(Hull(views).colour(surface_points(shape)).min()) > 0.98
 
