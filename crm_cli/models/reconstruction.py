@@ -9,7 +9,7 @@ start at zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -224,6 +224,10 @@ class PlaneField:
         """Signed distance [N], negative inside, and the grid's deformation [N 3]."""
         answers = _in_chunks(self._geometry, points)
         return answers[:, 0], answers[:, 1:]
+
+    def seen_as(self, views: SixViews) -> PlaneField:
+        """The same field, its colours taken where these views see them; the published network has no say in it."""
+        return self if self.hull is None else replace(self, hull=Hull(views))
 
     def cube_weights(self, corners: Tensor) -> CubeWeights | None:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
