@@ -130,9 +130,6 @@ def halve(picture: Floats) -> Floats:
     return halved
 
 
-# --- Camera -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
     """A pinhole on the +Y axis: pixels = centre + scale · (−x, −z) / (distance − y)."""

@@ -95,9 +95,6 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64) -> Example:
     )
 
 
-# --- Six views --------------------------------------------------------------------------------------
-
-
 def six_views(posed: Posed, raster: Raster, *, size_px: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Draw albedo with coverage [6 4 S S] and depth [6 S S], as one picture of six tiles."""
     fine = SAMPLES * size_px
@@ -155,9 +152,6 @@ def _resolve_depth(
 def to_bytes(values: Floats) -> NDArray[np.uint8]:
     """Round values in [0, 1] to bytes."""
     return np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-
-
-# --- Photo ------------------------------------------------------------------------------------------
 
 
 def cut_out_photo(rng: Random, posed: Posed, raster: Raster, *, size_px: int) -> NDArray[np.uint8]:
@@ -232,9 +226,6 @@ def _spread(alpha: Floats, choose: np.ufunc) -> Floats:
     for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
         result = choose(result, neighbour)
     return result
-
-
-# --- Places -----------------------------------------------------------------------------------------
 
 
 def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ import colorsys
 
 import numpy as np
 
+from crm_cli.learn import labels
 from crm_cli.learn import materials as paint
 from crm_cli.learn.families.pieces import any_surface, four, in_plane
 from crm_cli.learn.materials import Look, Material, Random, draw_colour, draw_look
@@ -151,7 +152,7 @@ def _control(
     elif kind < 0.75:
         wide, tall = 2 * reach * rng.uniform(0.8, 1), 2 * reach * rng.uniform(0.5, 1)
         screen = box((wide, 0.06, tall), rounding=0.015)
-        shown = paint.labelled(rng, trim, look, width=wide * 0.85, height=tall * 0.8, centre_z=0)
+        shown = labels.labelled(rng, trim, look, width=wide * 0.85, height=tall * 0.8, centre_z=0)
         parts.append(Part(screen.moved((x, y, z)), shown))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from crm_cli.learn import labels
 from crm_cli.learn import materials as paint
 from crm_cli.learn.families.pieces import any_surface, four, in_plane
 from crm_cli.learn.materials import Look, Material, Random, draw_look
@@ -17,7 +18,7 @@ def carton(rng: Random) -> list[Part]:
     width, depth, height = rng.uniform(0.4, 0.6), rng.uniform(0.3, 0.5), rng.uniform(0.6, 1.2)
     body = box((width, depth, height)).moved((0, 0, 0))
     surface = paint.painted(rng, look, pattern=0.35)
-    surface = paint.printed(
+    surface = labels.printed(
         rng,
         surface,
         look,
@@ -59,7 +60,7 @@ def package(rng: Random) -> list[Part]:
     size = np.array([rng.uniform(0.4, 1.2), rng.uniform(0.2, 0.9), rng.uniform(0.3, 1.2)])
     surface = paint.painted(rng, look, pattern=0.4)
     if rng.uniform() < 0.7:
-        surface = paint.printed(
+        surface = labels.printed(
             rng,
             surface,
             look,
@@ -92,7 +93,7 @@ def book(rng: Random) -> list[Part]:
     look = draw_look(rng)
     width, height, thick = rng.uniform(0.6, 1.0), rng.uniform(0.8, 1.3), rng.uniform(0.14, 0.4)
     cover = paint.painted(rng, look, pattern=0.3)
-    cover = paint.printed(
+    cover = labels.printed(
         rng,
         cover,
         look,
@@ -129,7 +130,7 @@ def bag(rng: Random) -> list[Part]:
     body = sweep(spine, np.stack([wide, deep], -1), across=(1, 0, 0), sides=28, exponent=exponent)
     surface = paint.cloth(rng, look.main) if rng.uniform() < 0.5 else paint.painted(rng, look)
     if rng.uniform() < 0.6:
-        surface = paint.printed(
+        surface = labels.printed(
             rng,
             surface,
             look,

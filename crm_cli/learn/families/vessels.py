@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from crm_cli.learn import labels
 from crm_cli.learn import materials as paint
 from crm_cli.learn.families.pieces import dome, handle_shape, in_plane
 from crm_cli.learn.materials import Look, Random, draw_colour, draw_look
@@ -39,9 +40,9 @@ def bottle(rng: Random) -> list[Part]:
     if rng.uniform() < 0.8:
         low, high = shoulder * rng.uniform(0.1, 0.3), shoulder * rng.uniform(0.7, 0.95)
         if rng.uniform() < 0.5:
-            surface = paint.wrapped(rng, surface, look, bottom=low, top=high, radius=radius, repeats=2)
+            surface = labels.wrapped(rng, surface, look, bottom=low, top=high, radius=radius, repeats=2)
         else:
-            surface = paint.labelled(
+            surface = labels.labelled(
                 rng,
                 surface,
                 look,
@@ -91,7 +92,7 @@ def can(rng: Random) -> list[Part]:
         sides=30,
     )
     steel = paint.metal(rng)
-    surface = paint.wrapped(
+    surface = labels.wrapped(
         rng,
         paint.painted(rng, look),
         look,
@@ -138,7 +139,7 @@ def jar(rng: Random) -> list[Part]:
     )
     surface = paint.painted(rng, look, pattern=0.3)
     if rng.uniform() < 0.8:
-        surface = paint.wrapped(
+        surface = labels.wrapped(
             rng,
             surface,
             look,
@@ -168,7 +169,7 @@ def mug(rng: Random) -> list[Part]:
     wall = rng.uniform(0.06, 0.075)
     surface = paint.painted(rng, look)
     if rng.uniform() < 0.4:
-        surface = paint.labelled(
+        surface = labels.labelled(
             rng,
             surface,
             look,

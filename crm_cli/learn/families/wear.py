@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from crm_cli.learn import labels
 from crm_cli.learn import materials as paint
 from crm_cli.learn.families.pieces import dome, either_way, in_plane
 from crm_cli.learn.materials import Random, draw_colour, draw_look
@@ -190,7 +191,7 @@ def hat(rng: Random) -> list[Part]:
         (0, radius * 0.6, 0.03), turn("x", -8)
     )
     button = ellipsoid((0.05, 0.05, 0.03), sides=12, rings=6).moved((0, 0, height))
-    surface = paint.labelled(
+    surface = labels.labelled(
         rng, surface, look, width=0.3, height=0.2, centre_z=height * 0.45, front=radius * 0.3
     )
     return [Part(crown_body, surface), Part(visor, band), Part(button, band)]
