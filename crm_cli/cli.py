@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from crm_cli.preset import Override, ResolvedPreset
-    from crm_cli.run.batch import Engine, Stop
     from crm_cli.run.events import Event, RunFinished
+    from crm_cli.run.options import Engine, Stop
 
 DEBOUNCE_S = 0.5
 """Two interrupts closer than this are one: a terminal and a shell may both pass a key on."""
@@ -143,8 +143,8 @@ def convert(
 ) -> None:
     """Convert photos to 3D assets. Run it again to do what is missing."""
     from crm_cli.preset import load_preset
-    from crm_cli.run.batch import PRODUCTION, RunOptions
     from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.options import PRODUCTION, RunOptions
     from crm_cli.run.walk import Selection
 
     _log_to_stderr(-1 if quiet else verbose)
@@ -281,7 +281,7 @@ def _write_line(line: str, console: Console) -> bool:
 @contextmanager
 def _listening() -> Iterator[Stop]:
     """Turn signals into a wish to stop: the first ends the run between photos, the second at once."""
-    from crm_cli.run.batch import Stop
+    from crm_cli.run.options import Stop
 
     stop = Stop()
     first_at = 0.0

@@ -4,23 +4,26 @@ raise_  a Python exception      input_  a PhotoError         segv_  dies in nati
 hang_   never ends              exit0_  leaves politely      slow_  takes a while
 noisy_  prints on stdout        once_   crashes the first time only
 space_  a full disk             liar_   announces more bytes than it wrote
+nan_    measures a volume that is no number
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import EnvironmentProblem, PhotoError
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Checks, Job, WrittenFile
-from crm_cli.run.batch import Engine
+from crm_cli.run.options import Engine
 
 CHECKS = Checks(
     vertices=8, faces=12, is_closed=True, is_manifold=True, is_oriented=True, volume=1.0, euler=2,
@@ -52,7 +55,8 @@ class FakeLine:
                 _obey(job)
         formats = self._preset.export.formats
         files = tuple(self._write(job, data, name) for name in formats)
-        return Asset(photo=job.path, files=files, checks=CHECKS, seconds=dict.fromkeys(STAGES, 0.0))
+        checks = replace(CHECKS, volume=math.nan) if job.path.name.startswith("nan_") else CHECKS
+        return Asset(photo=job.path, files=files, checks=checks, seconds=dict.fromkeys(STAGES, 0.0))
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")

@@ -16,7 +16,7 @@ import pytest
 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import Override, load_preset
-from crm_cli.run.batch import RunOptions, Stop, convert
+from crm_cli.run.batch import convert
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -28,6 +28,7 @@ from crm_cli.run.events import (
     Warned,
 )
 from crm_cli.run.journal import read_lines
+from crm_cli.run.options import RunOptions, Stop
 from crm_cli.run.store import Records, Store
 from crm_cli.run.walk import Selection
 
@@ -116,6 +117,7 @@ def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
         "segv_": ("failed", "crash", 2),
         "exit0_": ("failed", "crash", 2),
         "liar_": ("failed", "io", 1),
+        "nan_": ("failed", "internal", 2),
         "once_": ("converted", None, 2),
         "noisy_": ("converted", None, 1),
         "good_": ("converted", None, 1),
@@ -130,8 +132,8 @@ def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
     assert exit_code(events) == 3
     out = tmp_path / "out"
     assert {Path(name).stem for name in published(out)} == {"once_x", "noisy_x", "good_x"}
-    [evidence, _] = sorted(out.glob(".crm/runs/*/errors/*.txt"))
-    assert "RuntimeError: a surprise" in evidence.read_text()
+    evidence = [path.read_text() for path in out.glob(".crm/runs/*/errors/*.txt")]
+    assert sum("RuntimeError: a surprise" in text for text in evidence) == 2
 
 
 def test_a_hanging_photo_ends_at_its_deadline_and_the_others_go_on(tmp_path: Path) -> None:
@@ -316,6 +318,31 @@ def test_nothing_is_written_where_nothing_can_start(photos: Path, tmp_path: Path
     assert exit_code(run(photos, select=Selection(include=("*.bmp",)), allow_empty=True)) == 0
 
 
+def test_the_contact_sheet_shows_assets_and_failures_and_is_left_alone_when_nothing_changed(
+    tmp_path: Path,
+) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "input_b.jpg")
+    events = run(photos, report=True)
+    sheet = tmp_path / "out" / "report" / "index.html"
+    assert isinstance(events[-1], RunFinished) and events[-1].report == sheet
+    assert "a.glb" in sheet.read_text() and "nothing in the picture" in sheet.read_text()
+    (photos / "input_b.jpg").unlink()
+    before = sheet.stat().st_mtime_ns
+    run(photos, report=True)
+    assert sheet.stat().st_mtime_ns == before
+    sheet.unlink()
+    run(photos, report=True)
+    assert "input_b" not in sheet.read_text()
+
+
+def test_an_interrupt_ends_the_wait_for_the_lock(photos: Path) -> None:
+    out = photos.parent / "out"
+    store = Store.open(out, run="other")
+    [finished] = run(photos, wait_lock_s=60.0, stop=Stop(signal=signal.SIGINT))
+    store.close()
+    assert isinstance(finished, RunFinished) and finished.exit_code == 130
+
+
 def test_what_is_passed_over_is_told(photos: Path) -> None:
     os.mkfifo(photos / "pipe.jpg")
     warnings = [event.message for event in run(photos) if isinstance(event, Warned)]
@@ -446,11 +473,10 @@ def test_interrupted_twice_a_run_is_gone_within_two_seconds(tmp_path: Path) -> N
     assert workers_of(process.pid) == []
 
 
-def test_the_second_of_two_waiting_runs_does_nothing_twice(tmp_path: Path) -> None:
+def test_of_two_runs_that_wait_for_each_other_the_second_does_nothing_twice(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "slow_a.jpg")
-    first = spawn(photos, tmp_path / "out")
-    second = spawn(photos, tmp_path / "out", "--wait-lock", "20")
-    for process in (first, second):
+    runs = [spawn(photos, tmp_path / "out", "--wait-lock", "20") for _ in range(2)]
+    for process in runs:
         process.communicate()
         assert process.returncode == 0
     starts = [line for line in read_lines(tmp_path / "out") if line["ev"] == "attempt_start"]

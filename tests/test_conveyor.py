@@ -15,6 +15,7 @@ from crm_cli.run.conveyor import (
     Finished,
     NotOpened,
     Staged,
+    check_device,
     deadlines,
     default_workers,
     find_devices,
@@ -192,8 +193,9 @@ def test_devices_are_named_without_importing_torch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch", None)
     assert find_devices("auto") == ("cpu",)
     assert find_devices("cuda:0,3") == ("cuda:0", "cuda:3")
-    with pytest.raises(UsageError, match="--device gpu"):
-        find_devices("gpu")
+    for name in ("gpu", "cuda:", "cuda:0,", "cpu;rm"):
+        with pytest.raises(UsageError, match="--device"):
+            check_device(name)
     monkeypatch.setattr(conveyor_module, "ask", lambda code: [])
     with pytest.raises(EnvironmentProblem, match="--device cuda"):
         find_devices("cuda")

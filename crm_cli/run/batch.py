@@ -6,25 +6,25 @@ once, also while every worker is deep inside a native library.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from crm_cli import __version__
-from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, NoInput, OutputError, PhotoError
+from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, Locked, NoInput, OutputError, PhotoError
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Failed, Job, WrittenFile
+from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.conveyor import (
     Conveyor,
     Finished,
     NotOpened,
     Staged,
+    check_device,
     deadlines,
     default_workers,
     find_devices,
@@ -45,8 +45,11 @@ from crm_cli.run.events import (
     Warned,
 )
 from crm_cli.run.journal import Journal, last_failures
+from crm_cli.run.options import PRODUCTION, Engine, RunOptions, Stop
 from crm_cli.run.plan import Planned, Planner
+from crm_cli.run.report import RunFacts, write_report
 from crm_cli.run.store import (
+    REPORT,
     CommitRecord,
     Output,
     Recipe,
@@ -58,9 +61,9 @@ from crm_cli.run.store import (
     refuse_newer,
     write_atomically,
 )
-from crm_cli.run.walk import Selection, walk
+from crm_cli.run.walk import Found, walk
 from crm_cli.run.wire import dumps
-from crm_cli.run.worker import NO_SPACE, PIPELINE, Launch
+from crm_cli.run.worker import NO_SPACE, Launch
 from crm_cli.toolbox import usable_cores
 
 WORTH_ANOTHER_TRY: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout"})
@@ -78,67 +81,15 @@ TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What converts a photo, and which weights it reads. Tests swap it; no preset can."""
-
-    line: str
-    weights: Callable[[Preset], Mapping[str, str]]
-    """Digest of the weights that a stage reads, by stage; raises EnvironmentProblem where there are none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Where and how assets are made; nothing here changes what they are."""
-
-    inputs: tuple[Path, ...]
-    out: Path
-    select: Selection = field(default_factory=Selection)
-    keep_ext: bool = False
-    preset_name: str = "default"
-    device: str = "auto"
-    jobs: int | None = None
-    deadlines_s: Mapping[str, float] = field(default_factory=dict)
-    max_mpixels: float = 64.0
-    overwrite: bool = False
-    retry_failed: bool = False
-    fail_fast: bool = False
-    dry_run: bool = False
-    allow_empty: bool = False
-    report: bool = True
-    wait_lock_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Stop:
-    """Set by signal handlers, read by the run."""
-
-    signal: int | None = None
-    """The first signal: nothing new starts."""
-    is_urgent: bool = False
-    """A second one: running photos are given up."""
-
-
-def weights_digests(preset: Preset) -> dict[str, str]:
-    """Digests of the weights on disk, for the stages that read them."""
-    from crm_cli.models.weights import digest_of, find
-
-    files = find(preset.weights).files
-    both = "".join(digest_of(files[name]) for name in ("rgb", "ccm"))
-    views = hashlib.sha256(both.encode("ascii")).hexdigest()
-    return {"views": views, "mesh": digest_of(files["reconstruction"])}
-
-
-PRODUCTION = Engine(line=PIPELINE, weights=weights_digests)
-
-
 def convert(
     preset: Preset, options: RunOptions, *, stop: Stop | None = None, engine: Engine = PRODUCTION
 ) -> Iterator[Event]:
     """Convert what is missing, and yield what happens; the last event is RunFinished.
 
-    One photo's failure is an event. A CrmError is raised where the run itself cannot go on.
+    One photo's failure is an event. A CrmError is raised where the run itself cannot go on; what can be
+    known to be wrong before the output folder is touched is raised before that.
     """
+    stop = stop or Stop()
     found = walk(options.inputs, options.out, select=options.select, keep_ext=options.keep_ext)
     for skipped in found.passed_over:
         yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
@@ -146,38 +97,66 @@ def convert(
         names = ", ".join(str(path) for path in options.inputs)
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
+    check_device(options.device)
+    deadlines(("cpu",), options.deadlines_s)
     recipe = Recipe.of(preset, engine.weights(preset))
     if options.dry_run:
         planner = _planner(Records.scan(options.out), recipe, options)
         yield from _announce([planner.decide(photo) for photo in found.photos])
         return
-    devices = find_devices(options.device)
-    limits = deadlines(devices, options.deadlines_s)
     run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
-    store = Store.open(options.out, run=run, wait_lock_s=options.wait_lock_s)
+    try:
+        store = Store.open(
+            options.out, run=run, wait_lock_s=options.wait_lock_s, is_unwanted=lambda: stop.signal is not None
+        )
+    except Locked:
+        if stop.signal is None:
+            raise
+        yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0)
+        return
     try:
         planner = _planner(store.records, recipe, options)
-        plan = [planner.decide(photo) for photo in found.photos]
-        to_convert = sum(planned.action == "convert" for planned in plan)
-        workers = max(1, min(options.jobs or default_workers(devices), to_convert))
-        threads = max(1, usable_cores() // workers)
-        folder = options.out / ".crm" / "runs" / run
-        folder.mkdir()
-        launch = Launch(preset=preset, device=devices[0], threads=threads, line=engine.line)
-        with Journal(options.out, run) as journal:
-            conveyor = Conveyor(launch, devices=devices, workers=workers, deadlines_s=limits, logs=folder)
-            try:
-                batch = _Batch(
-                    plan, options=options, preset=preset, planner=planner, store=store, journal=journal,
-                    conveyor=conveyor, stop=stop or Stop(), folder=folder, device=", ".join(devices),
-                )  # fmt: skip
-                yield from batch.run(workers=workers)
-            finally:
-                conveyor.close()
+        yield from _run(found.photos, planner, store, preset, options, stop, engine)
     except OSError as error:
         raise output_error(options.out, error) from error
     finally:
         store.close()
+
+
+def _run(
+    photos: Sequence[Found],
+    planner: Planner,
+    store: Store,
+    preset: Preset,
+    options: RunOptions,
+    stop: Stop,
+    engine: Engine,
+) -> Iterator[Event]:
+    """Plan, open the journal and the pool, and work, all under the output folder's lock."""
+    plan = [planner.decide(photo) for photo in photos if stop.signal is None]
+    to_convert = sum(planned.action == "convert" for planned in plan)
+    # Asking for devices may take seconds: not where there is nothing to do.
+    devices = find_devices(options.device) if to_convert else ("cpu",)
+    workers = min(options.jobs or default_workers(devices), to_convert)
+    threads = max(1, usable_cores() // max(1, workers))
+    folder = options.out / ".crm" / "runs" / store.run
+    folder.mkdir()
+    conveyor = Conveyor(
+        Launch(preset=preset, device=devices[0], threads=threads, line=engine.line),
+        devices=devices,
+        workers=workers,
+        deadlines_s=deadlines(devices, options.deadlines_s),
+        logs=folder,
+    )
+    try:
+        with Journal(options.out, store.run) as journal:
+            batch = _Batch(
+                plan, options=options, preset=preset, planner=planner, store=store, journal=journal,
+                conveyor=conveyor, stop=stop, folder=folder, device=", ".join(devices),
+            )  # fmt: skip
+            yield from batch.run(workers=workers)
+    finally:
+        conveyor.close()
 
 
 def _planner(records: Records, recipe: Recipe, options: RunOptions) -> Planner:
@@ -250,15 +229,13 @@ class _Batch:
         self._conveyor = conveyor
         self._stop = stop
         self._folder = folder
-        self._device = device
-        self._started = datetime.now().astimezone()
         self._clock = time.monotonic()
+        self._facts = RunFacts(started=datetime.now().astimezone(), clock=self._clock, device=device)
         self._plan = plan
         self._photos = [planned.found.file for planned in plan]
         self._queue: deque[tuple[Planned, int]] = deque()
         self._attempts: dict[str, _Attempt] = {}
         self._outcomes: dict[str, CommitRecord | Failed] = {}
-        self._kept: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._unopened = 0
@@ -284,14 +261,9 @@ class _Batch:
                 self._queue.append((planned, 1))
             else:
                 yield self._settle_at_once(planned)
-        try:
-            yield from self._work()
-        except OutputError:
-            # The last line is worth a try, but the disk that refused a record may refuse this too.
-            self._give_up_running(is_logged=False)
-            raise
+        yield from self._work()
         exit_code = self._exit_code()
-        report = self._write_sheet() if self._options.report and self._plan else None
+        report = self._write_report()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
         finished = RunFinished(
             exit_code=exit_code,
@@ -456,7 +428,6 @@ class _Batch:
     def _settle_at_once(self, planned: Planned) -> Event:
         """Count a photo that needs no worker."""
         if planned.record is not None:
-            self._kept.add(planned.found.id)
             self._outcomes[planned.found.id] = planned.record
             self._counts["cached"] += 1
             paths = tuple(output.path for output in planned.record.outputs)
@@ -509,11 +480,10 @@ class _Batch:
         name = f"{attempt.job.id}-{attempt.number}.txt"
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def _give_up_running(self, *, is_logged: bool = True) -> None:
+    def _give_up_running(self) -> None:
         """Leave running photos to the next run; being interrupted is not their fault."""
         for attempt in self._attempts.values():
-            if is_logged:
-                self._journal.write("interrupted", asset=attempt.job.path, attempt=attempt.number)
+            self._journal.write("interrupted", asset=attempt.job.path, attempt=attempt.number)
         self._attempts.clear()
 
     def _announce_stop(self) -> Iterator[Event]:
@@ -538,6 +508,17 @@ class _Batch:
             eta_s=round((total - done) * 3600 / rate, 1) if rate else None,
         )
 
+    def _write_report(self) -> Path | None:
+        """Write the contact sheet, unless it would say what it says already."""
+        sheet = self._options.out / REPORT / "index.html"
+        if not self._options.report or not self._plan:
+            return None
+        if set(self._counts) == {"cached"} and sheet.exists():
+            return sheet
+        return write_report(
+            self._plan, self._outcomes, preset=self._preset, options=self._options, facts=self._facts
+        )
+
     def _exit_code(self) -> ExitCode:
         if self._stop.signal is not None:
             return ExitCode(128 + self._stop.signal)
@@ -545,43 +526,6 @@ class _Batch:
         if failed and self._options.fail_fast:
             return ExitCode.STOPPED_EARLY
         return ExitCode.SOME_FAILED if failed else ExitCode.DONE
-
-    def _write_sheet(self) -> Path:
-        """Write the contact sheet of everything the plan named."""
-        from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
-
-        entries = []
-        for planned in self._plan:
-            outcome = self._outcomes.get(planned.found.id)
-            if isinstance(outcome, CommitRecord):
-                files = tuple(
-                    WrittenFile(path=output.path, size=output.size, sha256=output.sha256)
-                    for output in outcome.outputs
-                )
-                entries.append(
-                    SheetEntry(
-                        id=outcome.id,
-                        photo=outcome.asset,
-                        files=files,
-                        checks=outcome.checks,
-                        seconds=outcome.seconds,
-                        warnings=outcome.warnings,
-                        is_kept=outcome.id in self._kept,
-                    )
-                )
-            elif isinstance(outcome, Failed):
-                entries.append(SheetEntry(id=planned.found.id, photo=outcome.path, failure=outcome))
-        left = len(self._plan) - len(entries)
-        summary = SheetSummary(
-            started=self._started,
-            wall_s=time.monotonic() - self._clock,
-            weights=self._preset.weights,
-            preset=self._options.preset_name,
-            device=self._device,
-            version=__version__,
-            note=f"stopped early: {left} photos are left" if left else "",
-        )
-        return write_sheet(self._options.out, entries, summary)
 
 
 def _unreadable(planned: Planned, error: OSError, number: int) -> Failed:

@@ -236,11 +236,14 @@ class _Worker:
         if "stage" in message:
             self._enter(str(message["stage"]))
             return [Staged(job=job, stage=self.stage)]
-        self.job = None
         if "done" in message:
-            return [Finished(job=job, outcome=from_plain(Asset, message["done"]))]
-        outcome = from_plain(Failed, message["failed"])
-        return [Finished(job=job, outcome=outcome, traceback=str(message.get("traceback", "")))]
+            finished = Finished(job=job, outcome=from_plain(Asset, message["done"]))
+        else:
+            outcome = from_plain(Failed, message["failed"])
+            finished = Finished(job=job, outcome=outcome, traceback=str(message.get("traceback", "")))
+        # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
+        self.job = None
+        return [finished]
 
     def last_words(self) -> list[Report]:
         """Say what its death means for the photo it had."""
@@ -319,16 +322,20 @@ def usable_memory() -> int | None:
     return min(free, default=None)
 
 
-def find_devices(wanted: str) -> tuple[str, ...]:
-    """The devices that `--device` means: auto, cpu, cuda, cuda:0 or cuda:0,1."""
-    if wanted == "cpu" or (wanted == "auto" and not _may_have_accelerator()):
-        return ("cpu",)
-    if re.fullmatch(r"cuda:\d+(,\d+)*", wanted):
-        return tuple(f"cuda:{index}" for index in wanted.removeprefix("cuda:").split(","))
-    if wanted not in ("auto", "cuda"):
+def check_device(wanted: str) -> None:
+    """Refuse a name that no machine could have a device for."""
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,\d+)*", wanted):
         raise UsageError(
             f"--device {wanted}: no such device", code="E_DEVICE_NAME", remedy="auto, cpu, cuda or cuda:0,1"
         )
+
+
+def find_devices(wanted: str) -> tuple[str, ...]:
+    """The devices that `--device` means on this machine."""
+    if wanted == "cpu" or (wanted == "auto" and not _may_have_accelerator()):
+        return ("cpu",)
+    if wanted.startswith("cuda:"):
+        return tuple(f"cuda:{index}" for index in wanted.removeprefix("cuda:").split(","))
     found = tuple(ask("from crm_cli.toolbox import accelerators; answer = accelerators()"))
     if not found and wanted == "cuda":
         raise EnvironmentProblem(

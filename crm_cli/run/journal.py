@@ -101,12 +101,15 @@ class Journal:
         )
 
 
-def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over."""
+def read_lines(out: Path, *, having: bytes = b"") -> Iterator[Mapping[str, Any]]:
+    """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over.
+
+    having: bytes without which a line is not even parsed.
+    """
     for path in sorted(_folder(out).glob("*.ndjson")):
         with contextlib.suppress(OSError), path.open("rb") as file:
             for raw in file:
-                if not raw.endswith(b"\n"):
+                if having not in raw or not raw.endswith(b"\n"):
                     continue
                 with contextlib.suppress(ValueError, RecursionError):
                     line = json.loads(raw)
@@ -117,7 +120,7 @@ def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
 def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:
     """Failures that no later success has answered, by asset."""
     failures: dict[PurePosixPath, LastFailure] = {}
-    for line in read_lines(out):
+    for line in read_lines(out, having=b'"ev":"asset_'):
         if line.get("ev") not in ("asset_done", "asset_failed"):
             continue
         with contextlib.suppress(ValueError, KeyError, TypeError):

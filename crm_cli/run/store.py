@@ -24,7 +24,7 @@ import socket
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -256,15 +256,25 @@ class Store:
         self.records = Records.scan(out)
 
     @classmethod
-    def open(cls, out: Path, *, run: str, wait_lock_s: float = 0.0) -> Store:
-        """Create or open an output folder, take its lock, and clear away what dead runs left."""
+    def open(
+        cls,
+        out: Path,
+        *,
+        run: str,
+        wait_lock_s: float = 0.0,
+        is_unwanted: Callable[[], bool] = lambda: False,
+    ) -> Store:
+        """Create or open an output folder, take its lock, and clear away what dead runs left.
+
+        is_unwanted: asked while waiting for the lock; true ends the wait.
+        """
         private = _private(out)
         try:
             (private / "records").mkdir(parents=True, exist_ok=True)
             for name in ("tmp", "journal", "runs"):
                 (private / name).mkdir(exist_ok=True)
             refuse_newer(out)
-            lock = _take_lock(private / "lock", run=run, wait_s=wait_lock_s)
+            lock = _take_lock(private / "lock", run=run, wait_s=wait_lock_s, is_unwanted=is_unwanted)
             try:
                 if not (private / "FORMAT").exists():
                     write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
@@ -474,7 +484,7 @@ def _sync_file(path: Path) -> os.stat_result:
         os.close(descriptor)
 
 
-def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
+def _take_lock(path: Path, *, run: str, wait_s: float, is_unwanted: Callable[[], bool]) -> int:
     """Lock the output folder, or raise Locked with the name of the holder."""
     # Close-on-exec: a worker that outlived its parent would otherwise keep the lock alive.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -484,7 +494,7 @@ def _take_lock(path: Path, *, run: str, wait_s: float) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() >= patience:
+            if time.monotonic() >= patience or is_unwanted():
                 holder = _describe_holder(os.pread(descriptor, 4096, 0))
                 os.close(descriptor)
                 raise Locked(

@@ -11,13 +11,16 @@ import json
 import os
 import struct
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+Decoder = Callable[[Any], Any]
+"""Turns what JSON gave into a value of one type, or raises ValueError."""
 
 LENGTH = struct.Struct(">I")
 """Every message is preceded by its size in bytes."""
@@ -45,7 +48,8 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(kind: type[T], value: Any) -> T:
     """Rebuild a record from what JSON gave; ValueError where it does not fit."""
-    decoded: T = _decode(kind, value)
+    hashable: Any = kind
+    decoded: T = _decoder(hashable)(value)
     return decoded
 
 
@@ -93,50 +97,66 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    """Field types of a record, resolved once."""
-    return get_type_hints(kind)
-
-
-def _decode(kind: Any, value: Any) -> Any:
-    """Rebuild one value of the given type."""
-    origin = get_origin(kind)
-    if origin is None:
-        return _decode_plain(kind, value)
-    arguments = get_args(kind)
-    if origin is Annotated:
-        return _decode(arguments[0], value)
+def _decoder(kind: Any) -> Decoder:
+    """How a value of this type is rebuilt; worked out once, since a plan reads thousands of records."""
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (Union, types.UnionType):
-        # Only `X | None` occurs in records.
-        return None if value is None else _decode(arguments[0], value)
-    elif origin is tuple:
-        if isinstance(value, list):
-            return tuple(_decode(arguments[0], item) for item in value)
-    elif isinstance(value, dict):  # Mapping[str, X]
-        return {str(key): _decode(arguments[1], item) for key, item in value.items()}
-    raise ValueError(f"expected {kind}, got {type(value).__name__}")
-
-
-def _decode_plain(kind: type, value: Any) -> Any:
-    """Rebuild a record, a path or a plain value."""
+        return _checking(kind, lambda value: value in arguments)
+    if origin in (Union, types.UnionType):  # only `X | None` occurs in records
+        inner = _decoder(arguments[0])
+        return lambda value: None if value is None else inner(value)
+    if origin is tuple:
+        inner = _decoder(arguments[0])
+        is_list = _checking(list, lambda value: type(value) is list)
+        return lambda value: tuple([inner(item) for item in is_list(value)])
+    if origin is not None:  # Mapping[str, X]
+        inner = _decoder(arguments[1])
+        is_object = _checking(dict, lambda value: type(value) is dict)
+        return lambda value: {key: inner(item) for key, item in is_object(value).items()}
     if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"expected {kind.__name__}, got {type(value).__name__}")
-        hints = _hints(kind)
+        return _record_decoder(kind)
+    if issubclass(kind, PurePosixPath | Path):
+        return _path_decoder(kind)
+    if kind is float:
+        is_number = _checking(kind, lambda value: type(value) in (float, int))
+        return lambda value: float(is_number(value))
+    return _checking(kind, lambda value: type(value) is kind)
+
+
+def _checking(kind: Any, fits: Callable[[Any], bool]) -> Decoder:
+    """Hand a value on where it fits."""
+
+    def decode(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(f"expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+        return value
+
+    return decode
+
+
+def _record_decoder(kind: Any) -> Decoder:
+    """Rebuild a dataclass from its fields; unknown ones are passed over, as a later version may add some."""
+    parts = {name: _decoder(hint) for name, hint in get_type_hints(kind).items()}
+    is_object = _checking(kind, lambda value: type(value) is dict)
+
+    def decode(value: Any) -> Any:
+        given = is_object(value)
         try:
-            return kind(**{name: _decode(hints[name], value[name]) for name in hints if name in value})
+            return kind(**{name: part(given[name]) for name, part in parts.items() if name in given})
         except TypeError as error:  # a field without default is missing
             raise ValueError(f"{kind.__name__}: {error}") from error
-    if issubclass(kind, PurePosixPath | Path):
-        if isinstance(value, dict) and isinstance(value.get("b64"), str):
-            return kind(os.fsdecode(base64.b64decode(value["b64"])))
-        if isinstance(value, str):
-            return kind(value)
-    elif type(value) is kind:
-        return value
-    elif kind is float and type(value) is int:
-        return float(value)
-    raise ValueError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+    return decode
+
+
+def _path_decoder(kind: Any) -> Decoder:
+    """Rebuild a path, also one that is not UTF-8."""
+
+    def decode(value: Any) -> Any:
+        if type(value) is dict and type(value.get("b64")) is str:
+            value = os.fsdecode(base64.b64decode(value["b64"]))
+        if type(value) is not str:
+            raise ValueError(f"expected a path, got {type(value).__name__}")
+        return kind(value)
+
+    return decode

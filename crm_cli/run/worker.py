@@ -108,7 +108,9 @@ def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> di
         report_stage(name)
 
     try:
-        return {"done": line.convert(job, enter)}
+        asset = line.convert(job, enter)
+        frame(asset)  # what cannot be told, such as a number that is none, is a failure of this photo
+        return {"done": asset}
     except PhotoError as error:
         return {"failed": Failed.from_error(job.path, error, stage=stage)}
     # The one place that catches everything: no list of what can go wrong in a library is ever complete.
