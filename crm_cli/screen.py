@@ -231,7 +231,8 @@ def show_summary(console: Console, event: RunFinished) -> None:
     for name in ("converted", "cached", "failed", "conflict"):
         count = event.counts.get(name, 0)
         if count or name == "converted":
-            kinds = ", ".join(f"{kind} {many}" for kind, many in sorted(event.failures.items()))
+            classes = sorted((kind, many) for kind, many in event.failures.items() if kind != "conflict")
+            kinds = ", ".join(f"{kind} {many}" for kind, many in classes)
             detail = f"({kinds})" if name == "failed" else ""
             table.add_row(name, Text(str(count), justify="right"), detail)
     table.add_row("time", Text(f"{event.seconds:.1f} s", justify="right"), "")

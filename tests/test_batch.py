@@ -176,6 +176,16 @@ def test_only_what_changed_is_done_again_and_the_reason_is_told(photos: Path) ->
     assert reasons(events) == {"photo changed": 1, "output missing": 1}
 
 
+def test_a_change_within_the_clocks_doubt_is_seen_although_the_time_stamp_stayed(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    now = time.time()
+    os.utime(photos / "a.jpg", (now, now))
+    run(photos)
+    (photos / "a.jpg").write_bytes(b"A.JPG")
+    os.utime(photos / "a.jpg", (now, now))
+    assert reasons(run(photos)) == {"photo changed": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -426,6 +436,17 @@ def test_killed_at_any_moment_the_next_run_ends_like_an_uninterrupted_one(tmp_pa
     assert max(done.values()) == 1
     records = Records.scan(out)
     assert sum(records.intact(record) for record in records.newest()) == 5
+
+
+def test_workers_die_with_their_parent_even_in_the_middle_of_a_photo(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg", "hang_b.jpg")
+    process = spawn(photos, tmp_path / "out", "--timeout", "unwrap=60")
+    journal = tmp_path / "out" / ".crm" / "journal"
+    wait_until(lambda: sum(path.read_bytes().count(b"reconstruct") for path in journal.glob("*")) == 2)
+    assert len(workers_of(process.pid)) == 2
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not workers_of(process.pid), 2.0)
 
 
 def test_of_runs_started_together_one_wins_and_the_others_name_it(tmp_path: Path) -> None:

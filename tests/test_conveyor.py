@@ -118,12 +118,13 @@ def test_a_worker_killed_from_outside_counts_as_out_of_memory(tmp_path: Path) ->
     assert isinstance(failed, Failed) and failed.kind == "oom"
 
 
-def test_the_traceback_of_a_surprise_reaches_the_parent(tmp_path: Path) -> None:
+def test_the_traceback_of_a_surprise_reaches_the_parent_and_its_worker_is_replaced(tmp_path: Path) -> None:
     belt = pool(tmp_path)
     belt.submit(job(tmp_path, "raise_a.jpg"))
     reports = []
     while not any(isinstance(report, Finished) for report in reports):
         reports += belt.wait(0.5)
+    assert belt._workers() == []  # its state is unknown after a surprise: the next photo gets another
     belt.close()
     assert "RuntimeError: a surprise" in reports[-1].traceback  # type: ignore[union-attr]
 
