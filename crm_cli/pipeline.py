@@ -60,6 +60,10 @@ SILHOUETTE_PX = 128
 """Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
 
 
+PHOTO_TRUST = 3.0
+"""Logarithmic weight of the photo's colours over imagined ones: it paints all it sees at up to 75 degrees."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Surface:
     """A surface, the field that colours it, and whether it can be trusted."""
@@ -244,6 +248,9 @@ class Bake:
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
         self._preset = preset
+        self._trust = torch.zeros(len(VIEWS))
+        if preset.views.use_photo:
+            self._trust[FRONT] = PHOTO_TRUST
 
     @torch.inference_mode()
     def __call__(self, unwrapped: UnwrappedMesh, field: Field, views: SixViews) -> TexturedMesh:
@@ -256,7 +263,7 @@ class Bake:
 
         if isinstance(field, PlaneField):
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
-            field = field.seen_as(agree.seen_on(views, depth, alpha))
+            field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
         size_px = self._preset.texture.size_px
         return bake(unwrapped, field.colour, self._tools.raster, size_px=size_px, device=self._tools.device)
 

@@ -129,14 +129,16 @@ def accelerators() -> list[str]:
 def survey(device: str = "cpu") -> list[ToolRow]:
     """List every implementation and what keeps it from working here."""
     from crm_cli.mesh.raster import RASTERS
-    from crm_cli.models.flexicubes import SURFACES
+    from crm_cli.models.flexicubes import KaolinSurface
     from crm_cli.models.matting import MATTES
 
-    tables: dict[str, Sequence[type[Tool]]] = {"matting": MATTES, "rasteriser": RASTERS, "surface": SURFACES}
+    rows = [ToolRow("matting", tool.name, tool.why_not(device)) for tool in MATTES]
+    rows += [ToolRow("rasteriser", tool.name, tool.why_not(device)) for tool in RASTERS]
+    # Our own surface is part of the package; kaolin's is there to compare it with.
     return [
-        ToolRow(protocol, tool.name, tool.why_not(device))
-        for protocol, table in tables.items()
-        for tool in table
+        *rows,
+        ToolRow("surface", "crm", None),
+        ToolRow("surface", KaolinSurface.name, KaolinSurface.why_not(device)),
     ]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,7 +163,7 @@ def extract(
 class KaolinSurface:
     """NVIDIA's own FlexiCubes, for comparison (kaolin, ops/conversions/flexicubes)."""
 
-    name = "kaolin"
+    name: ClassVar[str] = "kaolin"
 
     @staticmethod
     def why_not(device: str) -> str | None:

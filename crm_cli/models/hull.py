@@ -47,12 +47,14 @@ class ViewColours(NamedTuple):
 class Hull:
     """The depth hull of six views, as functions of points in the world frame."""
 
-    def __init__(self, views: SixViews) -> None:
+    def __init__(self, views: SixViews, *, trust: Tensor | None = None) -> None:
+        """Measure the views. trust: [6], added to the logarithmic weight of each view's colours."""
         maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
         self._shape = maps[:, :2]
         """Depth towards the camera and signed silhouette distance."""
         self._look = maps[:, 2:]
         """Logarithm of the cosine to the line of sight, and colour."""
+        self._trust = torch.zeros(len(VIEWS)) if trust is None else trust
 
     def gaps(self, points: Tensor) -> Tensor:
         """How far outside the object each view places each point.
@@ -78,7 +80,8 @@ class Hull:
         depth, _ = _sample(self._shape, points)
         log_cosine, *colour = _sample(self._look, points)
         hidden = (_heights(points) - depth) / VISIBLE
-        return ViewColours(torch.stack(colour, -1), FRONTALITY * log_cosine - hidden.square())
+        log_weights = FRONTALITY * log_cosine - hidden.square() + self._trust.to(points)
+        return ViewColours(torch.stack(colour, -1), log_weights)
 
     def colour(self, points: Tensor) -> Tensor:
         """Blend of the views that see each point, [N 3] in [0, 1]; the least hidden view where none does."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Matted:
 class Matte(Protocol):
     """A way to find the subject."""
 
-    name: str
+    name: ClassVar[str]
 
     @staticmethod
     def why_not(device: str) -> str | None:
@@ -71,7 +71,7 @@ class Matte(Protocol):
 class AlphaMatte:
     """The transparency that the photo brings along."""
 
-    name = "alpha"
+    name: ClassVar[str] = "alpha"
 
     @staticmethod
     def why_not(device: str) -> str | None:
@@ -92,7 +92,7 @@ class AlphaMatte:
 class GrabCutMatte:
     """Colour models of the backdrop and the subject, see models/backdrop.py; needs no download."""
 
-    name = "grabcut"
+    name: ClassVar[str] = "grabcut"
 
     @staticmethod
     def why_not(device: str) -> str | None:
@@ -110,7 +110,7 @@ class GrabCutMatte:
 class RembgMatte:
     """The U²-Net of the rembg package, where the user has put its model file; nothing is ever downloaded."""
 
-    name = "rembg"
+    name: ClassVar[str] = "rembg"
 
     def __init__(self) -> None:
         self._session: Any = None
@@ -158,7 +158,7 @@ class RembgMatte:
 class NoMatte:
     """The whole picture is the subject."""
 
-    name = "none"
+    name: ClassVar[str] = "none"
 
     @staticmethod
     def why_not(device: str) -> str | None:

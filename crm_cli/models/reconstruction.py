@@ -225,9 +225,12 @@ class PlaneField:
         answers = _in_chunks(self._geometry, points)
         return answers[:, 0], answers[:, 1:]
 
-    def seen_as(self, views: SixViews) -> PlaneField:
-        """The same field, its colours taken where these views see them; the published network has no say in it."""
-        return self if self.hull is None else replace(self, hull=Hull(views))
+    def seen_as(self, views: SixViews, *, trust: Tensor) -> PlaneField:
+        """The same shape, painted by these views, some trusted more than others; see Hull.
+
+        The published network paints by itself and is left as it is.
+        """
+        return self if self.hull is None else replace(self, hull=Hull(views, trust=trust))
 
     def cube_weights(self, corners: Tensor) -> CubeWeights | None:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
