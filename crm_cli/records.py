@@ -69,7 +69,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Cutout:
-    """The subject of a photo on a square canvas, centred. rgb is not premultiplied; it is zero where alpha is."""
+    """The subject of a photo, centred on a square canvas; rgb is not premultiplied, zero where alpha is."""
 
     rgb: Tensor
     alpha: Tensor
@@ -100,7 +100,9 @@ class SixViews:
 
     def __post_init__(self) -> None:
         """Check shapes."""
-        expect("SixViews", rgb=(self.rgb, "6 3 S S"), ccm=(self.ccm, "6 3 S S"), alpha=(self.alpha, "6 1 S S"))
+        expect(
+            "SixViews", rgb=(self.rgb, "6 3 S S"), ccm=(self.ccm, "6 3 S S"), alpha=(self.alpha, "6 1 S S")
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -139,7 +141,12 @@ class UnwrappedMesh:
 
     def __post_init__(self) -> None:
         """Check shapes."""
-        expect("UnwrappedMesh", uv=(self.uv, "W 2"), uv_faces=(self.uv_faces, "F 3"), faces=(self.mesh.faces, "F 3"))
+        expect(
+            "UnwrappedMesh",
+            uv=(self.uv, "W 2"),
+            uv_faces=(self.uv_faces, "F 3"),
+            faces=(self.mesh.faces, "F 3"),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -190,11 +197,11 @@ class Job:
     path: PurePosixPath
     """The photo, relative to the input folder."""
     stem: PurePosixPath
-    """The asset's name in the output folder without a suffix; `a.jpg` is a whole stem, so add to it, never replace."""
+    """The asset's name in the output folder without a suffix; it may hold dots: only ever add to it."""
     id: str
     """Short hash of the asset's name, safe in file names."""
     scratch: Path
-    """An empty folder on the output's file system: files are written here under their final relative names."""
+    """An empty folder on the output's file system; files get their final relative names here."""
     max_mpixels: float
     """A photo of more million pixels is refused before it is decoded."""
 
