@@ -115,11 +115,12 @@ class Imagine:
     def __call__(self, cutouts: Sequence[Cutout]) -> list[SixViews]:
         """Draw what the photos do not show."""
         photos = torch.stack([agree.place_photo(cutout, SMALL_VIEW_PX) for cutout in cutouts])
-        rgba = self._draw_views(photos, cutouts)
+        drawn = self._draw_views(photos, cutouts)
+        rgba = [agree.fit_extents(views, photo[3:]) for views, photo in zip(drawn, photos, strict=True)]
         outlines = [
             agree.agree_outlines(views[:, 3:], photo[3:]) for views, photo in zip(rgba, photos, strict=True)
         ]
-        rgb = rgba[:, :, :3].clone()
+        rgb = torch.stack([views[:, :3] for views in rgba])
         rgb[:, FRONT] = photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:])
         depths = self._draw_depth(rgb, torch.stack(outlines), cutouts)
         views = []

@@ -36,6 +36,10 @@ MIDDLE_PULL = 0.25
 """World units of contradiction that one unit away from the middle between front and back is worth."""
 
 
+STRETCH = 1.5
+"""A view that would have to grow or shrink by more is wrong in other ways too; it stays nearer to itself."""
+
+
 class Pixels(NamedTuple):
     """Row and column at which one view sees each point, and how near to the camera the point is."""
 
@@ -82,6 +86,32 @@ def maps_of(depth: Tensor, alpha: Tensor) -> Tensor:
 def mirror(image: Tensor, view: int) -> Tensor:
     """Turn one view as its opposite sees the same outline: bottom and top flip, the others mirror."""
     return image.flip(-2) if view in (BOTTOM, TOP) else image.flip(-1)
+
+
+def fit_extents(views: Tensor, photo_alpha: Tensor) -> Tensor:
+    """Stretch imagined views so that all six see an object of one size: [6 C S S], alpha last, to the same.
+
+    A soft outline is drawn too small. Height and width are the photo's; the depth of the object is the
+    mean of what the views beside it and those above and below it show. photo_alpha: [1 S S].
+    """
+    height, width = _extent(photo_alpha[0], -2), _extent(photo_alpha[0], -1)
+    beside, above = (LEFT, RIGHT), (TOP, BOTTOM)
+    depths = [_extent(views[v, -1], -1) for v in beside] + [_extent(views[v, -1], -2) for v in above]
+    seen = [depth for depth in depths if depth is not None]
+    if height is None or width is None or not seen:
+        return views
+    length = sum(end - start for start, end in seen) / len(seen)
+    fitted = views.clone()
+    for view in (*beside, *above):
+        rows, columns = _extent(views[view, -1], -2), _extent(views[view, -1], -1)
+        if rows is None or columns is None:
+            continue
+        depth = rows if view in above else columns
+        middle = (depth[0] + depth[1]) / 2
+        along = (middle - length / 2, middle + length / 2)
+        onto = (along, width) if view in above else (height, along)
+        fitted[view] = _stretch(views[view], (rows, columns), onto)
+    return fitted
 
 
 def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
@@ -186,6 +216,31 @@ def spread(images: Tensor, solid: Tensor) -> Tensor:
         filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
         settled = settled | reached
     return filled
+
+
+Span = tuple[float, float]
+"""Where something begins and ends along one axis of a picture, in [-1, 1]."""
+
+
+def _extent(alpha: Tensor, axis: int) -> Span | None:
+    """Rows (axis -2) or columns (axis -1) that a picture [S S] covers, or None where it is empty."""
+    covered = torch.nonzero((alpha > SOLID).any(-1 if axis == -2 else -2))[:, 0]
+    if not len(covered):
+        return None
+    size_px = alpha.shape[axis]
+    return 2 * int(covered[0]) / size_px - 1, 2 * (int(covered[-1]) + 1) / size_px - 1
+
+
+def _stretch(picture: Tensor, spans: tuple[Span, Span], onto: tuple[Span, Span]) -> Tensor:
+    """Move what lies between two rows and two columns onto others, by at most STRETCH: [C S S]."""
+    places = []
+    for (start, end), (new_start, new_end) in zip(spans, onto, strict=True):
+        scale = min(max((new_end - new_start) / max(end - start, 1e-6), 1 / STRETCH), STRETCH)
+        middle, new_middle = (start + end) / 2, (new_start + new_end) / 2
+        places.append((centres(picture.shape[-1]) - new_middle) / scale + middle)
+    rows, columns = torch.meshgrid(*places, indexing="ij")
+    grid = torch.stack((columns, rows), dim=-1)[None]
+    return functional.grid_sample(picture[None], grid, align_corners=False, padding_mode="border")[0]
 
 
 def _looks(size_px: int) -> list[Pixels]:
