@@ -36,16 +36,17 @@ SLOW_S = 0.3
 
 
 class FakeLine:
-    """Writes one small file a format, derived from the photo's bytes and the preset alone."""
+    """Writes one small file a format, from the photo's bytes, the preset and, as sums do, the threads."""
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, threads: int) -> None:
         self._preset = preset
+        self._threads = threads
 
     @classmethod
     def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         assert "torch" not in sys.modules
-        return cls(preset)
+        return cls(preset, threads)
 
     def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
         data = (job.root / job.path).read_bytes()
@@ -60,7 +61,8 @@ class FakeLine:
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")
-        text = hashlib.sha256(data + suffix.encode() + self._preset.fingerprint().encode()).hexdigest() * 50
+        recipe = f"{suffix} {self._preset.fingerprint()} {self._threads}".encode()
+        text = hashlib.sha256(data + recipe).hexdigest() * 50
         file = job.scratch / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

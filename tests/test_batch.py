@@ -155,6 +155,15 @@ def test_the_journal_knows_an_attempt_before_the_worker_does(photos: Path) -> No
     assert Counter(kinds)["asset_done"] == 3
 
 
+def test_neither_the_number_of_workers_nor_what_is_left_to_do_changes_an_asset(photos: Path) -> None:
+    base = photos.parent
+    run(photos, out=base / "one", jobs=1)
+    run(photos, out=base / "three", jobs=3)
+    run(photos, out=base / "later", jobs=3, select=Selection(limit=1))
+    run(photos, out=base / "later", jobs=3)
+    assert published(base / "one") == published(base / "three") == published(base / "later")
+
+
 def test_a_second_run_does_nothing_at_all(photos: Path) -> None:
     run(photos)
     out = photos.parent / "out"

@@ -212,6 +212,15 @@ def test_presets_are_listed_and_shown_with_their_origin() -> None:
     assert any(line.startswith("weights: ") and line.endswith("# from default.yaml") for line in shown)
 
 
+def test_the_doctor_names_devices_tools_weights_and_the_commands_that_add_what_is_missing() -> None:
+    told = crm("doctor").stdout
+    assert re.search(r"^devices: cpu", told, re.MULTILINE)
+    assert re.search(r"^ +rasteriser +torch +(used|works)$", told, re.MULTILINE)
+    assert re.search(r"^weights: embedded \([0-9a-f]{12}\)$", told, re.MULTILINE)
+    if "nvdiffrast is not installed" in told:
+        assert "pip install git+https://github.com/NVlabs/nvdiffrast --no-build-isolation" in told
+
+
 def read_terminal(leader: int, until: bytes, patience_s: float = 20.0) -> bytes:
     """Everything a terminal was sent, until the given bytes appear or it is closed."""
     seen, ends = b"", time.monotonic() + patience_s

@@ -64,7 +64,6 @@ from crm_cli.run.store import (
 from crm_cli.run.walk import Found, walk
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE, Launch
-from crm_cli.toolbox import usable_cores
 
 WORTH_ANOTHER_TRY: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout"})
 """Failures that a fresh worker may not meet again."""
@@ -76,6 +75,11 @@ MAX_UNOPENED = 3
 
 GRACE_S = 20.0
 """How long SIGTERM and SIGHUP let running photos finish: schedulers kill after 30 s."""
+
+THREADS = 1
+"""Of every worker, on any machine and however few photos are left: more threads add the same numbers in
+another order, and an asset must not tell whether its run was interrupted. Workers use the cores instead.
+"""
 
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
@@ -138,11 +142,10 @@ def _run(
     # Asking for devices may take seconds: not where there is nothing to do.
     devices = find_devices(options.device) if to_convert else ("cpu",)
     workers = min(options.jobs or default_workers(devices), to_convert)
-    threads = max(1, usable_cores() // max(1, workers))
     folder = options.out / ".crm" / "runs" / store.run
     folder.mkdir()
     conveyor = Conveyor(
-        Launch(preset=preset, device=devices[0], threads=threads, line=engine.line),
+        Launch(preset=preset, device=devices[0], threads=THREADS, line=engine.line),
         devices=devices,
         workers=workers,
         deadlines_s=deadlines(devices, options.deadlines_s),
