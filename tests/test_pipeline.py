@@ -1,0 +1,357 @@
+"""Stations one by one, on shapes whose six views are known exactly, and one photo through all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Generator, Tensor
+from traced import Shape, ball, block, coordinates, ring, trace, union
+
+from crm_cli import __version__, pipeline
+from crm_cli.errors import PhotoError
+from crm_cli.fragments import interpolate
+from crm_cli.frame import BACK, FRONT
+from crm_cli.mesh.bake import draw_charts
+from crm_cli.models import agree
+from crm_cli.models.field import surface
+from crm_cli.models.flexicubes import CubeWeights
+from crm_cli.models.reconstruction import SMALL, Reconstruction
+from crm_cli.pipeline import Bake, Imagine, Line, Prepare, Reconstruct, Stopwatch, Surface, Unwrap, dice
+from crm_cli.preset import Override, Preset, load_preset
+from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, SixViews
+from crm_cli.toolbox import Toolbox, open_toolbox
+
+PHOTOS = Path(__file__).parent / "photos"
+STAGES = ["prepare", "imagine", "reconstruct", "unwrap", "bake", "deliver"]
+
+
+def preset_with(*assignments: str) -> Preset:
+    return load_preset("tiny", [Override.from_assignment(text) for text in assignments]).preset
+
+
+PRESET = preset_with()
+
+
+@pytest.fixture(scope="module")
+def toolbox() -> Toolbox:
+    return open_toolbox(PRESET, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def line(toolbox: Toolbox) -> Line:
+    return Line(toolbox, PRESET)
+
+
+def cutout_of(views: SixViews, digest: str = "0" * 64) -> Cutout:
+    """The cut-out of a photo that was taken straight from the front."""
+    alpha = views.alpha[FRONT]
+    return Cutout(
+        rgb=views.rgb[FRONT] * (alpha > 0),
+        alpha=alpha,
+        crop=Crop(centre_x=32.0, centre_y=32.0, side_px=64.0),
+        photo=PurePosixPath("shape.png"),
+        digest=digest,
+        matting="alpha",
+    )
+
+
+CHAIR = trace(union(block(0.5, 0.1, 0.7), block(0.5, 0.5, 0.1, (0, 0.3, 0))), 64)
+POLE = trace(block(0.15, 0.15, 0.7), 64)
+CUTOUTS = [
+    cutout_of(views, str(digit) * 64)
+    for digit, views in enumerate((CHAIR, trace(ball(0.6, (0.1, 0, 0.1)), 64), trace(ring(), 64)))
+]
+
+
+def test_dice_depend_on_seed_digest_and_purpose_and_on_nothing_else() -> None:
+    def throw(seed: int, digest: str, purpose: str) -> list[float]:
+        return torch.rand(4, generator=dice(seed, digest, purpose)).tolist()
+
+    first = throw(0, "ab", "rgb")
+    torch.manual_seed(1)
+    torch.rand(5)
+    assert throw(0, "ab", "rgb") == first
+    others = [throw(1, "ab", "rgb"), throw(0, "ac", "rgb"), throw(0, "ab", "ccm"), throw(0, "a", "brgb")]
+    assert all(other != first for other in others)
+
+
+def test_drawing_leaves_the_global_generator_alone(toolbox: Toolbox) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Imagine(toolbox, PRESET)(CUTOUTS[:1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prepare_reads_one_photo_and_frames_its_subject(toolbox: Toolbox, tmp_path: Path) -> None:
+    photo, cutout = Prepare(toolbox, PRESET)(job_for(PHOTOS, "bottle.png", tmp_path))
+    digest = hashlib.sha256((PHOTOS / "bottle.png").read_bytes()).hexdigest()
+    assert photo.digest == cutout.digest == digest
+    assert (photo.path, cutout.matting) == (PurePosixPath("bottle.png"), "alpha")
+    assert cutout.rgb.shape[-1] == PRESET.cutout.size_px
+    rows, columns = (int((cutout.alpha[0] > 0.5).any(axis).sum()) for axis in (1, 0))
+    assert max(rows, columns) == pytest.approx(PRESET.cutout.fill * PRESET.cutout.size_px, abs=1)
+
+
+def arrays(views: SixViews) -> list[Tensor]:
+    return [views.rgb, views.ccm, views.alpha]
+
+
+def test_neighbours_and_order_do_not_change_what_is_imagined(toolbox: Toolbox) -> None:
+    imagine = Imagine(toolbox, PRESET)
+    one, two, three = CUTOUTS
+    beside = imagine([one, two])
+    for batch, place in (([one, three], 0), ([three, one], 1)):
+        assert all(map(torch.equal, arrays(imagine(batch)[place]), arrays(beside[0])))
+
+
+def test_alone_or_among_others_a_photo_differs_by_rounding_alone(toolbox: Toolbox) -> None:
+    imagine = Imagine(toolbox, PRESET)
+    together = imagine(CUTOUTS)
+    # torch picks its kernels by the size of the batch, so the last bit may differ, but no more.
+    for cutout, views in zip(CUTOUTS, together, strict=True):
+        for alone, among in zip(arrays(imagine([cutout])[0]), arrays(views), strict=True):
+            torch.testing.assert_close(alone, among, rtol=0, atol=5e-6)
+
+
+def test_another_seed_and_another_digest_imagine_other_sides_behind_the_same_front(toolbox: Toolbox) -> None:
+    views = Imagine(toolbox, PRESET)(CUTOUTS[:1])[0]
+    for other in (
+        Imagine(toolbox, preset_with("seed=1"))(CUTOUTS[:1])[0],
+        Imagine(toolbox, PRESET)([replace(CUTOUTS[0], digest="f" * 64)])[0],
+    ):
+        assert torch.equal(other.rgb[FRONT], views.rgb[FRONT])
+        assert not torch.equal(other.rgb[1:], views.rgb[1:])
+
+
+def test_the_front_is_the_photo_and_every_outline_is_its_opposites_mirror_image(toolbox: Toolbox) -> None:
+    for cutout, views in zip(CUTOUTS, Imagine(toolbox, PRESET)(CUTOUTS), strict=True):
+        solid = cutout.alpha[0] > 0.9
+        torch.testing.assert_close(views.rgb[FRONT][:, solid], cutout.rgb[:, solid], atol=0.06, rtol=0)
+        assert torch.equal(views.alpha[FRONT], cutout.alpha)
+        assert torch.equal(views.alpha[BACK], agree.mirror(cutout.alpha, FRONT))
+
+
+def test_guidance_one_is_off(toolbox: Toolbox) -> None:
+    plain = Imagine(toolbox, PRESET)(CUTOUTS[:1])[0]
+    nearly = Imagine(toolbox, preset_with("rgb.guidance=1.000001"))(CUTOUTS[:1])[0]
+    torch.testing.assert_close(nearly.rgb, plain.rgb, atol=1e-4, rtol=0)
+    guided = Imagine(toolbox, preset_with("rgb.guidance=3"))(CUTOUTS[:1])[0]
+    assert (guided.rgb - plain.rgb).abs().max() > 1e-3
+
+
+@dataclass
+class Answer:
+    """Stands for the reconstruction network: every photo gets this shape."""
+
+    shape: Shape
+
+    def field(self, views: SixViews, *, generator: Generator | None = None) -> Answer:
+        return self
+
+    def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        return self.shape(points), torch.zeros_like(points)
+
+    def cube_weights(self, corners: Tensor) -> CubeWeights | None:
+        return None
+
+    def colour(self, points: Tensor) -> Tensor:
+        return coordinates(points)
+
+
+def answering(toolbox: Toolbox, shape: Shape) -> Toolbox:
+    return replace(toolbox, reconstruction=Answer(shape))
+
+
+def front_outline(mesh: Mesh) -> tuple[float, float]:
+    """Width and height of what a viewer in front sees."""
+    return tuple(np.ptp(mesh.vertices, axis=0)[[0, 2]])
+
+
+def test_exact_views_become_their_shape_with_full_confidence(toolbox: Toolbox) -> None:
+    drawn = Reconstruct(toolbox, PRESET)(CHAIR, cutout_of(CHAIR))
+    assert (drawn.confidence, drawn.warnings) == ("ok", ())
+    assert drawn.silhouette_iou > 0.95
+    np.testing.assert_allclose(drawn.mesh.vertices.min(0), (-0.5, -0.2, -0.7), atol=0.06)
+    np.testing.assert_allclose(drawn.mesh.vertices.max(0), (0.5, 0.8, 0.7), atol=0.06)
+
+
+def test_views_of_another_object_fall_back_to_a_solid_behind_the_photo(toolbox: Toolbox) -> None:
+    drawn = Reconstruct(toolbox, PRESET)(CHAIR, cutout_of(POLE))
+    assert drawn.confidence == "low"
+    [warning] = drawn.warnings
+    assert warning.startswith("low confidence: the outline matches the photo's by ") and "% only" in warning
+    assert front_outline(drawn.mesh) == pytest.approx((0.3, 1.4), abs=0.07)
+    assert drawn.silhouette_iou > 0.85
+
+
+def test_an_empty_field_falls_back_to_a_solid_behind_the_photo(toolbox: Toolbox) -> None:
+    nothing = answering(toolbox, lambda points: torch.ones(len(points)))
+    drawn = Reconstruct(nothing, PRESET)(POLE, cutout_of(POLE))
+    assert drawn.confidence == "low"
+    assert drawn.warnings == (
+        "low confidence: the reconstruction is empty; the asset is a simple solid behind the photo",
+    )
+    assert front_outline(drawn.mesh) == pytest.approx((0.3, 1.4), abs=0.07)
+
+
+def test_the_preset_says_how_much_an_outline_must_match(toolbox: Toolbox) -> None:
+    # A pole half as wide as the photo's: the outlines share one half.
+    half = answering(toolbox, block(0.15, 0.15, 0.7))
+    photo = cutout_of(trace(block(0.3, 0.15, 0.7), 64))
+    for least, confidence in ((0.4, "ok"), (0.6, "low")):
+        drawn = Reconstruct(half, preset_with(f"checks.min_silhouette_iou={least}"))(CHAIR, photo)
+        assert drawn.confidence == confidence
+
+
+def test_a_photo_without_a_subject_is_a_photo_error_also_for_the_solid(toolbox: Toolbox) -> None:
+    nothing = answering(toolbox, lambda points: torch.ones(len(points)))
+    empty = replace(cutout_of(POLE), alpha=torch.zeros(1, 64, 64))
+    with pytest.raises(PhotoError, match="empty"):
+        Reconstruct(nothing, PRESET)(POLE, empty)
+
+
+def baked(toolbox: Toolbox, views: SixViews, *assignments: str) -> tuple[Tensor, Tensor]:
+    """Send exact views through field, surface and bake; returns texels' places and colours, both [N 3].
+
+    The network is fresh: its residuals are zero, and what is left is the views' own hull and colours.
+    """
+    preset = preset_with("texture.size_px=256", "mesh.smooth=0", *assignments)
+    field = Reconstruction(SMALL).field(views)
+    with torch.no_grad():
+        drawn = Surface(mesh=surface(field, 48), field=field, silhouette_iou=1.0, confidence="ok")
+    unwrapped = Unwrap(toolbox, preset)(drawn)
+    texture = Bake(toolbox, preset)(unwrapped, field, views).texture
+    fragments = draw_charts(unwrapped, toolbox.raster, size_px=256)
+    vertices, faces = torch.from_numpy(unwrapped.mesh.vertices), torch.from_numpy(unwrapped.mesh.faces)
+    covered = fragments.covered
+    return interpolate(vertices, faces, fragments)[covered], torch.from_numpy(texture)[covered] / 255
+
+
+@pytest.mark.parametrize(
+    "shape", [ball(0.7, (0.1, -0.05, 0.08)), block(0.7, 0.4, 0.55)], ids=["ball", "block"]
+)
+def test_a_textured_object_comes_back_with_its_colours(toolbox: Toolbox, shape: Shape) -> None:
+    points, colours = baked(toolbox, trace(shape, 128, colour=coordinates))
+    error = (colours - coordinates(points)).abs().amax(1)
+    assert len(points) > 0.2 * 256**2
+    # A colour step of one cell of the grid is 1/48.
+    assert error.mean() < 0.01
+    assert error.quantile(0.99) < 0.05
+
+
+def front_red_others_blue(views: SixViews) -> SixViews:
+    """As if the networks had imagined every side wrong and only the photo were right."""
+    rgb = torch.zeros_like(views.rgb)
+    rgb[:, 2] = 1
+    rgb[FRONT] = rgb[FRONT].flip(0)
+    return replace(views, rgb=torch.where(views.alpha > 0.5, rgb, torch.full_like(rgb, 0.5)))
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_the_photo_paints_what_it_sees_also_where_it_sees_it_obliquely(
+    toolbox: Toolbox, is_trusted: bool
+) -> None:
+    views = front_red_others_blue(trace(ball(0.7), 128))
+    points, colours = baked(toolbox, views, f"views.use_photo={str(is_trusted).lower()}")
+    red = colours[:, 0]
+    cosine = points[:, 1] / points.norm(dim=1)
+    assert red[cosine < -0.2].max() < 0.05
+    assert red[cosine > 0.95].mean() > 0.85
+    # At 60 degrees from the front, views beside it see the ball better.
+    oblique = red[(cosine > 0.45) & (cosine < 0.55)].mean()
+    assert oblique > 0.8 if is_trusted else oblique < 0.4
+
+
+def test_a_solid_behind_the_photo_is_painted_by_the_photo_alone(toolbox: Toolbox) -> None:
+    nothing = answering(toolbox, lambda points: torch.ones(len(points)))
+    photo = replace(cutout_of(POLE), rgb=torch.tensor((0.2, 0.6, 0.4))[:, None, None].expand(3, 64, 64))
+    drawn = Reconstruct(nothing, PRESET)(CHAIR, photo)
+    texture = Bake(toolbox, PRESET)(Unwrap(toolbox, PRESET)(drawn), drawn.field, CHAIR).texture
+    assert np.abs(texture.reshape(-1, 3) - np.array([51, 153, 102])).max() <= 1
+
+
+def test_a_stopwatch_names_stages_as_they_begin_and_adds_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now)
+    heard: list[str] = []
+    watch = Stopwatch(heard.append)
+    assert watch.stop() == {}
+    watch.begin("prepare")
+    assert heard == ["prepare"]
+    now += 1.25
+    watch.begin("imagine")
+    now += 0.5
+    assert watch.stop() == {"prepare": 1.25, "imagine": 0.5}
+    now += 9
+    assert watch.stop() == {"prepare": 1.25, "imagine": 0.5}
+    assert heard == ["prepare", "imagine"]
+
+
+def job_for(root: Path, name: str, scratch: Path) -> Job:
+    path = PurePosixPath(name)
+    return Job(root=root, path=path, stem=path.with_suffix(""), id="0123", scratch=scratch, max_mpixels=64)
+
+
+def converted(line: Line, root: Path, scratch: Path, name: str = "bottle.png") -> tuple[Asset, list[str]]:
+    scratch.mkdir()
+    stages: list[str] = []
+    return line.convert(job_for(root, name, scratch), stages.append), stages
+
+
+def contents(folder: Path, names: Sequence[PurePosixPath]) -> dict[str, bytes]:
+    return {name.name: (folder / name).read_bytes() for name in names}
+
+
+def test_the_same_photo_makes_the_same_bytes_wherever_it_lies_and_whatever_came_before(
+    line: Line, tmp_path: Path
+) -> None:
+    for folder in ("one", "two/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copyfile(PHOTOS / "bottle.png", tmp_path / folder / "bottle.png")
+    one, stages = converted(line, tmp_path / "one", tmp_path / "a")
+    two, _ = converted(line, tmp_path / "two", tmp_path / "b", "sub/bottle.png")
+    assert stages == STAGES and list(one.seconds) == STAGES
+    first = contents(tmp_path / "a", [file.path for file in one.files])
+    assert first == contents(tmp_path / "b", [file.path for file in two.files])
+    assert set(first) == {f"bottle.{suffix}" for suffix in ("glb", "obj", "mtl", "png", "usdc")}
+    for file in one.files:
+        assert (file.size, file.sha256) == (
+            len(first[file.path.name]),
+            hashlib.sha256(first[file.path.name]).hexdigest(),
+        )
+    assert {file.path.parent for file in two.files} == {PurePosixPath("sub")}
+    check_asset(one, first["bottle.glb"], tmp_path)
+
+
+def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
+    """What the record and the file say of themselves, counted by another library."""
+    mesh = trimesh.load(trimesh.util.wrap_as_stream(glb), file_type="glb", force="mesh", process=False)
+    merged = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    merged.merge_vertices(digits_vertex=7)
+    assert (asset.checks.faces, asset.checks.vertices) == (len(mesh.faces), len(merged.vertices))
+    assert asset.checks.euler == merged.euler_number
+    assert asset.checks.is_closed and asset.checks.is_manifold and asset.checks.is_oriented
+    assert asset.checks.confidence == "ok" and asset.checks.silhouette_iou > 0.9
+    assert asset.checks.uv_overlap == 0 and asset.checks.uv_coverage > 0.15
+
+    assert str(root).encode() not in glb and b"bottle.png" not in glb
+    said = json.dumps(json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])["asset"])
+    for value in (
+        __version__,
+        hashlib.sha256((PHOTOS / "bottle.png").read_bytes()).hexdigest(),
+        PRESET.fingerprint(),
+        '"seed": "0"',
+        '"weights": "embedded"',
+    ):
+        assert value in said
