@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from crm_cli import __version__
 from crm_cli.errors import UsageError
 from crm_cli.learn.data import HELD_OUT, Shards, build
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
-from crm_cli.learn.train import Progress, Task, TrainSettings, averaged, run_until_done, train
+from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB
 from crm_cli.models.reconstruction import SMALL
 from crm_cli.models.weights import save
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 class Course:
     """What to train, on how much, and where everything is kept."""
 
-    network: NetworkName
+    network: str
+    """rgb, ccm or reconstruction."""
     data: Path
     """Folder of examples; missing ones are made."""
     folder: Path
@@ -43,7 +44,7 @@ class Course:
     """The source the file was made from; goes into its metadata."""
 
 
-def open_task(network: NetworkName, seed: int) -> Task:
+def open_task(network: str, seed: int) -> Task:
     """A fresh network, its first parameters drawn from the seed."""
     torch.manual_seed(seed)
     if network == "rgb":
@@ -64,10 +65,26 @@ def make_examples(course: Course) -> tuple[Shards, Shards]:
     return Shards(course.data / "train"), Shards(course.data / "held-out")
 
 
-def run_course(course: Course, settings: TrainSettings, say: Callable[[Progress], None]) -> None:
+def check_precision(name: str) -> Precision:
+    """Take a precision by its name, or raise UsageError."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    for precision in known:
+        if precision == name:
+            return precision
+    raise UsageError(
+        f"--precision {name}: no such precision",
+        code="E_TRAIN_PRECISION",
+        remedy=f"one of {', '.join(known)}",
+    )
+
+
+def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
     """Train to the last step, continuing where an earlier run of the same course stopped."""
+    task = open_task(
+        course.network, settings.seed
+    )  # first: a wrong name should not cost an hour of rendering
     examples, _ = make_examples(course)
-    run_until_done(train(open_task(course.network, settings.seed), examples, settings, course.folder), say)
+    yield from train(task, examples, settings, course.folder)
 
 
 def measure(task: Task, examples: Shards, *, batch: int = 8) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
@@ -38,7 +40,7 @@ class TrainSettings:
     average: float = 0.995
     """Decay of the running average of the parameters; the average is what ships."""
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of matrix products and convolutions. bfloat16 halves a step where the processor has units for it, and
     is many times slower where it has none."""
     save_every: int = 500
@@ -212,16 +214,6 @@ def averaged(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return _under("average.", load_file(file))
-
-
-def run_until_done(lines: Iterator[Progress], say: Callable[[Progress], None]) -> Progress:
-    """Drive a training run to its end and return its last line."""
-    last = None
-    for last in lines:
-        say(last)
-    if last is None:
-        raise UsageError("nothing left to train: the checkpoint has all its steps", code="E_TRAIN_DONE")
-    return last
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -75,10 +75,15 @@ def find(choice: str) -> WeightsSet:
         )
     digests = "".join(f"{name} {digest_of(file)}\n" for name, file in files.items())
     return WeightsSet(
-        name="embedded" if is_embedded else str(directory),
+        name=name_of(choice),
         files=files,
         digest=hashlib.sha256(digests.encode()).hexdigest(),
     )
+
+
+def name_of(choice: str) -> str:
+    """What a preset's weights are called in files and reports: a folder by its name, not its path."""
+    return "embedded" if choice in ("auto", "embedded") else Path(choice).name
 
 
 def digest_of(file: Path) -> str:

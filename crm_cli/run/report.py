@@ -43,6 +43,7 @@ def write_report(
     outcomes: by asset id; a photo without one was not reached.
     """
     from crm_cli.export.sheet import SheetSummary, write_sheet
+    from crm_cli.models.weights import name_of
 
     entries = [
         _entry(planned, outcomes[planned.found.id]) for planned in plan if planned.found.id in outcomes
@@ -51,7 +52,7 @@ def write_report(
     summary = SheetSummary(
         started=facts.started,
         wall_s=time.monotonic() - facts.clock,
-        weights=preset.weights,
+        weights=name_of(preset.weights),
         preset=options.preset_name,
         device=facts.device,
         version=__version__,
