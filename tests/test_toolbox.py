@@ -1,0 +1,188 @@
+"""Which tool is taken, and with which sentence another one is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from crm_cli import toolbox
+from crm_cli.errors import EnvironmentProblem, ExitCode
+from crm_cli.mesh.raster import RASTERS
+from crm_cli.models import weights
+from crm_cli.preset import Override, Preset, load_preset
+from crm_cli.toolbox import Toolbox, accelerators, choose, open_toolbox, resolve_device, survey
+
+
+class Picky:
+    """Works on one kind of device only."""
+
+    name: ClassVar[str] = "picky"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        return None if device.startswith("cuda") else "needs a CUDA device"
+
+
+class Plain:
+    name: ClassVar[str] = "plain"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        return None
+
+
+class Broken:
+    name: ClassVar[str] = "broken"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        return "is not installed"
+
+
+TABLE = [Broken, Picky, Plain]
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda:1", Picky), ("cpu", Plain)])
+def test_the_first_tool_that_works_is_taken(device: str, taken: type) -> None:
+    assert choose("hammer", TABLE, device) is taken
+
+
+def test_a_tool_asked_for_by_name_is_taken_also_when_a_better_one_works() -> None:
+    assert choose("hammer", TABLE, "cuda", "plain") is Plain
+
+
+def test_a_tool_asked_for_by_name_that_cannot_work_is_refused_with_its_own_sentence() -> None:
+    with pytest.raises(EnvironmentProblem, match="hammer picky: needs a CUDA device") as caught:
+        choose("hammer", TABLE, "cpu", "picky")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT == 6
+    assert "crm doctor" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("table", "wanted"), [(TABLE, "sledge"), ([Broken, Picky], "auto"), ([], "auto")])
+def test_where_no_tool_fits_all_known_names_are_told(table: list[type[Plain]], wanted: str) -> None:
+    with pytest.raises(EnvironmentProblem, match=rf"no hammer named {wanted} works on cpu") as caught:
+        choose("hammer", table, "cpu", wanted)
+    assert caught.value.exit_code == 6
+    assert caught.value.cause.endswith("known: " + ", ".join(tool.name for tool in table))
+
+
+def with_devices(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(toolbox, "accelerators", lambda: list(names))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "resolved"),
+    [
+        ((), "auto", "cpu"),
+        ((), "cpu", "cpu"),
+        (("cuda:0", "cuda:1"), "auto", "cuda:0"),
+        (("cuda:0", "cuda:1"), "cuda", "cuda"),
+        (("cuda:0", "cuda:1"), "cuda:1", "cuda:1"),
+        (("cuda:0",), "cpu", "cpu"),
+    ],
+)
+def test_a_device_is_the_best_one_or_the_one_asked_for(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[str, ...], wanted: str, resolved: str
+) -> None:
+    with_devices(monkeypatch, *found)
+    assert resolve_device(wanted) == resolved
+
+
+@pytest.mark.parametrize(("found", "wanted"), [((), "cuda"), ((), "cuda:0"), (("cuda:0",), "cuda:1")])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, found: tuple[str, ...], wanted: str
+) -> None:
+    with_devices(monkeypatch, *found)
+    with pytest.raises(EnvironmentProblem, match=f"device {wanted}: ") as caught:
+        resolve_device(wanted)
+    assert caught.value.exit_code == 6
+    assert ", ".join(["cpu", *found]) in caught.value.cause
+
+
+def test_accelerators_are_the_devices_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # noqa: TID251
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # noqa: TID251
+    assert accelerators() == ["cuda:0", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # noqa: TID251
+    assert accelerators() == []
+
+
+def test_the_survey_lists_every_tool_and_something_works_for_each_protocol() -> None:
+    rows = survey("cpu")
+    names = {protocol: [row.name for row in rows if row.protocol == protocol] for protocol, *_ in rows}
+    assert names == {
+        "matting": ["alpha", "rembg", "grabcut", "none"],
+        "rasteriser": [tool.name for tool in RASTERS],
+        "surface": ["crm", "kaolin"],
+    }
+    reasons = {row.name: row.why_not for row in rows}
+    assert [reasons[name] for name in ("alpha", "grabcut", "none", "warp", "torch", "crm")] == [None] * 6
+    assert "CUDA" in (reasons["nvdiffrast"] or "")
+
+
+def preset_with(*assignments: str) -> Preset:
+    return load_preset("tiny", [Override.from_assignment(text) for text in assignments]).preset
+
+
+@pytest.fixture(scope="module")
+def opened() -> Toolbox:
+    return open_toolbox(preset_with(), device="cpu", threads=1)
+
+
+def test_an_opened_toolbox_holds_frozen_networks_and_the_tools_that_work(opened: Toolbox) -> None:
+    assert opened.device == "cpu"
+    for network in (opened.rgb, opened.ccm, opened.reconstruction):
+        assert not network.training
+        assert all(not p.requires_grad and p.device.type == "cpu" for p in network.parameters())
+        assert any(p.abs().max() > 0 for p in network.parameters())
+    assert opened.raster.name == choose("rasteriser", RASTERS, "cpu").name
+    assert {"alpha", "grabcut", "none"} <= set(opened.mattes)
+    assert opened.weights.name == "embedded"
+    assert torch.get_num_threads() == 1
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "ccm.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def remove_one(folder: Path) -> None:
+    (folder / "reconstruction.safetensors").unlink()
+
+
+def swap_two(folder: Path) -> None:
+    shutil.copyfile(weights.DIRECTORY / "ccm.safetensors", folder / "rgb.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "file"),
+    [
+        (cut_short, "E_WEIGHTS_BROKEN", "ccm.safetensors"),
+        (remove_one, "E_WEIGHTS_MISSING", "reconstruction.safetensors"),
+        (swap_two, "E_WEIGHTS_WRONG", "rgb.safetensors"),
+    ],
+)
+def test_harmed_weights_are_refused_by_the_name_of_their_file(
+    tmp_path: Path, harm: Callable[[Path], None], code: str, file: str
+) -> None:
+    for name in weights.NAMES:
+        shutil.copyfile(weights.DIRECTORY / f"{name}.safetensors", tmp_path / f"{name}.safetensors")
+    harm(tmp_path)
+    with pytest.raises(EnvironmentProblem, match=code) as caught:
+        open_toolbox(preset_with(f"weights={tmp_path}"), device="cpu", threads=1)
+    assert file in caught.value.cause
+    assert caught.value.exit_code == 6 and caught.value.remedy
+
+
+def test_cores_are_those_of_the_affinity_within_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    quotas = {"max 100000\n": 8, "250000 100000\n": 2, "1000 100000\n": 1, "9900000 100000\n": 8, "": 8}
+    for text, cores in quotas.items():
+        monkeypatch.setattr(Path, "read_text", lambda self, encoding, text=text: text)
+        assert toolbox.usable_cores() == cores
