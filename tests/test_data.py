@@ -77,3 +77,14 @@ def test_compressed_shards_are_refused(tmp_path: Path) -> None:
 
 def test_sample_photos_are_of_held_out_products() -> None:
     assert all(sample.seed >= HELD_OUT for sample in SAMPLES)
+
+
+def test_a_set_can_be_limited_to_its_first_examples(tmp_path: Path) -> None:
+    for start in (0, 2):
+        write_shard(tmp_path / f"{start:07d}.npz", range(start, start + 2), RASTER, 16)
+    assert len(Shards(tmp_path)) == 4
+    limited = Shards(tmp_path, 3)
+    assert len(limited) == len(limited.families) == 3
+    assert int(limited[2]["seed"]) == 2
+    with pytest.raises(IndexError):
+        limited[3]

@@ -62,7 +62,7 @@ def make_examples(course: Course) -> tuple[Shards, Shards]:
     for name, first_seed, count in (("train", 0, course.examples), ("held-out", HELD_OUT, course.held_out)):
         for shard in build(course.data / name, count, course.workers, first_seed=first_seed):
             log.info("examples: %s", shard)
-    return Shards(course.data / "train"), Shards(course.data / "held-out")
+    return Shards(course.data / "train", course.examples), Shards(course.data / "held-out", course.held_out)
 
 
 def check_precision(name: str) -> Precision:

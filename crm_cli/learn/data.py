@@ -100,20 +100,23 @@ def _render(file: Path, seeds: range, size_px: int) -> None:
 
 
 class Shards:
-    """All examples in a folder, in the order of their seeds, read from disk when they are asked for."""
+    """Examples in a folder, in the order of their seeds, read from disk when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, count: int | None = None) -> None:
+        """Open the folder. count: take the first so many examples only, however many there are."""
         self.files = sorted(folder.glob("*.npz"))
+        self._count = count
         self._arrays = [_map_members(file) for file in self.files]
         self._ends = np.cumsum([len(arrays["seed"]) for arrays in self._arrays], dtype=np.int64)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        stored = int(self._ends[-1]) if len(self._ends) else 0
+        return stored if self._count is None else min(stored, self._count)
 
     @cached_property
     def families(self) -> NDArray[np.uint8]:
         """Family of every example, as an index into FAMILIES: [N]."""
-        return np.concatenate([np.asarray(arrays["family"]) for arrays in self._arrays])
+        return np.concatenate([np.asarray(arrays["family"]) for arrays in self._arrays])[: len(self)]
 
     def __getitem__(self, index: int) -> dict[str, NDArray[np.generic]]:
         """Read one example: its arrays without the leading axis."""
