@@ -1,5 +1,6 @@
 """A field becomes a mesh record in the world frame, or one clear error."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crm_cli.errors import PhotoError
-from crm_cli.models.field import surface
+from crm_cli.models import flexicubes
+from crm_cli.models.field import in_chunks, sample_near_surface, surface
 from crm_cli.models.flexicubes import CubeWeights
 
 
@@ -64,3 +66,70 @@ def test_an_empty_field_is_a_photo_error() -> None:
     with pytest.raises(PhotoError, match="empty") as caught:
         surface(Box((-1, -1, -1)), 8)
     assert (caught.value.code, caught.value.kind) == ("E_NO_SURFACE", "quality")
+
+
+class Asked:
+    """A field that counts the points it is asked for."""
+
+    def __init__(self, sdf: Callable[[Tensor], Tensor], shift: float = 0.0) -> None:
+        self._sdf, self._shift, self.points = sdf, shift, 0
+
+    def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        self.points += len(points)
+        return self._sdf(points), torch.full_like(points, self._shift)
+
+    def cube_weights(self, corners: Tensor) -> CubeWeights | None:
+        return None
+
+    def colour(self, points: Tensor) -> Tensor:
+        return (points + 1) / 2
+
+
+def rods(points: Tensor) -> Tensor:
+    """Two crossing rods, askew, as thin as two cells of a grid of 48, and a ball beside them."""
+    ball = (points - points.new_tensor((0.3, 0.1, -0.2))).norm(dim=1) - 0.25
+    axes = [points.new_tensor(axis) / 9 for axis in ((4, 7, 4), (-7, 4, 4))]
+    rods = [(points - (points @ axis)[:, None] * axis).norm(dim=1) - 0.042 for axis in axes]
+    return torch.stack((ball, *rods)).amin(0).maximum(points.norm(dim=1) - 0.9)
+
+
+def jumping(points: Tensor) -> Tensor:
+    """Walls of two cells of a grid of 48, in a field that says nothing of how near they are, as hulls do."""
+    x, y, z = points.unbind(1)
+    in_a_wall = ((x * 6 + 0.3 * y).frac().abs() * 4 < 1) | (z < -0.4)
+    within = (points.abs() < 0.7).all(1)
+    return torch.where(in_a_wall & within, -0.7, 1.3) + 0.01 * y
+
+
+def larger_than_the_world(points: Tensor) -> Tensor:
+    return points[:, 2].abs() - 0.3
+
+
+@pytest.mark.parametrize("resolution", [48, 47, 33])
+@pytest.mark.parametrize("sdf", [rods, jumping, larger_than_the_world])
+def test_asking_near_the_surface_alone_changes_nothing(
+    sdf: Callable[[Tensor], Tensor], resolution: int
+) -> None:
+    field = Asked(sdf, shift=0.01)
+    points = flexicubes.grid(resolution)
+    found, offset = sample_near_surface(field, points, resolution)
+    dense = flexicubes.close_border(sdf(points), resolution)
+    assert torch.equal(found > 0, dense > 0)
+    cubes = flexicubes.surface_cubes(dense, resolution)
+    corners = flexicubes.cube_corners(cubes, resolution).view(-1)
+    torch.testing.assert_close(found[corners], dense[corners], atol=1e-6, rtol=0)
+    assert bool((offset[corners] == 0.01).all())
+    sparse, whole = (flexicubes.extract(points, values, resolution, refine=sdf) for values in (found, dense))
+    assert torch.equal(sparse[1], whole[1])
+    torch.testing.assert_close(sparse[0], whole[0], atol=1e-5, rtol=0)
+
+
+def test_a_surface_costs_a_fraction_of_its_grid() -> None:
+    field = Asked(lambda points: points.norm(dim=1) - 0.7)
+    sample_near_surface(field, flexicubes.grid(96), 96)
+    assert field.points < 97**3 / 5
+
+
+def test_chunks_come_back_in_order() -> None:
+    points = torch.arange(3 * 20_000).view(-1, 3)
+    assert torch.equal(in_chunks(lambda chunk: chunk + 1, points), points + 1)

@@ -61,7 +61,7 @@ def test_the_hull_is_zero_on_the_surface_to_a_fraction_of_a_pixel() -> None:
 
 
 def test_gaps_are_depths_in_front_of_each_view() -> None:
-    gaps = Hull(trace(block(0.5, 0.5, 0.5), 64)).gaps(torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.9, 0.0]]))
+    gaps = Hull(trace(block(0.5, 0.5, 0.5), 64)).gaps(torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.9, 0.0]])).T
     # Inside: never less than the distance to the nearest silhouette, 0.2 from z = 0.5 in the side views.
     expected = torch.tensor([[-0.2, -0.2, -0.3, -0.2, -0.2, -0.2], [0.4, 0.4, 0.4, -0.5, 0.4, 0.4]])
     torch.testing.assert_close(gaps, expected, atol=2 / 64, rtol=0)
@@ -83,7 +83,7 @@ def test_doubt_undoes_a_view_that_carves_the_object_away() -> None:
     points = flexicubes.grid(24)
     inside = shape(points) < -0.1
     assert float((broken.sdf(points)[inside] < 0).float().mean()) < 0.6
-    doubt = torch.zeros(6)
+    doubt = torch.zeros(6, 1)
     doubt[TOP] = 2.0
     assert bool((broken.sdf(points, doubt=doubt)[inside] < 0).all())
 

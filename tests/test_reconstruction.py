@@ -147,10 +147,10 @@ def test_plane_features_are_read_where_the_point_lies() -> None:
     ramp = torch.stack((u.expand(size, size), u[:, None].expand(size, size)))  # column, row
     points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     features = sample(Triplane(planes=ramp.expand(3, 2, size, size)), points)
-    expected = torch.stack([points[:, [0, 1]], points[:, [1, 2]], points[:, [2, 0]]])
+    expected = torch.stack([points[:, [0, 1]].T, points[:, [1, 2]].T, points[:, [2, 0]].T])
     torch.testing.assert_close(features, expected)
     beyond = sample(Triplane(planes=ramp.expand(3, 2, size, size)), torch.full((1, 3), 3.0))
-    torch.testing.assert_close(beyond, torch.ones(3, 1, 2))
+    torch.testing.assert_close(beyond, torch.ones(3, 2, 1))
 
 
 def test_the_release_has_the_published_parameters() -> None:

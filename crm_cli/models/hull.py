@@ -29,37 +29,41 @@ MISPLACED = 0.03
 """A map pixel whose in-plane channels are further from its own place than this is mixed with the
 background. At least two pixels are always allowed, so that small maps pass."""
 
-_RIGHT = torch.tensor([view.right for view in VIEWS], dtype=torch.float32)
-_DOWN = -torch.tensor([view.up for view in VIEWS], dtype=torch.float32)
+_ACROSS = torch.tensor([(view.right, [-a for a in view.up]) for view in VIEWS], dtype=torch.float32)
+"""[6 2 3]: where column and row of each view grow."""
 _TOWARD = torch.tensor([view.toward for view in VIEWS], dtype=torch.float32)
 _DEPTH_AXIS = [view.depth_axis for view in VIEWS]
 
 
-class ViewColours(NamedTuple):
-    """What every view would paint on N points."""
+class Sight(NamedTuple):
+    """What every view says of N points."""
 
+    gaps: Tensor
+    """[6 N], see `Hull.gaps`."""
     colours: Tensor
-    """[N 6 3], in [0, 1]."""
+    """[3 6 N], what the view would paint there, in [0, 1]."""
     log_weights: Tensor
-    """[N 6], 0 where a view sees the point squarely, strongly negative where it does not."""
+    """[6 N], 0 where a view sees the point squarely, strongly negative where it does not."""
 
 
 class Hull:
-    """The depth hull of six views, as functions of points in the world frame."""
+    """The depth hull of six views, as functions of points in the world frame.
+
+    Answers have the points last: a processor then reads what it computes together from one place.
+    """
 
     def __init__(self, views: SixViews, *, trust: Tensor | None = None) -> None:
         """Measure the views. trust: [6], added to the logarithmic weight of each view's colours."""
-        maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
-        self._shape = maps[:, :2]
-        """Depth towards the camera and signed silhouette distance."""
-        self._look = maps[:, 2:]
-        """Logarithm of the cosine to the line of sight, and colour."""
+        self._maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
+        """Depth towards the camera, signed silhouette distance, logarithm of the cosine to the line of
+        sight, colour."""
+        self._shape = self._maps[:, :2].contiguous()
         self._trust = torch.zeros(len(VIEWS)) if trust is None else trust
 
     def gaps(self, points: Tensor) -> Tensor:
         """How far outside the object each view places each point.
 
-        points: [N 3]. Returns [N 6] in world units: inside a view's silhouette the distance along the
+        points: [N 3]. Returns [6 N] in world units: inside a view's silhouette the distance along the
         line of sight in front of the visible surface, never less than the signed distance to the
         silhouette in the picture plane. Negative means "may be inside".
         """
@@ -69,42 +73,44 @@ class Hull:
     def sdf(self, points: Tensor, *, doubt: Tensor | None = None) -> Tensor:
         """Signed distance bound of the hull [N], negative inside.
 
-        doubt: [N 6] or [6], how many world units each view may be mistaken; a view with a large doubt
+        doubt: [6 N] or [6 1], how many world units each view may be mistaken; a view with a large doubt
         cannot carve anything away.
         """
         gaps = self.gaps(points)
-        return (gaps if doubt is None else gaps - doubt).amax(1)
+        return (gaps if doubt is None else gaps - doubt).amax(0)
 
-    def view_colours(self, points: Tensor) -> ViewColours:
-        """Colour of each point in each view, and how well that view sees it."""
-        depth, _ = _sample(self._shape, points)
-        log_cosine, *colour = _sample(self._look, points)
-        hidden = (_heights(points) - depth) / VISIBLE
-        log_weights = FRONTALITY * log_cosine - hidden.square() + self._trust.to(points)
-        return ViewColours(torch.stack(colour, -1), log_weights)
+    def look(self, points: Tensor) -> Sight:
+        """Gap and colour of each point in each view, and how well that view sees it."""
+        depth, silhouette, log_cosine, *colour = _sample(self._maps, points)
+        in_front = _heights(points) - depth
+        log_weights = (
+            FRONTALITY * log_cosine - (in_front / VISIBLE).square() + self._trust.to(points)[:, None]
+        )
+        return Sight(torch.maximum(in_front, silhouette), torch.stack(colour), log_weights)
 
     def colour(self, points: Tensor) -> Tensor:
         """Blend of the views that see each point, [N 3] in [0, 1]; the least hidden view where none does."""
-        seen = self.view_colours(points)
-        return blend(seen.colours, seen.log_weights)
+        seen = self.look(points)
+        return blend(seen.colours, seen.log_weights).T
 
 
 def blend(colours: Tensor, log_weights: Tensor) -> Tensor:
-    """Weighted mean [N 3] of view colours [N 6 3]."""
-    return (log_weights.softmax(1)[..., None] * colours).sum(1)
+    """Weighted mean [3 N] of view colours [3 6 N]."""
+    return (log_weights.softmax(0) * colours).sum(1)
 
 
 def _heights(points: Tensor) -> Tensor:
-    """How far points [N 3] lie towards each camera, [N 6]."""
-    return points @ _TOWARD.to(points).T
+    """How far points [N 3] lie towards each camera, [6 N]."""
+    return _TOWARD.to(points) @ points.T
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Maps [6 C S S] where each view sees each point, [C N 6]."""
-    columns, rows = (axes.to(points) @ points.T for axes in (_RIGHT, _DOWN))  # [6 N]
-    places = torch.stack((columns, rows), -1)[:, :, None]  # [6 N 1 2]
-    sampled = F.grid_sample(maps.to(points), places, align_corners=False, padding_mode="border")
-    return sampled[..., 0].permute(1, 2, 0)
+    """Maps [6 C S S] where each view sees each point, [C 6 N]."""
+    places = _ACROSS.to(points) @ points.T  # [6 2 N]
+    sampled = F.grid_sample(
+        maps.to(points), places.mT[:, None], align_corners=False, padding_mode="border"
+    )  # [6 C 1 N]
+    return sampled[:, :, 0].transpose(0, 1)
 
 
 def _maps(views: SixViews) -> NDArray[np.float32]:

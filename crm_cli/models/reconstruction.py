@@ -8,7 +8,7 @@ start at zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from crm_cli.frame import PLANES, ROLL_OUT, VIEWS, Plane, View
-from crm_cli.models.field import CHUNK
+from crm_cli.models.field import in_chunks
 from crm_cli.models.flexicubes import CubeWeights
 from crm_cli.models.hull import Hull, blend
 from crm_cli.models.unet import ReconstructionUNet, UNetConfig
@@ -152,12 +152,13 @@ def add_input_noise(x: Tensor, generators: Sequence[Generator | None]) -> Tensor
 
 
 def sample(triplane: Triplane, points: Tensor) -> Tensor:
-    """Features [3 N C] of points [N 3] on each plane, bilinear, constant beyond the corners."""
-    places = torch.stack([points[:, [plane.column, plane.row]] for plane in PLANES])  # [3 N 2]
+    """Features [3 C N] of points [N 3] on each plane, bilinear, constant beyond the corners."""
+    axes = torch.tensor([(plane.column, plane.row) for plane in PLANES], device=points.device)
+    places = points.T[axes]  # [3 2 N]
     sampled = F.grid_sample(
-        triplane.planes, places[:, :, None], align_corners=True, padding_mode="border"
-    )  # [3 C N 1]
-    return sampled[..., 0].mT
+        triplane.planes, places.mT[:, None], align_corners=True, padding_mode="border"
+    )  # [3 C 1 N]
+    return sampled[:, :, 0]
 
 
 class Reconstruction(nn.Module):
@@ -222,7 +223,7 @@ class PlaneField:
 
     def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [N], negative inside, and the grid's deformation [N 3]."""
-        answers = _in_chunks(self._geometry, points)
+        answers = in_chunks(self._geometry, points)
         return answers[:, 0], answers[:, 1:]
 
     def seen_as(self, views: SixViews, *, trust: Tensor) -> PlaneField:
@@ -236,47 +237,44 @@ class PlaneField:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
         if self.hull is not None:
             return None
-        features = _in_chunks(self._features, corners.flatten(0, 1)).view(len(corners), -1)
+        features = in_chunks(self._features, corners.flatten(0, 1)).view(len(corners), -1)
         return CubeWeights.from_raw(WEIGHT_SCALE * self.model.weightMlp(features))
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours [N 3] in [0, 1]."""
-        return _in_chunks(self._colour, points)
+        return in_chunks(self._colour, points)
 
-    def _features(self, points: Tensor) -> Tensor:
+    def _features(self, points: Tensor, gaps: Tensor | None = None) -> Tensor:
+        """What the heads read, [N features]. gaps: [6 N], of the hull where there is one."""
         planes = sample(self.triplane, points)
-        if self.hull is None:
-            return planes.sum(0)
-        gaps = self.hull.gaps(points)
-        smooth = GAP_SCALES[0] * (gaps / GAP_SCALES[0]).logsumexp(1, keepdim=True)
-        gaps = torch.cat((gaps, gaps.amax(1, keepdim=True), smooth), 1)
-        return torch.cat((*planes, *((gaps / scale).tanh() for scale in GAP_SCALES)), 1)
+        if gaps is None:
+            return planes.sum(0).T
+        smooth = GAP_SCALES[0] * (gaps / GAP_SCALES[0]).logsumexp(0, keepdim=True)
+        gaps = torch.cat((gaps, gaps.amax(0, keepdim=True), smooth))
+        return torch.cat((*planes, *((gaps / scale).tanh() for scale in GAP_SCALES))).T
 
     def _geometry(self, points: Tensor) -> Tensor:
-        raw = self.model.sdfMlp(self._features(points))
-        if self.hull is None:
+        gaps = None if self.hull is None else self.hull.gaps(points)
+        raw = self.model.sdfMlp(self._features(points, gaps))
+        if gaps is None:
             # The published network is positive inside; from here on distances are negative inside.
             sdf = points.norm(dim=1, keepdim=True) - SPHERE_RADIUS - raw[:, :1]
             return torch.cat((sdf, self.model.config.max_offset * raw[:, 1:].tanh()), 1)
-        sdf = (
-            self.hull.sdf(points, doubt=MAX_DOUBT * raw[:, 1:].tanh())[:, None] + RESIDUAL_SCALE * raw[:, :1]
-        )
-        return F.pad(sdf, (0, 3))
+        residual, doubt = raw.T.contiguous().split((1, len(VIEWS)))
+        sdf = (gaps - MAX_DOUBT * doubt.tanh()).amax(0) + RESIDUAL_SCALE * residual[0]
+        return F.pad(sdf[:, None], (0, 3))
 
     def _colour(self, points: Tensor) -> Tensor:
-        raw = self.model.rgbMlp(self._features(points))
         if self.hull is None:
-            colour: Tensor = ((raw + 1) / 2).clamp(0, 1)
+            colour: Tensor = ((self.model.rgbMlp(self._features(points)) + 1) / 2).clamp(0, 1)
             return colour
-        seen = self.hull.view_colours(points)
-        mixed = blend(seen.colours, seen.log_weights + raw[:, 3:])
+        seen = self.hull.look(points)
+        raw = self.model.rgbMlp(self._features(points, seen.gaps))
+        residual, opinion = raw.T.contiguous().split((3, len(VIEWS)))
+        mixed = blend(seen.colours, seen.log_weights + opinion)
         # Towards white or black by a share of the room left: stays in range without a dead gradient.
-        share = raw[:, :3].tanh() / 2
-        return mixed + torch.where(share > 0, share * (1 - mixed), share * mixed)
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    return torch.cat([function(chunk) for chunk in torch.split(points, CHUNK)])
+        share = residual.tanh() / 2
+        return (mixed + torch.where(share > 0, share * (1 - mixed), share * mixed)).T
 
 
 class _PlaneNetwork(nn.Module):
@@ -304,5 +302,5 @@ class _Head(nn.Module):
         self.fc3 = nn.Linear(width, out_width)
 
     def forward(self, features: Tensor) -> Tensor:
-        result: Tensor = self.fc3(F.relu(self.fc2(F.relu(self.fc1(features)))))
+        result: Tensor = self.fc3(self.fc2(self.fc1(features).relu_()).relu_())
         return result
