@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, get_args
 
 import numpy as np
@@ -59,10 +59,23 @@ def open_task(network: str, seed: int) -> Task:
 
 def make_examples(course: Course) -> tuple[Shards, Shards]:
     """The training and the held-out set of a course, rendered where they are missing."""
-    for name, first_seed, count in (("train", 0, course.examples), ("held-out", HELD_OUT, course.held_out)):
-        for shard in build(course.data / name, count, course.workers, first_seed=first_seed):
-            log.info("examples: %s", shard)
-    return Shards(course.data / "train", course.examples), Shards(course.data / "held-out", course.held_out)
+    return (
+        _examples(course.data / "train", course.examples, course.workers, first_seed=0),
+        _examples(course.data / "held-out", course.held_out, course.workers, first_seed=HELD_OUT),
+    )
+
+
+def _examples(folder: Path, count: int, workers: int, *, first_seed: int) -> Shards:
+    for shard in build(folder, count, workers, first_seed=first_seed):
+        log.info("examples: %s", shard)
+    shards = Shards(folder, count)
+    if len(shards) < count:
+        raise UsageError(
+            f"{folder}: {len(shards)} examples, not {count}: a finished file is never added to",
+            code="E_TRAIN_DATA",
+            remedy=f"remove {shards.files[-1].name} there, or give another --data folder",
+        )
+    return shards
 
 
 def check_precision(name: str) -> Precision:
@@ -80,9 +93,8 @@ def check_precision(name: str) -> Precision:
 
 def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
     """Train to the last step, continuing where an earlier run of the same course stopped."""
-    task = open_task(
-        course.network, settings.seed
-    )  # first: a wrong name should not cost an hour of rendering
+    # First: a wrong name should not cost an hour of rendering.
+    task = open_task(course.network, settings.seed)
     examples, _ = make_examples(course)
     yield from train(task, examples, settings, course.folder)
 
@@ -90,12 +102,13 @@ def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
 def measure(task: Task, examples: Shards, *, batch: int = 8) -> dict[str, float]:
     """Mean of the task's terms over a held-out set, each batch with its own fixed noise."""
     task.network.eval()
-    rows: list[Mapping[str, float]] = []
+    totals: Counter[str] = Counter()
     with torch.no_grad():
-        for first in range(0, len(examples) - batch + 1, batch):
-            random = torch.Generator().manual_seed(first)
-            rows.append(task.loss(examples.batch(np.arange(first, first + batch)), random)[1])
-    return {term: round(fmean(row[term] for row in rows), 5) for term in rows[0]}
+        for first in range(0, len(examples), batch):
+            indices = np.arange(first, min(first + batch, len(examples)))
+            _, terms = task.loss(examples.batch(indices), torch.Generator().manual_seed(first))
+            totals.update({term: len(indices) * value for term, value in terms.items()})
+    return {term: round(total / len(examples), 5) for term, total in totals.items()}
 
 
 def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float]:

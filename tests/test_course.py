@@ -1,0 +1,180 @@
+"""Whole courses with networks and pictures so small that a step takes milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crm_cli import __version__
+from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.learn import course as module
+from crm_cli.learn.course import (
+    Course,
+    NetworkName,
+    check_precision,
+    make_examples,
+    measure,
+    open_task,
+    run_course,
+    ship,
+)
+from crm_cli.learn.data import HELD_OUT, write_shard
+from crm_cli.learn.train import Batch, Progress, TrainSettings, averaged
+from crm_cli.mesh.raster import WarpRaster
+from crm_cli.models import weights
+from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
+from crm_cli.models.reconstruction import TINY
+
+NETWORKS: tuple[str, ...] = get_args(NetworkName)
+SETTINGS = TrainSettings(steps=4, batch=2, warmup=2, save_every=1, log_every=1)
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
+        monkeypatch.setattr(module, name, config)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name, seeds in (("train", range(4)), ("held-out", range(HELD_OUT, HELD_OUT + 5))):
+        (folder / name).mkdir()
+        write_shard(folder / name / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 16)
+    return folder
+
+
+def course_of(network: str, data: Path, folder: Path) -> Course:
+    return Course(network=network, data=data, folder=folder, examples=4, held_out=5, commit="abc123")
+
+
+def checkpoint(course: Course) -> bytes:
+    return (course.folder / "checkpoint.safetensors").read_bytes()
+
+
+def interrupted(lines: Iterator[Progress], step: int) -> None:
+    """Stop listening in the middle of a run, as a killed process does."""
+    for line in lines:
+        if line.step == step:
+            return
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_resumed_course_gives_the_bytes_of_an_uninterrupted_one(
+    network: str, data: Path, tmp_path: Path
+) -> None:
+    straight = course_of(network, data, tmp_path / "straight")
+    assert [line.step for line in run_course(straight, SETTINGS)] == [1, 2, 3, 4]
+    resumed = course_of(network, data, tmp_path / "resumed")
+    interrupted(run_course(resumed, SETTINGS), 3)
+    assert checkpoint(resumed) != checkpoint(straight)
+    # The third step was taken but not saved: it is taken again.
+    assert [line.step for line in run_course(resumed, SETTINGS)] == [3, 4]
+    assert checkpoint(resumed) == checkpoint(straight)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: Path, tmp_path: Path) -> None:
+    course = course_of(network, data, tmp_path / "run")
+    list(run_course(course, SETTINGS))
+    file = tmp_path / f"{network}.safetensors"
+    scores = ship(course, SETTINGS, file)
+    assert scores and all(np.isfinite(score) for score in scores.values())
+
+    task = open_task(network, seed=99)
+    info = weights.load(task.network, file)
+    average = averaged(course.folder / "checkpoint.safetensors")
+    for name, tensor in task.network.state_dict().items():
+        assert torch.equal(tensor, average[name].half().to(tensor.dtype)), name
+    # Half precision costs the scores next to nothing.
+    again = measure(task, make_examples(course)[1])
+    assert again == pytest.approx(scores, rel=0.02, abs=0.002)
+    assert json.loads(info.metadata["held_out"]) == scores
+    assert json.loads(info.metadata["settings"])["steps"] == 4
+    assert {key: info.metadata[key] for key in ("network", "commit", "examples", "crm_version")} == {
+        "network": network,
+        "commit": "abc123",
+        "examples": "4",
+        "crm_version": __version__,
+    }
+    other = next(name for name in NETWORKS if name != network)
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_WRONG"):
+        weights.load(open_task(other, seed=0).network, file)
+
+
+def test_a_course_learns(data: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(steps=30, batch=4, learning_rate=5e-3, warmup=2, log_every=1)
+    losses = [line.loss for line in run_course(course_of("reconstruction", data, tmp_path / "run"), settings)]
+    assert fmean(losses[-5:]) < 0.9 * fmean(losses[:5])
+
+
+def test_first_parameters_depend_on_the_seed_alone() -> None:
+    def first(seed: int) -> list[Tensor]:
+        return list(open_task("rgb", seed).network.parameters())
+
+    torch.manual_seed(5)
+    one = first(1)
+    torch.rand(3)
+    assert all(map(torch.equal, one, first(1)))
+    assert not all(map(torch.equal, one, first(2)))
+
+
+class MeanTask:
+    """Its terms are the batch's mean and a number from the generator it is given."""
+
+    name = "mean"
+
+    def __init__(self) -> None:
+        self.network: nn.Module = nn.Dropout()
+
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        assert not self.network.training and not torch.is_grad_enabled()
+        mean = batch["seed"].double().mean()
+        return mean, {"mean": mean.item() - HELD_OUT, "noise": torch.rand((), generator=random).item()}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_measuring_counts_every_held_out_example_once(data: Path, tmp_path: Path, batch: int) -> None:
+    held_out = make_examples(course_of("rgb", data, tmp_path))[1]
+    scores = measure(MeanTask(), held_out, batch=batch)
+    assert scores["mean"] == 2  # of 0, 1, 2, 3, 4
+    assert scores == measure(MeanTask(), held_out, batch=batch)
+
+
+def test_training_and_held_out_examples_share_no_seed(data: Path, tmp_path: Path) -> None:
+    train, held_out = make_examples(course_of("rgb", data, tmp_path))
+    seeds = [[int(s[k]["seed"]) for k in range(len(s))] for s in (train, held_out)]
+    assert seeds == [[0, 1, 2, 3], [HELD_OUT + k for k in range(5)]]
+
+
+def test_a_set_that_was_made_smaller_is_refused_rather_than_passed_off_as_larger(
+    data: Path, tmp_path: Path
+) -> None:
+    course = Course(network="rgb", data=data, folder=tmp_path / "run", examples=6, held_out=5)
+    with pytest.raises(UsageError, match="4 examples, not 6") as caught:
+        list(run_course(course, SETTINGS))
+    assert "0000000.npz" in caught.value.remedy
+    assert not course.folder.exists()
+
+
+def test_an_unknown_network_is_refused_before_anything_is_rendered(tmp_path: Path) -> None:
+    course = course_of("vae", tmp_path / "data", tmp_path / "run")
+    with pytest.raises(UsageError, match="vae") as caught:
+        list(run_course(course, SETTINGS))
+    assert all(name in caught.value.remedy for name in NETWORKS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_is_taken_by_its_name() -> None:
+    assert check_precision("bfloat16") == "bfloat16"
+    with pytest.raises(UsageError, match="float8") as caught:
+        check_precision("float8")
+    assert "float32" in caught.value.remedy
