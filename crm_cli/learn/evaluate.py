@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crm_cli.errors import PhotoError
 from crm_cli.models import agree
 from crm_cli.models.field import Field, surface
 from crm_cli.models.solids import fallback_solid
@@ -65,8 +66,11 @@ def evaluate(
         truth = _true_views(batch)
         views = truth if use_true_views else imagine([cutout])[0]
         with torch.inference_mode():
-            drawn = _surface_points(toolbox.reconstruction.field(views), toolbox)
             solid = _surface_points(fallback_solid(cutout), toolbox)
+            try:
+                drawn = _surface_points(toolbox.reconstruction.field(views), toolbox)
+            except PhotoError:  # an empty field; the pipeline falls back to the solid as well
+                drawn = solid
         surface_points = batch["surface"][0].float().numpy()
         chamfer, f_score = _distances(drawn[1], surface_points)
         baseline_chamfer, baseline_f_score = _distances(solid[1], surface_points)
@@ -124,10 +128,19 @@ def _view_errors(views: SixViews, truth: SixViews) -> tuple[float, float]:
     drawn = torch.nn.functional.interpolate(views.alpha, size=(size, size), mode="area") > agree.SOLID
     true = truth.alpha > agree.SOLID
     iou = ((drawn & true).sum((1, 2, 3)) / (drawn | true).sum((1, 2, 3)).clamp_min(1)).mean()
-    nearest = views.ccm[..., :: views.ccm.shape[-1] // size, :: views.ccm.shape[-1] // size]
     both = (drawn & true)[:, 0]
-    error = (agree.depth_of(nearest) - agree.depth_of(truth.ccm)).abs()[both]
+    error = (_depth_at(views, size) - _depth_at(truth, size)).abs()[both]
     return float(iou), float(error.mean()) if both.any() else 2.0
+
+
+def _depth_at(views: SixViews, size_px: int) -> Tensor:
+    """Mean depth of what each pixel of a smaller picture covers of the object: [6 S S]."""
+    solid = (views.alpha[:, 0] > agree.SOLID).float()
+    total, share = (
+        torch.nn.functional.interpolate(t[:, None], size=(size_px, size_px), mode="area")[:, 0]
+        for t in (agree.depth_of(views.ccm) * solid, solid)
+    )
+    return total / share.clamp_min(1e-6)
 
 
 def _surface_points(field: Field, toolbox: Toolbox, count: int = 4096) -> tuple[Mesh, NDArray[np.float32]]:
@@ -137,10 +150,8 @@ def _surface_points(field: Field, toolbox: Toolbox, count: int = 4096) -> tuple[
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     random = np.random.default_rng(0)
     chosen = random.choice(len(areas), size=count, p=areas / areas.sum())
-    u, v = (
-        np.sqrt(random.random(count)),
-        random.random(count),
-    )  # the square root spreads evenly over a triangle
+    # The square root spreads evenly over a triangle.
+    u, v = np.sqrt(random.random(count)), random.random(count)
     weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
     return mesh, np.einsum("nk,nkd->nd", weights, corners[chosen]).astype(np.float32)
 
