@@ -43,6 +43,15 @@ class Fragments:
         """Where a triangle was hit: bool [H W]."""
         return self.face >= 0
 
+    def hits(self) -> Fragments:
+        """The pixels that were hit and no others, in one row: [1 N], in the order of `covered`."""
+        pixel = self.covered.view(-1).nonzero()[:, 0]
+        return Fragments(
+            face=self.face.view(-1)[pixel][None],
+            barycentric=self.barycentric.view(-1, 3)[pixel][None],
+            depth=self.depth.view(-1)[pixel][None],
+        )
+
 
 class Raster(Protocol):
     """Draws triangles on a grid of pixels."""
@@ -93,7 +102,7 @@ def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tens
     values = sum(weights[:, k, None] * attributes.index_select(0, corners[:, k]) for k in range(3))
     blended = attributes.new_zeros((fragments.face.numel(), attributes.shape[1]))
     blended[hit] = values
-    return blended.view(*fragments.face.shape, -1)
+    return blended.view(*fragments.face.shape, attributes.shape[1])
 
 
 __all__ = ["Fragments", "Raster", "interpolate", "project"]

@@ -124,11 +124,11 @@ def _frame(seen: list[Tensor], side: int) -> list[Tensor]:
 def _photograph(model: _Model, raster: Raster, camera: Tensor, positions: Tensor, side: int) -> Image.Image:
     """Draw, light and develop one picture from pixel positions [V 3]."""
     flat = raster.rasterize(positions, model.faces, height=side, width=side)
-    fragments = _in_perspective(flat, positions[:, 2], model.faces)
-    uv = interpolate(model.uv, model.uv_faces, fragments)
-    normals = interpolate(model.normals, torch.arange(len(model.normals)).view(-1, 3), fragments)
+    hits = _in_perspective(flat.hits(), positions[:, 2], model.faces)
+    uv = interpolate(model.uv, model.uv_faces, hits)  # [1 N 2]
+    normals = interpolate(model.normals, torch.arange(len(model.normals)).view(-1, 3), hits)
     colour = sample(model.albedo, uv) * _light(normalize(normals, dim=-1), camera)
-    return _develop(colour, fragments.covered)
+    return _develop(colour[0], flat.covered)
 
 
 def _in_perspective(fragments: Fragments, nearness: Tensor, faces: Tensor) -> Fragments:
@@ -165,10 +165,11 @@ def _light(normals: Tensor, camera: Tensor) -> Tensor:
 
 
 def _develop(colour: Tensor, covered: Tensor) -> Image.Image:
-    """Shrink linear colours [H W 3] and their coverage [H W] to an sRGB picture with soft edges."""
-    alpha = covered.float()[..., None]
-    sharp = torch.cat((colour * alpha, alpha), dim=-1).permute(2, 0, 1)[None]
-    small = avg_pool2d(sharp, SUPERSAMPLING)[0].permute(1, 2, 0)  # [S S 4]
+    """Shrink the linear colours [N 3] of the covered pixels [H W] to an sRGB picture with soft edges."""
+    sharp = torch.zeros(4, *covered.shape)
+    sharp[:3, covered] = colour.T
+    sharp[3] = covered
+    small = avg_pool2d(sharp, SUPERSAMPLING).permute(1, 2, 0)  # [S S 4]
     rgb = _to_srgb(small[..., :3] / small[..., 3:].clamp(min=1 / SUPERSAMPLING**2))
     rgba = torch.cat((rgb, small[..., 3:]), dim=-1)
     return Image.fromarray((rgba * 255).round().byte().numpy(), "RGBA")

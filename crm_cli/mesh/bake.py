@@ -48,7 +48,7 @@ def bake(
     fragments = draw_charts(unwrapped, raster, size_px=size_px, device=device)
     vertices = torch.from_numpy(unwrapped.mesh.vertices).to(device)
     faces = torch.from_numpy(unwrapped.mesh.faces).to(device)
-    points = interpolate(vertices, faces, fragments)[fragments.covered]  # [N 3]
+    points = interpolate(vertices, faces, fragments.hits())[0]  # [N 3]
     if not len(points):
         raise PhotoError("the texture has no charts", code="E_TEXTURE_EMPTY", kind="quality")
     colours = torch.cat([colour_at(chunk) for chunk in torch.split(points, POINTS_AT_ONCE)])
