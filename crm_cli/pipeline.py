@@ -110,48 +110,58 @@ class Imagine:
         self._tools = toolbox
         self._preset = preset
         self._codec = PatchCodec()
+        self._depths = PatchCodec(lowest=-1.0)
 
     @torch.inference_mode()
     def __call__(self, cutouts: Sequence[Cutout]) -> list[SixViews]:
         """Draw what the photos do not show."""
         photos = torch.stack([agree.place_photo(cutout, SMALL_VIEW_PX) for cutout in cutouts])
-        drawn = self._draw_views(photos, cutouts)
-        rgba = [agree.fit_extents(views, photo[3:]) for views, photo in zip(drawn, photos, strict=True)]
-        outlines = [
-            agree.agree_outlines(views[:, 3:], photo[3:]) for views, photo in zip(rgba, photos, strict=True)
-        ]
-        rgb = torch.stack([views[:, :3] for views in rgba])
-        rgb[:, FRONT] = photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:])
-        depths = self._draw_depth(rgb, torch.stack(outlines), cutouts)
-        views = []
-        for cutout, colour, outline, depth in zip(cutouts, rgb, outlines, depths, strict=True):
-            alpha, deep = agree.keep_photo(outline, depth)
-            views.append(
-                agree.lift(
-                    colour,
-                    alpha,
-                    deep,
-                    cutout,
-                    size_px=self._preset.views.size_px,
-                    use_photo=self._preset.views.use_photo,
-                )
+        rgb, alpha = self._draw_views(photos, cutouts)
+        depth = self._draw_depth(rgb, alpha, cutouts)
+        return [
+            agree.lift(
+                colour,
+                *agree.keep_photo(outline, deep),
+                cutout,
+                size_px=self._preset.views.size_px,
+                use_photo=self._preset.views.use_photo,
             )
-        return views
+            for cutout, colour, outline, deep in zip(cutouts, rgb, alpha, depth, strict=True)
+        ]
 
-    def _draw_views(self, photos: Tensor, cutouts: Sequence[Cutout]) -> Tensor:
-        """First diffusion: [B 4 S S] to [B 6 4 S S], colour on mid grey."""
-        network = self._tools.rgb
+    def _draw_views(self, photos: Tensor, cutouts: Sequence[Cutout]) -> tuple[Tensor, Tensor]:
+        """First diffusion: [B 4 S S] to colour on mid grey [B 6 3 S S] and agreed outlines [B 6 1 S S]."""
         on_grey = torch.cat([photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:]), photos[:, 3:]], dim=1)
         concat = self._codec.encode(photo_for_frames(on_grey))
         reference = self._codec.encode(on_grey)
-        latents = self._sample(network, self._preset.rgb, cutouts, "rgb", concat=concat, reference=reference)
-        return self._codec.decode(to_views(latents))
+        latents = self._sample(
+            self._tools.rgb, self._preset.rgb, cutouts, "rgb", concat=concat, reference=reference
+        )
+        drawn = self._codec.decode(to_views(latents))
+        pairs = list(zip(drawn, photos[:, 3:], strict=True))
+        fitted = torch.stack([agree.fit_extents(views, outline) for views, outline in pairs])
+        fitted[:, FRONT] = on_grey
+        outlines = [agree.agree_outlines(views[:, 3:], views[FRONT, 3:]) for views in fitted]
+        far = torch.ones(6, *photos.shape[-2:])  # nothing is cut away but by outlines
+        return fitted[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])
 
     def _draw_depth(self, rgb: Tensor, alpha: Tensor, cutouts: Sequence[Cutout]) -> Tensor:
-        """Second diffusion: [B 6 3 S S] and [B 6 1 S S] to depth [B 6 S S]."""
-        concat = self._codec.encode(to_frames(torch.cat([rgb, alpha], dim=2)))
-        latents = self._sample(self._tools.ccm, self._preset.ccm, cutouts, "ccm", concat=concat)
-        return torch.nn.functional.pixel_shuffle(to_views(latents), self._codec.patch)[:, :, 0]
+        """Second diffusion: [B 6 3 S S] and [B 6 1 S S] to depth [B 6 S S], inwards from the hull."""
+        hull = agree.hull_depth(alpha)
+        latents = self._sample(
+            self._tools.ccm,
+            self._preset.ccm,
+            cutouts,
+            "ccm",
+            concat=torch.cat(
+                [
+                    self._codec.encode(to_frames(torch.cat([rgb, alpha], dim=2))),
+                    self._depths.encode(to_frames(hull[:, :, None])),
+                ],
+                dim=2,
+            ),
+        )
+        return (hull + self._depths.decode(to_views(latents))[:, :, 0]).clamp(-1, 1)
 
     def _sample(
         self,

@@ -173,3 +173,29 @@ def test_empty_views_are_left_alone_by_stretching() -> None:
     assert (agree.fit_extents(views, alpha[FRONT])[TOP] == 0).all()
     nothing = torch.zeros_like(views)
     assert torch.equal(agree.fit_extents(nothing, alpha[FRONT]), nothing)
+
+
+def test_the_hull_of_outlines_is_as_deep_as_carving_voxel_by_voxel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    blobs = torch.rand(6, 1, 4, 4, generator=generator) + 0.25
+    alpha = torch.nn.functional.interpolate(blobs, size=(16, 16), mode="bilinear")
+    voxels = hull_of(alpha, torch.ones(6, 16, 16))
+    depth = agree.hull_depth(alpha[None])[0]
+    axis = agree.centres(16)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    assert 50 < voxels.sum() < 3000
+    for index, view in enumerate(VIEWS):
+        u, v, near = (
+            (a[0] * x + a[1] * y + a[2] * z)[voxels] for a in (view.right, [-c for c in view.up], view.toward)
+        )
+        column, row = (((t + 1) * 8 - 0.5).round().long() for t in (u, v))
+        wanted = torch.full((256,), -1.0).scatter_reduce(0, row * 16 + column, near, "amax").view(16, 16)
+        assert torch.allclose(depth[index], wanted, atol=1e-6), view.name
+
+
+def test_the_hull_of_a_ball_is_nowhere_behind_the_ball() -> None:
+    alpha, depth = ball_views()
+    hull = agree.hull_depth(alpha[None])[0]
+    inside = alpha[:, 0] > 0.5
+    assert (hull - depth)[inside].min() > -1.5 / SIZE * 2
+    assert (hull[~inside] == -1).all()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from crm_cli.frame import FRONT, LEFT, RIGHT
 from crm_cli.learn.train import Batch
-from crm_cli.models.agree import maps_of
+from crm_cli.models.agree import SOLID, hull_depth, maps_of
 from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
@@ -59,26 +59,33 @@ class RgbTask:
 
 
 class CcmTask:
-    """Six views → the depth behind their coordinate maps."""
+    """Six views → how far the surface lies behind the hull of their outlines, in each view.
+
+    The hull is exact where the object is convex; what is left is small, and nought is a good guess.
+    """
 
     name = "ccm"
 
     def __init__(self, config: DenoiserConfig) -> None:
         self.network: nn.Module = MultiViewUNet(config)
         self._codec = PatchCodec(PATCH)
+        self._depths = PatchCodec(PATCH, lowest=-1.0)
         self._schedule = published_schedule()
 
     def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """L1 on depth inside the object, and on its steps between neighbouring pixels."""
         _, views, depth = augment(batch, random)
-        clean = functional.pixel_unshuffle(to_frames(depth[:, :, None]), PATCH)
-        seen = self._codec.encode(to_frames(soften(on_grey(views), random)))
+        seen = soften(on_grey(views), random)
+        hull = hull_depth(seen[:, :, 3:])
+        inside = to_frames(((views[:, :, 3:] > SOLID) & (hull[:, :, None] > -1)).float())
+        wanted = to_frames((depth - hull)[:, :, None]) * inside
         t = draw_steps(len(views), random)
-        conditions = self.network.prepare(concat=seen)  # type: ignore[operator]
-        noisy = noised(self._schedule, clean, t, random)
+        noisy = noised(self._schedule, self._depths.encode(wanted), t, random)
+        concat = torch.cat(
+            [self._codec.encode(to_frames(seen)), self._depths.encode(to_frames(hull[:, :, None]))], 2
+        )
+        conditions = self.network.prepare(concat=concat)  # type: ignore[operator]
         answer = functional.pixel_shuffle(self.network(noisy, t, conditions).float(), PATCH)
-        wanted = to_frames(depth[:, :, None])
-        inside = (to_frames(views[:, :, 3:]) > 0.5).float()
         error = (answer - wanted) * inside
         depth_l1 = error.abs().sum() / inside.sum().clamp_min(1)
         edges = (error.diff(dim=-1).abs().sum() + error.diff(dim=-2).abs().sum()) / inside.sum().clamp_min(1)

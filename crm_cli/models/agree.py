@@ -114,6 +114,26 @@ def fit_extents(views: Tensor, photo_alpha: Tensor) -> Tensor:
     return fitted
 
 
+def hull_depth(alpha: Tensor) -> Tensor:
+    """Depth of the largest solid that shows these outlines: [B 6 1 S S] to [B 6 S S], -1 where there is none.
+
+    The visual hull: whatever lies within all six outlines. The object's own depth is nowhere nearer.
+    """
+    size_px = alpha.shape[-1]
+    solid = torch.ones(len(alpha), size_px, size_px, size_px, dtype=torch.bool)  # [B x y z]
+    for index, view in enumerate(VIEWS):
+        upright = (alpha[:, index, 0] > SOLID).flip(_falling(view))
+        solid.permute(0, *_axes(view)).logical_and_(upright[..., None])
+    nearness = -centres(size_px)  # of the first slice, the second...
+    depths = []
+    for view in VIEWS:
+        slices = solid.permute(0, *_axes(view))  # [B row column depth], world order
+        first = (slices.flip(-1) if view.depth_sign > 0 else slices).byte().argmax(-1)
+        depth = torch.where(slices.any(-1), nearness[first], -torch.ones(()))
+        depths.append(depth.flip(_falling(view)))
+    return torch.stack(depths, dim=1)
+
+
 def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
     """Give opposite views one outline, the front that of the photo: [6 1 S S], [1 S S] to [6 1 S S]."""
     agreed = alpha.clone()
@@ -216,6 +236,17 @@ def spread(images: Tensor, solid: Tensor) -> Tensor:
         filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
         settled = settled | reached
     return filled
+
+
+def _axes(view: View) -> tuple[int, int, int]:
+    """Which axes of a volume [B x y z] run along a view's rows, columns and line of sight."""
+    row, column = (next(i for i in range(3) if axis[i]) for axis in (view.up, view.right))
+    return row + 1, column + 1, view.depth_axis + 1
+
+
+def _falling(view: View) -> list[int]:
+    """Dimensions of a picture [B row column] along which the world's coordinate falls."""
+    return [dim for dim, sign in ((1, -sum(view.up)), (2, sum(view.right))) if sign < 0]
 
 
 Span = tuple[float, float]

@@ -164,8 +164,17 @@ SMALL_RGB = DenoiserConfig(
 )
 """Stage 1 of the embedded system: RGBA patches of 64 px views; the photo stands beside every frame."""
 
-SMALL_CCM = replace(SMALL_RGB, frames=6, channels_in=16, channels_out=16, width=48, has_reference=False)
-"""Stage 2 of the embedded system: depth patches; the six RGBA views stand beside them."""
+SMALL_CCM = replace(
+    SMALL_RGB,
+    frames=6,
+    channels_in=16,
+    channels_out=16,
+    concat_channels=64 + 16,
+    width=48,
+    has_reference=False,
+)
+"""Stage 2 of the embedded system: patches of depth behind the hull; beside them the six RGBA views and the
+hull's own depth."""
 
 TINY_RGB = replace(SMALL_RGB, width=8, blocks=(0, 0), attention_levels=(), head_dim=8)
 """SMALL_RGB's inputs and outputs at no cost, for tests."""
