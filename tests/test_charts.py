@@ -128,18 +128,23 @@ def test_sheets_of_one_chart_clash_only_where_they_overlap(gap: float, clashes: 
     assert not len(module._clashes(points, faces, edges, apart, np.ones(4, np.bool_))[0])
 
 
-def test_faces_around_a_vertex_that_add_up_to_more_than_a_turn_clash() -> None:
-    # Seven 60 degree faces around one vertex, all seen from above: the last lies over the first.
-    angle = np.arange(8) * np.pi / 3
-    rim = np.stack([np.cos(angle), np.sin(angle), 0.05 * np.arange(8)], -1)
+@pytest.mark.parametrize(
+    ("count", "step_deg", "clashes"), [(6, 60, False), (7, 60, True), (3, 120, False), (3, 150, True)]
+)
+def test_faces_around_a_vertex_that_add_up_to_more_than_a_turn_clash(
+    count: int, step_deg: float, clashes: bool
+) -> None:
+    # From just above -180 degrees: a clash of the last face with the first lies across the seam of arctan2.
+    angle = np.radians(-170 + step_deg * np.arange(count + 1))
+    rim = np.stack([np.cos(angle), np.sin(angle), 0.05 * np.arange(count + 1)], -1)
     points = np.concatenate([[[0, 0, 0]], rim])
-    for count, clashes in ((6, False), (7, True)):
-        faces = np.array([[0, k + 1, k + 2] for k in range(count)])
-        charts = Charts(chart=np.zeros(count, np.int64), axis=np.full(count, 2))
-        flat = lay_flat(points, faces, charts)
-        ends = [flat.corner[np.arange(3 * count) // 3 * 3 + (np.arange(3 * count) + k) % 3] for k in range(3)]
-        found = module._overlaps_around(flat, *ends, np.arange(3 * count))
-        assert (len(found[0]) > 0) is clashes
+    faces = np.array([[0, k + 1, k + 2] for k in range(count)])
+    charts = Charts(chart=np.zeros(count, np.int64), axis=np.full(count, 2))
+    flat = lay_flat(points, faces, charts)
+    corner = np.arange(3 * count)
+    ends = [flat.corner[corner // 3 * 3 + (corner + k) % 3] for k in range(3)]
+    left, _ = module._overlaps_around(flat, *ends, corner)
+    assert (len(left) > 0) is clashes
 
 
 def test_crossing_segments_are_those_that_brute_force_finds() -> None:

@@ -134,18 +134,22 @@ class MeanTask:
 
     def __init__(self) -> None:
         self.network: nn.Module = nn.Dropout()
+        self.noise: list[float] = []
 
     def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         assert not self.network.training and not torch.is_grad_enabled()
         mean = batch["seed"].double().mean()
-        return mean, {"mean": mean.item() - HELD_OUT, "noise": torch.rand((), generator=random).item()}
+        self.noise.append(torch.rand((), generator=random).item())
+        return mean, {"mean": mean.item() - HELD_OUT, "noise": self.noise[-1]}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_measuring_counts_every_held_out_example_once(data: Path, tmp_path: Path, batch: int) -> None:
     held_out = make_examples(course_of("rgb", data, tmp_path))[1]
-    scores = measure(MeanTask(), held_out, batch=batch)
+    task = MeanTask()
+    scores = measure(task, held_out, batch=batch)
     assert scores["mean"] == 2  # of 0, 1, 2, 3, 4
+    assert len(set(task.noise)) == len(task.noise) == -(-5 // batch)
     assert scores == measure(MeanTask(), held_out, batch=batch)
 
 

@@ -45,6 +45,7 @@ def test_only_the_shared_edge_of_two_faces_has_opposites() -> None:
     edges = half_edges(STRIP)
     assert edges.opposite.tolist() == [ALONE, 3, ALONE, 1, ALONE, ALONE]
     assert edges.sharers.tolist() == [1, 2, 1, 2, 1, 1]
+    assert runs_both_ways(edges).tolist() == [False, True, False, True, False, False]
     assert [pair.tolist() for pair in face_pairs(edges)] == [[0], [1]]
 
 
