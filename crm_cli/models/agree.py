@@ -152,15 +152,6 @@ def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
     return agreed
 
 
-def contradicted(alpha: Tensor, depth: Tensor) -> Tensor:
-    """Pixels of the front outline that the six views together leave nothing behind: bool [S S].
-
-    alpha: [6 1 S S]; depth: [6 S S].
-    """
-    outside = _outside(alpha, depth, _looks(depth.shape[-1]))
-    return _as_front(outside.amin(1) > -WALL / 2) & (alpha[FRONT, 0] > SOLID)
-
-
 def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Mend the views wherever, taken together, they would cut away something that the photo shows.
 
@@ -168,8 +159,7 @@ def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     contradict it least, as thick as the outline is wide there, and every view is moved to contain it.
     """
     size_px = depth.shape[-1]
-    looks = _looks(size_px)
-    outside = _outside(alpha, depth, looks)
+    outside = _outside(alpha, depth)
     shown = _as_world(alpha[FRONT, 0] > SOLID)  # [S S] over x, z
     missing = shown & (outside.amin(1) > -WALL / 2)
     if not missing.any():
@@ -180,7 +170,8 @@ def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     steps = torch.linspace(-1, 1, SLAB_STEPS)[:, None]
     y = middle[at_x, at_z] + steps * half[at_x, at_z]  # [K M]
     at_y = ((y + 1) * (size_px / 2) - 0.5).round().long().clamp(0, size_px - 1).flatten()
-    return _contain(alpha, depth, looks, (at_x.repeat(SLAB_STEPS), at_y, at_z.repeat(SLAB_STEPS)))
+    voxels = torch.stack((at_x.repeat(SLAB_STEPS), at_y, at_z.repeat(SLAB_STEPS)))
+    return _contain(alpha, depth, centres(size_px)[voxels])
 
 
 def lift(
@@ -274,17 +265,18 @@ def _stretch(picture: Tensor, spans: tuple[Span, Span], onto: tuple[Span, Span])
     return functional.grid_sample(picture[None], grid, align_corners=False, padding_mode="border")[0]
 
 
-def _looks(size_px: int) -> list[Pixels]:
-    """Where each view sees every voxel of a cube as fine as the views, indexed [x y z]."""
-    x, y, z = torch.meshgrid(*[centres(size_px)] * 3, indexing="ij")
-    return [_look(view, x, y, z) for view in VIEWS]
+def _outside(alpha: Tensor, depth: Tensor) -> Tensor:
+    """How far outside the object the strictest view places each voxel of a cube as fine as the views.
 
-
-def _outside(alpha: Tensor, depth: Tensor, looks: list[Pixels]) -> Tensor:
-    """How far outside the object the strictest view places each voxel, [x y z] in world units."""
-    return torch.stack(
-        [_contradiction(a, d, look) for a, d, look in zip(alpha[:, 0], depth, looks, strict=True)]
-    ).amax(0)
+    Returns [x y z] in world units.
+    """
+    size_px = depth.shape[-1]
+    grid = centres(size_px)
+    places = grid[:, None, None], grid[None, :, None], grid[None, None, :]
+    strictest = torch.full((size_px,) * 3, -torch.inf)
+    for view, outline, deep in zip(VIEWS, alpha[:, 0], depth, strict=True):
+        strictest = torch.maximum(strictest, _contradiction(outline, deep, _look(view, *places, size_px)))
+    return strictest
 
 
 def _likeliest(outside: Tensor, alpha: Tensor, depth: Tensor) -> Tensor:
@@ -319,15 +311,15 @@ def _smooth(values: Tensor, shown: Tensor) -> Tensor:
     return (total / weights.clamp_min(1e-6))[0, 0]
 
 
-def _contain(
-    alpha: Tensor, depth: Tensor, looks: list[Pixels], voxels: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Move every view so that it calls these voxels inside."""
+def _contain(alpha: Tensor, depth: Tensor, voxels: Tensor) -> tuple[Tensor, Tensor]:
+    """Move every view so that it calls these voxels inside. voxels: [3 N], world coordinates."""
     size_px = depth.shape[-1]
     alpha, depth = alpha.clone(), depth.clone()
-    for index, look in enumerate(looks):
-        flat = look.row[voxels] * size_px + look.column[voxels]
-        reach = look.nearness[voxels] + WALL / 2
+    x, y, z = voxels
+    for index, view in enumerate(VIEWS):
+        look = _look(view, x, y, z, size_px)
+        flat = look.row * size_px + look.column
+        reach = look.nearness + WALL / 2
         start = torch.where(alpha[index, 0] > SOLID, depth[index], -torch.ones(())).flatten()
         raised = start.scatter_reduce(0, flat, reach, reduce="amax")
         touched = (
@@ -343,23 +335,21 @@ def _as_world(front: Tensor) -> Tensor:
     return front.flip(0, 1).T
 
 
-def _as_front(over_xz: Tensor) -> Tensor:
-    """[x z] as the front view's picture [row column]."""
-    return over_xz.T.flip(0, 1)
+def _look(view: View, x: Tensor, y: Tensor, z: Tensor, size_px: int) -> Pixels:
+    """Where a view of S pixels sees points that lie on the pixel grid.
 
-
-def _look(view: View, x: Tensor, y: Tensor, z: Tensor) -> Pixels:
-    """Where a view sees points that lie on the pixel grid."""
-    size_px = x.shape[0]
+    Views look along the axes: of an open grid each answer keeps only the axes that it depends on.
+    """
     u, v, near = (
-        axis[0] * x + axis[1] * y + axis[2] * z for axis in (view.right, [-a for a in view.up], view.toward)
+        torch.as_tensor(sum(step * t for step, t in zip(axis, (x, y, z), strict=True) if step))
+        for axis in (view.right, [-a for a in view.up], view.toward)
     )
     column, row = (((t + 1) * (size_px / 2) - 0.5).round().long() for t in (u, v))
     return Pixels(row, column, near)
 
 
 def _contradiction(alpha: Tensor, depth: Tensor, look: Pixels) -> Tensor:
-    """How far outside one view says each point is: [S S], [S S] to [S S S], in world units."""
+    """How far outside one view says each point is, in world units. alpha, depth: [S S]."""
     from scipy.ndimage import distance_transform_edt
 
     empty = alpha <= SOLID
