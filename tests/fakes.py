@@ -49,11 +49,14 @@ class FakeLine:
         return cls(preset, threads)
 
     def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+        return self._made(job, report_stage, obey=_obey)
+
+    def _made(self, job: Job, report_stage: Callable[[str], None], obey: Callable[[Job], None]) -> Asset:
         data = (job.root / job.path).read_bytes()
         for stage in STAGES:
             report_stage(stage)
             if stage == "unwrap":
-                _obey(job)
+                obey(job)
         formats = self._preset.export.formats
         files = tuple(self._write(job, data, name) for name in formats)
         checks = replace(CHECKS, volume=math.nan) if job.path.name.startswith("nan_") else CHECKS
@@ -68,6 +71,13 @@ class FakeLine:
         file.write_text(text)
         announced = len(text) + (10 if job.path.name.startswith("liar_") else 0)
         return WrittenFile(path=path, size=announced, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+class KindLine(FakeLine):
+    """A line that refuses nothing."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+        return self._made(job, report_stage, obey=lambda job: None)
 
 
 class ClosedLine(FakeLine):

@@ -27,8 +27,9 @@ from crm_cli.run.events import (
     StageStarted,
     Warned,
 )
-from crm_cli.run.journal import read_lines
+from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.options import RunOptions, Stop
+from crm_cli.run.status import status as read_status
 from crm_cli.run.store import Records, Store
 from crm_cli.run.walk import Selection
 
@@ -251,6 +252,61 @@ def test_an_edited_asset_is_a_conflict_before_any_work_is_done(photos: Path) -> 
     assert started(events) == []
     assert edited.read_text() == "improved by hand"
     assert statuses(run(photos, overwrite=True))["a.jpg"] == "converted"
+
+
+def die_after(moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the run end like a kill after so many files of an asset were moved into place."""
+    replace_file, moved = Path.replace, 0
+
+    def replace_or_die(file: Path, target: Path) -> Path:
+        nonlocal moved
+        if ".crm/tmp/" in file.as_posix():
+            moved += 1
+            if moved > moves:
+                raise Killed
+        return replace_file(file, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_die)
+
+
+class Killed(BaseException):
+    """Nothing in the package catches it, as nothing survives a kill."""
+
+
+def test_a_kill_between_two_moves_of_a_new_version_is_no_conflict_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    run(photos)
+    first = published(tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_after(1, patch)
+        run(photos, "seed=5")
+    torn = published(tmp_path / "out")
+    assert sum(torn[name] != data for name, data in first.items()) == 1
+    events = run(photos, "seed=5")
+    assert statuses(events) == {"a.jpg": "converted"} and exit_code(events) == 0
+
+
+def test_an_asset_committed_right_before_a_kill_is_finished_although_it_had_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = plant(tmp_path / "in", "input_a.jpg")
+    run(photos)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        write = Journal.write
+
+        def write_or_die(journal: Journal, event: Any, /, **details: Any) -> None:
+            if event == "asset_done":
+                raise Killed
+            write(journal, event, **details)
+
+        patch.setattr(Journal, "write", write_or_die)
+        run(photos, retry_failed=True, engine=fakes.engine("KindLine"))
+    events = run(photos)
+    assert statuses(events) == {"input_a.jpg": "cached"} and exit_code(events) == 0
+    standing = read_status(tmp_path / "out")
+    assert (standing.finished, standing.failures) == (1, ())
 
 
 def test_a_foreign_file_in_the_way_is_a_conflict(photos: Path) -> None:

@@ -36,6 +36,8 @@ class LastFailure:
     """How the latest attempt at an asset failed."""
 
     asset: PurePosixPath
+    t: float
+    """When, in seconds since 1970."""
     key: str
     """What was asked for: the asset's last key, and the limits that decide whether a photo is read at all."""
     stage: str

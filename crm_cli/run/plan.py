@@ -55,6 +55,10 @@ class Planner:
         except OSError:  # it fails by itself when its turn comes
             return Planned(found=found, action="convert", reason="unreadable when planned")
         keys = self.recipe.keys(known.sha256)
+        # The record before the failure: a kill right after the commit leaves the success out of the journal.
+        current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
+        if current and self.records.intact(current):
+            return Planned(found=found, action="cached", reason="up to date", input=known, record=current)
         if (
             failure
             and not self.retry_failed
@@ -63,10 +67,7 @@ class Planner:
         ):
             reason = f"failed before with these bytes ({failure.code})"
             return Planned(found=found, action="failed", reason=reason, input=known, failure=failure)
-        current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
-        if current and self.records.intact(current):
-            return Planned(found=found, action="cached", reason="up to date", input=known, record=current)
-        edited = None if self.may_overwrite else self._edited(found, records)
+        edited = None if self.may_overwrite else self._edited(found)
         if edited is not None:
             reason = f"{edited} was changed since crm wrote it; move it, or use --overwrite"
             return Planned(found=found, action="conflict", reason=reason, input=known)
@@ -85,9 +86,13 @@ class Planner:
                 return record.input
         return hash_file(found.file)
 
-    def _edited(self, found: Found, records: list[CommitRecord]) -> PurePosixPath | None:
-        """A file of the asset that stands but is not as any of its records left it."""
-        outputs = [output for record in records for output in record.outputs]
+    def _edited(self, found: Found) -> PurePosixPath | None:
+        """A file of the asset that stands but is not as any of its records or intents left it.
+
+        Intents count: a run killed between two moves leaves files that no record names yet.
+        """
+        written = self.records.of(found.id, with_intents=True)
+        outputs = [output for record in written for output in record.outputs]
         ours = {output.path for output in outputs if self.records.is_as_written(output)}
         standing = (output.path for output in outputs if os.path.lexists(self.records.out / output.path))
         return next((path for path in standing if path not in ours), None)

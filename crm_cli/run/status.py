@@ -34,10 +34,16 @@ def status(out: Path) -> Standing:
     if not (out / ".crm").is_dir():
         raise NoInput(f"{out}: not an output folder of crm", code="E_NOT_OUT", remedy="check the path")
     refuse_newer(out)
+    # Before the records: an asset finished meanwhile then answers its failure, never the other way round.
+    failures = last_failures(out)
     records = Records.scan(out)
     finished = damaged = low = 0
     for record in records.newest():
         is_intact = records.intact(record)
+        failure = failures.get(record.asset)
+        # A kill right after the commit leaves the success out of the journal.
+        if failure and is_intact and record.t > failure.t:
+            del failures[record.asset]
         finished += is_intact
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
@@ -46,7 +52,7 @@ def status(out: Path) -> Standing:
         finished=finished,
         damaged=damaged,
         low_confidence=low,
-        failures=tuple(last_failures(out).values()),
+        failures=tuple(failures.values()),
         is_running=_is_locked(out / ".crm" / "lock"),
         last_run=_last_summary(out),
     )
