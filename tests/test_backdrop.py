@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crm_cli.learn.data import HELD_OUT
+from crm_cli.learn.photograph import Background, studio_photo
+from crm_cli.learn.products import make_product
+from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.backdrop import separate
 
 Picture = NDArray[np.float64]
@@ -175,3 +179,25 @@ def test_odd_sizes_are_taken(shape: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     alpha, rgb = separate(noise)
     assert alpha.shape == shape and rgb.shape == (*shape, 3)
+
+
+def in_studio(family: str, seed: int, background: Background) -> NDArray[np.uint8]:
+    """One product in one studio: the background changes nothing else."""
+    rng = np.random.default_rng(HELD_OUT + seed)
+    return studio_photo(make_product(rng, family), rng, WarpRaster(), size_px=384, background=background)
+
+
+def test_cast_shadows_are_left_behind_and_grey_parts_are_kept() -> None:
+    overlaps, shadows = [], []
+    photos: list[tuple[str, int, Background]] = [
+        ("car", 5028, "white"),  # grey all over, beside a grey shadow
+        ("book", 5045, "grey"),  # nearly the colour of the backdrop
+        ("stool", 5022, "coloured"),  # shadow walled in by a ring
+    ]
+    for family, seed, background in photos:
+        found, _ = separate(in_studio(family, seed, background))
+        true = in_studio(family, seed, "transparent")[..., 3] / 255
+        overlaps.append(overlap(found, true))
+        shadows.append(np.mean((found >= 128) & (true < 0.5)) / np.mean(true >= 0.5))
+    assert min(overlaps) >= 0.93 and np.mean(overlaps) >= 0.96, overlaps
+    assert np.mean(shadows) <= 0.02, shadows
