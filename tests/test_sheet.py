@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crm_cli.errors import OutputError
 from crm_cli.export.sheet import ENTRIES_PER_PAGE, SheetEntry, SheetSummary, write_sheet, write_thumbs
 from crm_cli.names import display_name
 from crm_cli.records import Checks, Failed, WrittenFile
@@ -304,3 +305,34 @@ def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
     alpha = np.asarray(Image.open(tmp_path / "id-cutout.webp"))[..., 3]
     assert alpha[0, 0] == 0
     assert alpha[32, 32] == 255
+
+
+@pytest.mark.parametrize("name", ["index.html", "page-002.html"])
+def test_a_page_that_crm_did_not_write_is_neither_overwritten_nor_removed(tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / "report" / name
+    foreign.parent.mkdir()
+    foreign.write_text("<title>mine</title>")
+    entries = [
+        SheetEntry(id=str(index), photo=PurePosixPath("a.jpg")) for index in range(ENTRIES_PER_PAGE + 1)
+    ]
+    with pytest.raises(OutputError, match=rf"{name}.*E_CONFLICT.*--no-report"):
+        write_sheet(tmp_path, entries, SUMMARY)
+    assert [path.name for path in foreign.parent.iterdir()] == [name]
+    if name != "index.html":
+        write_sheet(tmp_path, entries[:1], SUMMARY)
+    assert foreign.read_text() == "<title>mine</title>"
+
+
+def test_a_report_folder_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    report = tmp_path / "report"
+    report.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="--no-report"):
+        write_sheet(tmp_path, [], SUMMARY)
+    assert not list(elsewhere.iterdir())
+    report.unlink()
+    report.write_text("mine")
+    with pytest.raises(OutputError, match="--no-report"):
+        write_sheet(tmp_path, [], SUMMARY)
+    assert report.read_text() == "mine"

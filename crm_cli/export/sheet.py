@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from crm_cli.errors import OutputError
 from crm_cli.names import display_name
 from crm_cli.records import Checks, Failed, WrittenFile
 
@@ -50,6 +51,11 @@ MAIN_SUFFIXES: Mapping[str, str] = {".glb": "GLB", ".obj": "OBJ", ".usdc": "USD"
 # Twice the size at which the page shows them on a laptop, for dense screens.
 _PHOTO_PX, _VIEW_PX, _TURN_PX = 400, 200, 400
 _WEBP_QUALITY = 82
+
+
+_GENERATOR = b'<meta name="generator" content="crm '
+_HEAD_BYTES = 1024
+"""Our pages say within so many bytes that they are ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +148,9 @@ def write_thumbs(
 def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
     """Write the sheet of all entries into the output folder; return its first page.
 
-    An older sheet is replaced, page by page and never half.
+    An older sheet is replaced, page by page and never half. OutputError where a page is not ours.
     """
+    refuse_foreign(folder, len(entries))
     report = folder / "report"
     report.mkdir(exist_ok=True)
     pages = _paginate(entries)
@@ -166,9 +173,40 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     for index, page in enumerate(pages):
         _replace(report / page_names[index], template.render(common, entries=page, page_index=index))
     for stale in report.glob("page-*.html"):
-        if re.fullmatch(r"page-\d{3,}\.html", stale.name) and stale.name not in page_names:
+        is_stale = re.fullmatch(r"page-\d{3,}\.html", stale.name) and stale.name not in page_names
+        if is_stale and _is_ours(stale):
             stale.unlink()
     return report / page_names[0]
+
+
+def refuse_foreign(folder: Path, count: int) -> None:
+    """Raise OutputError where the sheet of so many photos would overwrite a page that is not ours."""
+    report = folder / "report"
+    if not os.path.lexists(report):
+        return
+    if report.is_symlink() or not report.is_dir():
+        raise _in_the_way(report)
+    for index in range(_count_pages(count)):
+        page = report / _page_name(index)
+        if os.path.lexists(page) and not _is_ours(page):
+            raise _in_the_way(page)
+
+
+def _is_ours(page: Path) -> bool:
+    """Whether a page says that crm wrote it."""
+    if page.is_symlink() or not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return _GENERATOR in file.read(_HEAD_BYTES)
+
+
+def _in_the_way(path: Path) -> OutputError:
+    """Name what keeps the sheet from being written."""
+    return OutputError(
+        f"{path}: in the way of the contact sheet, and not written by crm",
+        code="E_CONFLICT",
+        remedy="move it, or use --no-report",
+    )
 
 
 def _strip(pictures: Sequence[Picture], side_px: int) -> Image | None:
@@ -191,8 +229,13 @@ def _strip(pictures: Sequence[Picture], side_px: int) -> Image | None:
 
 def _paginate(entries: Sequence[SheetEntry]) -> list[Sequence[SheetEntry]]:
     """Cut the entries into pages; an empty run still has one."""
-    starts = range(0, max(len(entries), 1), ENTRIES_PER_PAGE)
+    starts = (index * ENTRIES_PER_PAGE for index in range(_count_pages(len(entries))))
     return [entries[start : start + ENTRIES_PER_PAGE] for start in starts]
+
+
+def _count_pages(entries: int) -> int:
+    """Count the pages of so many entries."""
+    return max(1, -(-entries // ENTRIES_PER_PAGE))
 
 
 def _page_name(index: int) -> str:

@@ -395,6 +395,9 @@ class Store:
     def _move_pictures(self, scratch: Path) -> list[Path]:
         """Move the contact sheet's pictures; the sheet can do without one, so no record names them."""
         moved_to = set()
+        folders = (self.out / REPORT, self.out / REPORT / "thumbs")
+        if any(os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode) for folder in folders):
+            return []  # a link could lead anywhere, and a file cannot be written under
         for file in sorted((scratch / REPORT).rglob("*")):
             if file.is_file() and not file.is_symlink():
                 final = self.out / file.relative_to(scratch)
