@@ -5,6 +5,7 @@ hang_   never ends              exit0_  leaves politely      slow_  takes a whil
 noisy_  prints on stdout        once_   crashes the first time only
 space_  a full disk             liar_   announces more bytes than it wrote
 nan_    measures a volume that is no number
+lacking_  finds that the machine lacks something
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def _obey(job: Job) -> None:
     match job.path.name.partition("_")[0]:
         case "raise":
             raise RuntimeError("a surprise")
+        case "lacking":
+            raise EnvironmentProblem("no unwrapper works here", code="E_TOOL", remedy="see `crm doctor`")
         case "input":
             raise PhotoError(f"{job.path}: nothing in the picture", code="E_EMPTY", remedy="another photo")
         case "segv":

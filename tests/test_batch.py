@@ -1,6 +1,9 @@
+import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,6 +349,44 @@ def test_fail_fast_stops_after_the_first_failure(tmp_path: Path) -> None:
     assert exit_code(events) == 4
 
 
+def test_fail_fast_does_not_stop_at_a_failure_of_an_earlier_run(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "input_b.jpg")
+    run(photos)
+    plant(photos, "z.jpg")
+    events = run(photos, fail_fast=True)
+    assert statuses(events) == {"input_b.jpg": "failed", "z.jpg": "converted"}
+    assert exit_code(events) == 3
+
+
+def test_a_machine_that_lacks_something_ends_the_run_and_blames_no_photo(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "lacking_b.jpg", "z.jpg")
+    with pytest.raises(EnvironmentProblem, match="no unwrapper works here") as caught:
+        run(photos)
+    assert (caught.value.code, caught.value.remedy) == ("E_TOOL", "see `crm doctor`")
+    lines = list(read_lines(tmp_path / "out"))
+    kinds = Counter(line["ev"] for line in lines)
+    assert (kinds["attempt_start"], kinds["asset_done"], kinds["asset_failed"]) == (2, 1, 0)
+
+
+def test_a_worker_that_cannot_be_started_is_not_the_output_folders_fault(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(EnvironmentProblem, match=r"no worker can be started: Resource temporarily"):
+        run(photos)
+
+
+def test_an_output_folder_that_vanishes_is_named(photos: Path) -> None:
+    out = photos.parent / "out"
+    with pytest.raises(OutputError, match=re.escape(str(out))):
+        for event in start(photos):
+            if isinstance(event, AssetStarted):
+                shutil.rmtree(out)
+
+
 def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "a.jpg", "space_b.jpg", "z.jpg")
     with pytest.raises(OutputError, match="No space left"):
@@ -393,21 +434,41 @@ def test_nothing_is_written_where_nothing_can_start(photos: Path, tmp_path: Path
     assert exit_code(run(photos, select=Selection(include=("*.bmp",)), allow_empty=True)) == 0
 
 
-def test_the_contact_sheet_shows_assets_and_failures_and_is_left_alone_when_nothing_changed(
+def test_the_contact_sheet_shows_the_photos_of_the_latest_run_also_where_all_were_cached(
     tmp_path: Path,
 ) -> None:
-    photos = plant(tmp_path / "in", "a.jpg", "input_b.jpg")
+    photos = plant(tmp_path / "in", "a.jpg", "c.jpg", "input_b.jpg")
     events = run(photos, report=True)
     sheet = tmp_path / "out" / "report" / "index.html"
     assert isinstance(events[-1], RunFinished) and events[-1].report == sheet
     assert "a.glb" in sheet.read_text() and "nothing in the picture" in sheet.read_text()
     (photos / "input_b.jpg").unlink()
-    before = sheet.stat().st_mtime_ns
     run(photos, report=True)
+    assert "c.glb" in sheet.read_text() and "input_b" not in sheet.read_text()
+    run(photos, report=True, select=Selection(limit=1))
+    assert "a.glb" in sheet.read_text() and "c.glb" not in sheet.read_text()
+
+
+def test_the_contact_sheet_is_left_alone_where_it_shows_just_what_the_run_found(photos: Path) -> None:
+    run(photos, report=True)
+    sheet = photos.parent / "out" / "report" / "index.html"
+    before = sheet.stat().st_mtime_ns
+    events = run(photos, report=True)
+    assert isinstance(events[-1], RunFinished) and events[-1].report == sheet
     assert sheet.stat().st_mtime_ns == before
     sheet.unlink()
     run(photos, report=True)
-    assert "input_b" not in sheet.read_text()
+    assert "a.glb" in sheet.read_text()
+
+
+def test_a_page_of_somebody_else_is_refused_before_any_work_is_done(photos: Path) -> None:
+    page = photos.parent / "out" / "report" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("mine")
+    with pytest.raises(OutputError, match=r"index\.html.*--no-report"):
+        run(photos, report=True)
+    assert page.read_text() == "mine" and not (photos.parent / "out" / ".crm").exists()
+    assert exit_code(run(photos)) == 0 and page.read_text() == "mine"
 
 
 def test_an_interrupt_ends_the_wait_for_the_lock(photos: Path) -> None:

@@ -11,12 +11,14 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, Locked, NoInput, OutputError, PhotoError
+from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.conveyor import (
@@ -49,7 +51,6 @@ from crm_cli.run.options import PRODUCTION, Engine, RunOptions, Stop
 from crm_cli.run.plan import Planned, Planner
 from crm_cli.run.report import RunFacts, write_report
 from crm_cli.run.store import (
-    REPORT,
     CommitRecord,
     Output,
     Recipe,
@@ -101,6 +102,9 @@ def convert(
         names = ", ".join(str(path) for path in options.inputs)
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
+    if options.report:
+        with _writing(options.out):
+            refuse_foreign(options.out, len(found.photos))
     check_device(options.device)
     deadlines(("cpu",), options.deadlines_s)
     recipe = Recipe.of(preset, engine.weights(preset))
@@ -121,8 +125,6 @@ def convert(
     try:
         planner = _planner(store.records, recipe, options)
         yield from _run(found.photos, planner, store, preset, options, stop, engine)
-    except OSError as error:
-        raise output_error(options.out, error) from error
     finally:
         store.close()
 
@@ -143,7 +145,8 @@ def _run(
     devices = find_devices(options.device) if to_convert else ("cpu",)
     workers = min(options.jobs or default_workers(devices), to_convert)
     folder = options.out / ".crm" / "runs" / store.run
-    folder.mkdir()
+    with _writing(options.out):
+        folder.mkdir()
     conveyor = Conveyor(
         Launch(preset=preset, device=devices[0], threads=THREADS, line=engine.line),
         devices=devices,
@@ -160,6 +163,15 @@ def _run(
             yield from batch.run(workers=workers)
     finally:
         conveyor.close()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Blame the output folder for an OSError, around nothing but what writes to it."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(out, error) from error
 
 
 def _planner(records: Records, recipe: Recipe, options: RunOptions) -> Planner:
@@ -241,6 +253,8 @@ class _Batch:
         self._outcomes: dict[str, CommitRecord | Failed] = {}
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._failed_now = 0
+        """Failures of this run; those remembered from earlier ones do not make --fail-fast stop."""
         self._unopened = 0
         self._last_progress = 0.0
         self._has_announced_stop = False
@@ -249,12 +263,20 @@ class _Batch:
         """Do everything that the plan asks for."""
         self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
         about = {"run": self._store.run, "preset": asdict(self._preset), "options": self._options}
-        write_atomically(self._folder / "run.json", dumps(about).encode("ascii"), run=self._store.run)
-        with (self._folder / "events.ndjson").open("a", encoding="ascii") as events:
+        self._write_file("run.json", dumps(about))
+        with _writing(self._options.out):
+            lines = (self._folder / "events.ndjson").open("a", encoding="ascii")
+        with lines:
             for event in self._events(workers=workers):
-                events.write(event.as_json() + "\n")
-                events.flush()
+                with _writing(self._options.out):
+                    lines.write(event.as_json() + "\n")
+                    lines.flush()
                 yield event
+
+    def _write_file(self, name: str, text: str) -> None:
+        """Write a file of the run's folder."""
+        with _writing(self._options.out):
+            write_atomically(self._folder / name, text.encode("ascii"), run=self._store.run)
 
     def _events(self, *, workers: int) -> Iterator[Event]:
         yield RunStarted(run=self._store.run, out=self._options.out)
@@ -275,9 +297,7 @@ class _Batch:
             seconds=round(time.monotonic() - self._clock, 3),
             report=report,
         )
-        write_atomically(
-            self._folder / "summary.json", finished.as_json().encode("ascii"), run=self._store.run
-        )
+        self._write_file("summary.json", finished.as_json())
         yield finished
 
     def _work(self) -> Iterator[Event]:
@@ -303,8 +323,7 @@ class _Batch:
 
     @property
     def _is_stopping(self) -> bool:
-        has_failed = self._counts["failed"] + self._counts["conflict"] > 0
-        return self._stop.signal is not None or (self._options.fail_fast and has_failed)
+        return self._stop.signal is not None or (self._options.fail_fast and self._failed_now > 0)
 
     def _dispatch(self, planned: Planned, number: int) -> Iterator[Event]:
         """Hand a photo to a worker, after the journal knows of it."""
@@ -328,7 +347,8 @@ class _Batch:
         self._attempts[job.id] = _Attempt(
             planned=planned, job=job, number=number, key=key, since=time.monotonic()
         )
-        self._conveyor.submit(job)
+        with _writing(self._options.out):  # a new worker opens its log there
+            self._conveyor.submit(job)
         yield AssetStarted(path=found.path, attempt=number)
 
     def _send_back(self, report: NotOpened) -> None:
@@ -471,6 +491,7 @@ class _Batch:
         status: Status = "conflict" if failed.kind == "conflict" else "failed"
         self._counts[status] += 1
         self._failures[failed.kind] += 1
+        self._failed_now += planned.failure is None
         self._outcomes[planned.found.id] = failed
         return AssetFinished(
             path=failed.path, status=status, reason=failed.message, kind=failed.kind, code=failed.code
@@ -479,9 +500,10 @@ class _Batch:
     def _keep_evidence(self, attempt: _Attempt, text: str) -> None:
         """Keep a traceback in the run's folder."""
         folder = self._folder / "errors"
-        folder.mkdir(exist_ok=True)
         name = f"{attempt.job.id}-{attempt.number}.txt"
-        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        with _writing(self._options.out):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _give_up_running(self) -> None:
         """Leave running photos to the next run; being interrupted is not their fault."""
@@ -512,22 +534,20 @@ class _Batch:
         )
 
     def _write_report(self) -> Path | None:
-        """Write the contact sheet, unless it would say what it says already."""
-        sheet = self._options.out / REPORT / "index.html"
+        """Write the contact sheet of everything that the plan names."""
         if not self._options.report or not self._plan:
             return None
-        if set(self._counts) == {"cached"} and sheet.exists():
-            return sheet
-        return write_report(
-            self._plan, self._outcomes, preset=self._preset, options=self._options, facts=self._facts
-        )
+        with _writing(self._options.out):
+            return write_report(
+                self._plan, self._outcomes, preset=self._preset, options=self._options, facts=self._facts
+            )
 
     def _exit_code(self) -> ExitCode:
         if self._stop.signal is not None:
             return ExitCode(128 + self._stop.signal)
-        failed = self._counts["failed"] + self._counts["conflict"]
-        if failed and self._options.fail_fast:
+        if self._is_stopping:
             return ExitCode.STOPPED_EARLY
+        failed = self._counts["failed"] + self._counts["conflict"]
         return ExitCode.SOME_FAILED if failed else ExitCode.DONE
 
 

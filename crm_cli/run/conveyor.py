@@ -18,9 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, UsageError
+from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, OutputError, UsageError
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
 from crm_cli.run.worker import Launch
@@ -191,18 +191,8 @@ class _Worker:
     def __init__(self, launch: Launch, *, log: Path, deadlines_s: Mapping[str, float]) -> None:
         self._log = log
         self._deadlines_s = deadlines_s
-        package = Path(__file__).resolve().parents[2]
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, str(package), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **_thread_limits(launch.threads)},
-                # A group of its own: Ctrl-C in the terminal reaches the parent alone, even before a worker
-                # can ignore it, and a kill takes a worker's children along.
-                process_group=0,
-            )
+            self._process = _spawn(launch, errors)
         assert self._process.stdout is not None
         self.reports = self._process.stdout.fileno()
         self.unframer = Unframer()
@@ -309,6 +299,33 @@ class _Worker:
         return "crash", "E_EXIT", f"the worker left with status {status}"
 
 
+def _spawn(launch: Launch, errors: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start a worker process that complains into a file."""
+    package = Path(__file__).resolve().parents[2]
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, str(package), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **_thread_limits(launch.threads)},
+            # A group of its own: Ctrl-C in the terminal reaches the parent alone, even before a worker
+            # can ignore it, and a kill takes a worker's children along.
+            process_group=0,
+        )
+    except OSError as error:
+        raise _no_process(error) from error
+
+
+def _no_process(error: OSError) -> EnvironmentProblem:
+    """Say that the system gives us no process: not a word about the output folder, which is fine."""
+    return EnvironmentProblem(
+        f"no worker can be started: {error.strerror or error}",
+        code="E_WORKER",
+        remedy="fewer --jobs, or raise the limits on processes and open files",
+    )
+
+
 def usable_memory() -> int | None:
     """Bytes that workers may fill: what the machine has left, within the limit of the control group."""
     free: list[int] = []
@@ -351,9 +368,12 @@ def ask(code: str) -> Any:
     """
     package = Path(__file__).resolve().parents[2]
     script = f"import sys, json; sys.path.append(sys.argv[1]); {code}; print(json.dumps(answer))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script, str(package)], capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script, str(package)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise _no_process(error) from error
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         raise EnvironmentProblem(
@@ -399,8 +419,8 @@ def _thread_limits(threads: int) -> dict[str, str]:
 
 
 def _reraised(refusal: Mapping[str, Any]) -> CrmError:
-    """The error with which a worker refused to open, with its own exit code."""
+    """The error with which a worker refused to open or to go on, with its own exit code."""
     code = ExitCode(int(refusal["exit_code"]))
-    family = {kind.exit_code: kind for kind in (UsageError, EnvironmentProblem)}
+    family = {kind.exit_code: kind for kind in (UsageError, OutputError, EnvironmentProblem)}
     kind = family.get(code, EnvironmentProblem)
     return kind(str(refusal["cause"]), code=str(refusal["code"]), remedy=str(refusal["remedy"]))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from crm_cli import __version__
+from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.preset import Preset
 from crm_cli.records import Failed, WrittenFile
 from crm_cli.run.options import RunOptions
 from crm_cli.run.plan import Planned
-from crm_cli.run.store import CommitRecord
-
-if TYPE_CHECKING:
-    from crm_cli.export.sheet import SheetEntry
+from crm_cli.run.store import REPORT, CommitRecord
+from crm_cli.run.wire import dumps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +39,10 @@ def write_report(
 ) -> Path:
     """Write the sheet of everything the plan names; returns its first page.
 
+    A run that tried no photo leaves a sheet of just these entries alone: it tells more of how they were made.
+
     outcomes: by asset id; a photo without one was not reached.
     """
-    from crm_cli.export.sheet import SheetSummary, write_sheet
     from crm_cli.models.weights import name_of
 
     entries = [
@@ -58,13 +58,37 @@ def write_report(
         version=__version__,
         note=f"stopped early: {left} left" if left else "",
     )
-    return write_sheet(options.out, entries, summary)
+    digest = _digest(entries, summary)
+    mark = options.out / ".crm" / "sheet"
+    sheet = options.out / REPORT / "index.html"
+    is_idle = all(planned.action != "convert" for planned in plan)
+    if is_idle and sheet.exists() and _read(mark) == digest:
+        return sheet
+    # Gone before the pages change: a mark must never outlive the sheet it was written for.
+    mark.unlink(missing_ok=True)
+    sheet = write_sheet(options.out, entries, summary)
+    mark.write_text(digest, encoding="ascii")
+    return sheet
+
+
+def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
+    """What a sheet says, apart from when it was written and who made what."""
+    about = (summary.version, summary.preset, summary.weights, summary.note)
+    return hashlib.sha256(
+        dumps((about, [replace(entry, is_kept=False) for entry in entries])).encode()
+    ).hexdigest()
+
+
+def _read(mark: Path) -> str:
+    """The digest of the sheet that stands; empty where none is known."""
+    try:
+        return mark.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _entry(planned: Planned, outcome: CommitRecord | Failed) -> SheetEntry:
     """One photo's place on the sheet."""
-    from crm_cli.export.sheet import SheetEntry
-
     if isinstance(outcome, Failed):
         return SheetEntry(id=planned.found.id, photo=outcome.path, failure=outcome)
     files = tuple(

@@ -4,8 +4,8 @@ A photo that crashes or hangs a native library costs this process and nothing el
 over stdin and a private copy of stdout, in length-prefixed JSON:
 
     parent → worker   {"open": Launch}, then {"job": Job} for each photo; end of file means: leave
-    worker → parent   {"ready": true} or {"refused": …} once; then for each photo {"stage": name} as often
-                      as it enters one, and {"done": Asset} or {"failed": Failed}
+    worker → parent   {"ready": true} once; then for each photo {"stage": name} as often as it enters one,
+                      and {"done": Asset} or {"failed": Failed}; at any time {"refused": …}, its last word
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
                 return
             send(ready=True)
         else:
-            send(**convert_one(line, from_plain(Job, message["job"]), lambda name: send(stage=name)))
+            answer = convert_one(line, from_plain(Job, message["job"]), lambda name: send(stage=name))
+            send(**answer)
+            if "refused" in answer:
+                return
 
 
 def open_line(launch: Launch) -> Line:
@@ -99,7 +102,10 @@ def open_line(launch: Launch) -> Line:
 
 
 def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> dict[str, Any]:
-    """Convert one photo; whatever goes wrong becomes a value, with its traceback where it is a surprise."""
+    """Convert one photo; whatever goes wrong becomes a value, with its traceback where it is a surprise.
+
+    An expected error that is no PhotoError is the machine's: the next photo would meet it as well.
+    """
     stage = "start"
 
     def enter(name: str) -> None:
@@ -113,6 +119,8 @@ def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> di
         return {"done": asset}
     except PhotoError as error:
         return {"failed": Failed.from_error(job.path, error, stage=stage)}
+    except CrmError as error:
+        return {"refused": _describe(error)}
     # The one place that catches everything: no list of what can go wrong in a library is ever complete.
     except Exception as error:
         kind, code = _classify(error)
