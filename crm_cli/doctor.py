@@ -16,8 +16,8 @@ OPTIONAL = {
     " && pip install git+https://github.com/NVlabs/nvdiffrast --no-build-isolation",
     "kaolin": "pip install setuptools wheel ninja"
     " && pip install git+https://github.com/NVIDIAGameWorks/kaolin --no-build-isolation",
-    "rembg": "pip install 'crm-cli[rembg]'",
-    "pillow-heif": "pip install 'crm-cli[heic]'",
+    "rembg": "pip install 'rembg[cpu]'",
+    "pillow-heif": "pip install pillow-heif",
 }
 """What a plain install leaves out, and the command that adds it. The first two need a CUDA compiler."""
 

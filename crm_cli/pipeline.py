@@ -1,11 +1,11 @@
 """One photo's way to an asset: the stations, in the order of the paper's overview figure.
 
-    Prepare      photo → cut-out
-    Imagine      cut-outs → six views → six coordinate maps
-    Reconstruct  views → triplane → FlexiCubes surface
-    Unwrap       clean, decimate, charts
-    Bake         colour field → texture
-    Deliver      files, previews, checks
+    Prepare      photo → cut-out                              CPU
+    Imagine      cut-outs → six views → six coordinate maps   accelerator
+    Reconstruct  views → triplane → FlexiCubes surface        accelerator
+    Unwrap       clean, decimate, charts                      CPU
+    Bake         colour field → texture                       accelerator
+    Deliver      files, previews, checks                      CPU
 
 Records in, records out. A station is opened once per worker and called with a batch where a network can
 use one; randomness comes from the photo's digest, so that neither neighbours nor order change a result.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from crm_cli.models.sampler import draw_noise, sample
 from crm_cli.preset import Preset, Sampling
 from crm_cli.records import (
     Asset,
+    Checks,
     Cutout,
     Job,
     Mesh,
@@ -50,8 +51,6 @@ from crm_cli.toolbox import Toolbox, open_toolbox
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Place = Literal["accelerator", "cpu"]
 
 SMALL_VIEW_PX = 64
 """What the small denoisers draw."""
@@ -70,7 +69,6 @@ class Surface:
 
     mesh: Mesh
     field: Field
-    silhouette_iou: float
     confidence: Literal["ok", "low"]
     warnings: tuple[str, ...] = ()
 
@@ -83,8 +81,6 @@ def dice(seed: int, digest: str, purpose: str) -> torch.Generator:
 
 class Prepare:
     """Photo → cut-out."""
-
-    runs_on: ClassVar[Place] = "cpu"
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._mattes = toolbox.mattes
@@ -103,8 +99,6 @@ class Prepare:
 
 class Imagine:
     """Cut-outs → six views → six coordinate maps, many photos per network call."""
-
-    runs_on: ClassVar[Place] = "accelerator"
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
@@ -196,45 +190,42 @@ class Imagine:
 class Reconstruct:
     """Views → triplane → FlexiCubes surface, or a classical solid where that does not show the photo."""
 
-    runs_on: ClassVar[Place] = "accelerator"
-
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
         self._preset = preset
 
     @torch.inference_mode()
     def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
-        """Draw the surface and compare its outline with the photo's."""
+        """Draw the surface of the networks' field, or a solid where it has none."""
+        noise = dice(self._preset.seed, cutout.digest, "reconstruction")
+        field = self._tools.reconstruction.field(views, generator=noise)
+        try:
+            return Surface(mesh=self._draw(field), field=field, confidence="ok")
+        except PhotoError as error:
+            return self.solid(cutout, error.cause)
+
+    @torch.inference_mode()
+    def solid(self, cutout: Cutout, reason: str) -> Surface:
+        """A classical solid behind the photo, and why it had to be one."""
         from crm_cli.models.solids import fallback_solid
 
-        noise = dice(self._preset.seed, cutout.digest, "reconstruction")
-        try:
-            drawn = self._draw(self._tools.reconstruction.field(views, generator=noise), cutout)
-            reason = self._doubt(drawn)
-        except PhotoError as error:
-            drawn, reason = None, error.cause
-        if drawn is not None and reason is None:
-            return drawn
-        solid = self._draw(fallback_solid(cutout), cutout)
+        field = fallback_solid(cutout)
         warning = f"low confidence: {reason}; the asset is a simple solid behind the photo"
-        return replace(solid, confidence="low", warnings=(warning,))
+        return Surface(mesh=self._draw(field), field=field, confidence="low", warnings=(warning,))
 
-    def _draw(self, field: Field, cutout: Cutout) -> Surface:
-        mesh = surface(field, self._preset.reconstruction.grid, device=self._tools.device)
+    def doubt(self, mesh: Mesh, cutout: Cutout) -> str | None:
+        """Say in what a finished surface is not what the photo shows, or None."""
         iou = silhouette_iou(mesh, cutout, self._tools)
-        return Surface(mesh=mesh, field=field, silhouette_iou=iou, confidence="ok")
-
-    def _doubt(self, drawn: Surface) -> str | None:
-        """Say what is wrong with the networks' answer, or None."""
-        if drawn.silhouette_iou < self._preset.checks.min_silhouette_iou:
-            return f"the outline matches the photo's by {drawn.silhouette_iou:.0%} only"
+        if iou < self._preset.checks.min_silhouette_iou:
+            return f"the outline matches the photo's by {iou:.0%} only"
         return None
+
+    def _draw(self, field: Field) -> Mesh:
+        return surface(field, self._preset.reconstruction.grid, device=self._tools.device)
 
 
 class Unwrap:
     """Clean, decimate, cut into charts."""
-
-    runs_on: ClassVar[Place] = "cpu"
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._preset = preset
@@ -253,8 +244,6 @@ class Unwrap:
 
 class Bake:
     """Colour field → texture."""
-
-    runs_on: ClassVar[Place] = "accelerator"
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
@@ -281,8 +270,6 @@ class Bake:
 
 class Deliver:
     """Files, previews and checks, in the job's scratch folder."""
-
-    runs_on: ClassVar[Place] = "cpu"
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
@@ -326,8 +313,15 @@ class Deliver:
             photo=job.path,
             files=tuple(written(job.scratch, file) for file in files),
             checks=checks,
-            warnings=(*photo.warnings, *cutout.warnings, *drawn.warnings),
+            warnings=(*cutout.warnings, *drawn.warnings, *self._over_budget(checks)),
         )
+
+    def _over_budget(self, checks: Checks) -> tuple[str, ...]:
+        """Say so where the surface could not be simplified as far as the preset asks."""
+        budget = self._preset.mesh.faces
+        if checks.faces <= budget:
+            return ()
+        return (f"{checks.faces} triangles where the preset asks for {budget}: fewer would tear the surface",)
 
     def _provenance(self, photo: Photo) -> dict[str, str]:
         """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
@@ -370,12 +364,26 @@ class Line:
         watch.begin("reconstruct")
         drawn = self._reconstruct(views, cutout)
         watch.begin("unwrap")
-        unwrapped = self._unwrap(drawn)
+        drawn, unwrapped = self.finish(drawn, cutout)
         watch.begin("bake")
         textured = self._bake(unwrapped, drawn.field, views)
         watch.begin("deliver")
         asset = self._deliver(job, photo, cutout, views, drawn, textured)
         return replace(asset, seconds=watch.stop())
+
+    def finish(self, drawn: Surface, cutout: Cutout) -> tuple[Surface, UnwrappedMesh]:
+        """Clean and unwrap, with a solid instead of what cannot be mended or no longer shows the photo."""
+        try:
+            unwrapped = self._unwrap(drawn)
+            reason = self._reconstruct.doubt(unwrapped.mesh, cutout)
+        except PhotoError as error:
+            if drawn.confidence == "low":
+                raise
+            reason = error.cause
+        if reason is None or drawn.confidence == "low":
+            return drawn, unwrapped
+        solid = self._reconstruct.solid(cutout, reason)
+        return solid, self._unwrap(solid)
 
 
 class Stopwatch:

@@ -165,13 +165,14 @@ class Preset:
 
 STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "prep": ("matting", "cutout"),
-    "views": ("weights", "seed", "rgb", "ccm", "views"),
+    "views": ("seed", "rgb", "ccm", "views"),
     "mesh": ("reconstruction", "mesh", "checks"),
     "out": ("unwrap", "texture", "export", "preview"),
 }
 """Which part of the preset each stage reads: a change redoes that stage and those after it, not those before.
 
-The silhouette check stands with the mesh because it decides which surface is taken.
+The silhouette check stands with the mesh because it decides which surface is taken. The weights are
+not here: their digest counts, not what they were called.
 """
 
 

@@ -73,6 +73,8 @@ def open_toolbox(preset: Preset, *, device: str, threads: int) -> Toolbox:
     device = resolve_device(device)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    choose("matting", MATTES, device, preset.matting.method)
+    mattes = {matte.name: matte() for matte in MATTES if matte.why_not(device) is None}
     weights = find(preset.weights)
     rgb, ccm, reconstruction = MultiViewUNet(SMALL_RGB), MultiViewUNet(SMALL_CCM), Reconstruction(SMALL)
     for name, network in (("rgb", rgb), ("ccm", ccm), ("reconstruction", reconstruction)):
@@ -80,7 +82,7 @@ def open_toolbox(preset: Preset, *, device: str, threads: int) -> Toolbox:
         network.eval().requires_grad_(False).to(device)
     return Toolbox(
         device=device,
-        mattes={matte.name: matte() for matte in MATTES if matte.why_not(device) is None},
+        mattes=mattes,
         raster=choose("rasteriser", RASTERS, device)(),
         weights=weights,
         rgb=rgb,

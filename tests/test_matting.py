@@ -210,7 +210,7 @@ def test_grabcut_says_when_there_is_nothing_to_find() -> None:
 def test_rembg_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     monkeypatch.setattr("crm_cli.models.matting.find_spec", lambda name: None)
-    assert RembgMatte.why_not("cpu") == "not installed: pip install 'crm-cli[rembg]'"
+    assert RembgMatte.why_not("cpu") == "not installed: pip install 'rembg[cpu]'"
     monkeypatch.setattr("crm_cli.models.matting.find_spec", lambda name: object())
     assert (
         RembgMatte.why_not("cpu") == f"no model: put u2net.onnx of rembg's releases at {tmp_path}/u2net.onnx"

@@ -287,7 +287,7 @@ def test_heic_without_its_library_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     error = refusal(tmp_path, heic(Image.fromarray(corners())))
-    assert (error.code, error.remedy) == ("E_IMG_HEIC", "pip install 'crm-cli[heic]'")
+    assert (error.code, error.remedy) == ("E_IMG_HEIC", "pip install pillow-heif")
 
 
 def test_running_out_of_memory_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

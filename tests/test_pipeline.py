@@ -25,7 +25,18 @@ from crm_cli.models import agree
 from crm_cli.models.field import surface
 from crm_cli.models.flexicubes import CubeWeights
 from crm_cli.models.reconstruction import SMALL, Reconstruction
-from crm_cli.pipeline import Bake, Imagine, Line, Prepare, Reconstruct, Stopwatch, Surface, Unwrap, dice
+from crm_cli.pipeline import (
+    Bake,
+    Imagine,
+    Line,
+    Prepare,
+    Reconstruct,
+    Stopwatch,
+    Surface,
+    Unwrap,
+    dice,
+    silhouette_iou,
+)
 from crm_cli.preset import Override, Preset, load_preset
 from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, SixViews
 from crm_cli.toolbox import Toolbox, open_toolbox
@@ -176,21 +187,27 @@ def front_outline(mesh: Mesh) -> tuple[float, float]:
     return tuple(np.ptp(mesh.vertices, axis=0)[[0, 2]])
 
 
+def finished(toolbox: Toolbox, preset: Preset, views: SixViews, cutout: Cutout) -> Surface:
+    """The surface that a line settles on, after cleaning and a look at the photo."""
+    drawn = Reconstruct(toolbox, preset)(views, cutout)
+    return Line(toolbox, preset).finish(drawn, cutout)[0]
+
+
 def test_exact_views_become_their_shape_with_full_confidence(toolbox: Toolbox) -> None:
-    drawn = Reconstruct(toolbox, PRESET)(CHAIR, cutout_of(CHAIR))
+    drawn = finished(toolbox, PRESET, CHAIR, cutout_of(CHAIR))
     assert (drawn.confidence, drawn.warnings) == ("ok", ())
-    assert drawn.silhouette_iou > 0.95
+    assert silhouette_iou(drawn.mesh, cutout_of(CHAIR), toolbox) > 0.95
     np.testing.assert_allclose(drawn.mesh.vertices.min(0), (-0.5, -0.2, -0.7), atol=0.06)
     np.testing.assert_allclose(drawn.mesh.vertices.max(0), (0.5, 0.8, 0.7), atol=0.06)
 
 
 def test_views_of_another_object_fall_back_to_a_solid_behind_the_photo(toolbox: Toolbox) -> None:
-    drawn = Reconstruct(toolbox, PRESET)(CHAIR, cutout_of(POLE))
+    drawn = finished(toolbox, PRESET, CHAIR, cutout_of(POLE))
     assert drawn.confidence == "low"
     [warning] = drawn.warnings
     assert warning.startswith("low confidence: the outline matches the photo's by ") and "% only" in warning
     assert front_outline(drawn.mesh) == pytest.approx((0.3, 1.4), abs=0.07)
-    assert drawn.silhouette_iou > 0.85
+    assert silhouette_iou(drawn.mesh, cutout_of(POLE), toolbox) > 0.85
 
 
 def test_an_empty_field_falls_back_to_a_solid_behind_the_photo(toolbox: Toolbox) -> None:
@@ -208,8 +225,28 @@ def test_the_preset_says_how_much_an_outline_must_match(toolbox: Toolbox) -> Non
     half = answering(toolbox, block(0.15, 0.15, 0.7))
     photo = cutout_of(trace(block(0.3, 0.15, 0.7), 64))
     for least, confidence in ((0.4, "ok"), (0.6, "low")):
-        drawn = Reconstruct(half, preset_with(f"checks.min_silhouette_iou={least}"))(CHAIR, photo)
+        drawn = finished(half, preset_with(f"checks.min_silhouette_iou={least}"), CHAIR, photo)
         assert drawn.confidence == confidence
+
+
+def test_a_surface_that_cannot_be_unwrapped_falls_back_to_a_solid(
+    toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crm_cli.mesh import clean
+
+    mend = clean.clean
+    calls = []
+
+    def torn_once(mesh: Mesh, *, faces: int, smooth: int) -> Mesh:
+        calls.append(mesh)
+        if len(calls) == 1:
+            raise PhotoError("the surface stays open", code="E_MESH_OPEN", kind="quality")
+        return mend(mesh, faces=faces, smooth=smooth)
+
+    monkeypatch.setattr(clean, "clean", torn_once)
+    drawn = finished(toolbox, PRESET, POLE, cutout_of(POLE))
+    assert drawn.confidence == "low"
+    assert "the surface stays open" in drawn.warnings[0]
 
 
 def test_a_photo_without_a_subject_is_a_photo_error_also_for_the_solid(toolbox: Toolbox) -> None:
@@ -227,7 +264,7 @@ def baked(toolbox: Toolbox, views: SixViews, *assignments: str) -> tuple[Tensor,
     preset = preset_with("texture.size_px=256", "mesh.smooth=0", *assignments)
     field = Reconstruction(SMALL).field(views)
     with torch.no_grad():
-        drawn = Surface(mesh=surface(field, 48), field=field, silhouette_iou=1.0, confidence="ok")
+        drawn = Surface(mesh=surface(field, 48), field=field, confidence="ok")
     unwrapped = Unwrap(toolbox, preset)(drawn)
     texture = Bake(toolbox, preset)(unwrapped, field, views).texture
     fragments = draw_charts(unwrapped, toolbox.raster, size_px=256)

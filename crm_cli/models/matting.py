@@ -35,7 +35,7 @@ LARGE_PART = 0.15
 FEW_PX = 128
 """A subject with fewer pixels along its longest side stays blurred, whatever is made of it."""
 
-NOTHING_FOUND = "give an image with alpha, use --matting none, or pip install 'crm-cli[rembg]'"
+NOTHING_FOUND = "give an image with alpha, use --matting none, or pip install 'rembg[cpu]'"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -119,7 +119,7 @@ class RembgMatte:
     def why_not(device: str) -> str | None:
         """Say what keeps it from working on this machine, or None."""
         if not (find_spec("rembg") and find_spec("onnxruntime")):
-            return "not installed: pip install 'crm-cli[rembg]'"
+            return "not installed: pip install 'rembg[cpu]'"
         file = RembgMatte.model_file()
         return None if file.is_file() else f"no model: put u2net.onnx of rembg's releases at {file}"
 

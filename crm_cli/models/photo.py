@@ -182,7 +182,7 @@ def _heif(content: bytes, name: str) -> list[str]:
         raise PhotoError(
             f"{name}: HEIC needs a library that is not installed",
             code="E_IMG_HEIC",
-            remedy="pip install 'crm-cli[heic]'",
+            remedy="pip install pillow-heif",
         ) from error
     pillow_heif.register_heif_opener()
     return ["HEIF"]
