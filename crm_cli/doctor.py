@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem
@@ -21,7 +22,23 @@ OPTIONAL = {
 }
 """What a plain install leaves out, and the command that adds it. The first two need a CUDA compiler."""
 
-REQUIRED = ("torch", "numpy", "pillow", "warp-lang", "xatlas", "usd-core", "pygltflib")
+REQUIRED = {
+    "torch": "torch",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "warp-lang": "warp",
+    "xatlas": "xatlas",
+    "fast-simplification": "fast_simplification",
+    "pygltflib": "pygltflib",
+    "usd-core": "pxr",
+    "jinja2": "jinja2",
+}
+"""What a conversion needs, and the module that tells: OpenCV, for one, comes under several names."""
+
+MISSING = "MISSING"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +56,28 @@ def examine() -> Examination:
     lines = [
         f"crm {__version__}, Python {platform.python_version()}, {platform.platform()}",
         f"{usable_cores()} cores{free}; {default_workers(['cpu'])} photos at a time on the CPU",
-        "libraries: " + ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in REQUIRED),
+        "libraries: " + ", ".join(f"{name} {_state(name)}" for name in REQUIRED),
     ]
-    found = accelerators()
-    lines.append(f"devices: {', '.join(['cpu', *found])}")
-    for device in ["cpu", *found[:1]]:
-        lines += [f"tools on {device}:", *_tools(device)]
-    weights, can_convert = _weights()
-    lines += [weights, *_missing(has_accelerator=bool(found))]
-    return Examination(lines=tuple(lines), can_convert=can_convert)
+    lacking = [name for name in REQUIRED if _state(name) == MISSING]
+    if lacking:
+        lines += [f"required: {', '.join(lacking)} not installed", f"  pip install {' '.join(lacking)}"]
+    tools, found, has_tools = _devices()
+    weights, has_weights = _weights()
+    lines += [*tools, weights, *_missing(has_accelerator=bool(found))]
+    return Examination(lines=tuple(lines), can_convert=has_tools and has_weights and not lacking)
+
+
+def _devices() -> tuple[list[str], list[str], bool]:
+    """Lines about devices and tools, the accelerators, and whether the tools could be loaded at all."""
+    try:
+        found = accelerators()
+        lines = [f"devices: {', '.join(['cpu', *found])}"]
+        for device in ["cpu", *found[:1]]:
+            lines += [f"tools on {device}:", *_tools(device)]
+    # A broken installation can raise anything while it is loaded, and to say so is what this is for.
+    except Exception as error:
+        return [f"tools: cannot be loaded: {type(error).__name__}: {error}"], [], False
+    return lines, found, True
 
 
 def _tools(device: str) -> list[str]:
@@ -82,6 +112,13 @@ def _missing(*, has_accelerator: bool) -> list[str]:
             note = " (needs a CUDA device and compiler)" if needs_cuda and not has_accelerator else ""
             lines += [f"optional: {name} is not installed{note}", f"  {command}"]
     return lines
+
+
+def _state(name: str) -> str:
+    """The version of a required library, or that it is missing."""
+    if find_spec(REQUIRED[name]) is None:
+        return MISSING
+    return _version(name) or "installed"
 
 
 def _version(name: str) -> str | None:

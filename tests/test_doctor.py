@@ -1,0 +1,38 @@
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from crm_cli import doctor
+from crm_cli.cli import app
+from crm_cli.doctor import examine
+
+
+def test_a_machine_with_everything_can_convert() -> None:
+    report = examine()
+    assert report.can_convert
+    assert not [line for line in report.lines if "MISSING" in line or line.startswith("required:")]
+
+
+@pytest.mark.parametrize(("name", "module"), [("torch", "torch"), ("xatlas", "xatlas"), ("usd-core", "pxr")])
+def test_a_missing_library_is_named_with_its_remedy_and_the_exit_code_says_so(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as Python marks what cannot be imported
+    told = CliRunner().invoke(app, ["doctor"])
+    assert told.exit_code == 6
+    assert f"{name} MISSING" in told.stdout and f"pip install {name}" in told.stdout
+    assert "weights: " in told.stdout
+
+
+@pytest.mark.parametrize("error", [OSError("libcudart.so.13: cannot open"), RuntimeError("half installed")])
+def test_a_torch_that_breaks_while_it_is_loaded_is_reported_and_not_met_with_a_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down() -> list[str]:
+        raise error
+
+    monkeypatch.setattr(doctor, "accelerators", break_down)
+    report = examine()
+    assert not report.can_convert
+    assert f"tools: cannot be loaded: {type(error).__name__}: {error}" in report.lines
