@@ -2,6 +2,12 @@
 
 import os
 
+from hypothesis import settings
+
 # Before torch is imported anywhere: on a busy machine, threads that spin while they wait for each other
 # triple the time of everything.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A deadline per example would be a timed assertion, and machines that run tests are busy.
+settings.register_profile("crm", deadline=None)
+settings.load_profile("crm")

@@ -199,7 +199,8 @@ def test_every_setting_changes_the_key_of_exactly_one_stage() -> None:
             for s, parts in STAGE_SECTIONS.items()
             if changed.fingerprint(*parts) != default.fingerprint(*parts)
         ]
-        assert len(moved) == 1, key
+        # Of the weights the digest counts, wherever they are read, and not what they were called.
+        assert len(moved) == (0 if key == "weights" else 1), key
 
 
 def test_every_setting_says_what_it_means() -> None:
