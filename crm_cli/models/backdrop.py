@@ -160,12 +160,12 @@ def _delta_e(lab: Colours, other: Colours) -> NDArray[np.float32]:
     return _length(lab - other)
 
 
-def _length(colours: Colours) -> NDArray[np.float32]:
+def _length(colours: NDArray[np.floating]) -> NDArray[np.float32]:
     """Euclidean length over the channels."""
     return np.sqrt(_dot(colours, colours))
 
 
-def _dot(one: Colours, other: Colours) -> NDArray[np.float32]:
+def _dot(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float32]:
     """Sum of products over the channels; numpy's own sums take five times as long over an axis so short."""
     return np.asarray(np.einsum("...c,...c->...", one, other), np.float32)
 
