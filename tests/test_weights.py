@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,22 @@ def test_the_embedded_set_is_the_one_beside_the_package(
     found = weights.find(choice)
     assert found.name == "embedded"
     assert found.files["rgb"] == tmp_path / "rgb.safetensors"
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_shipped_weights_are_trained_and_say_from_what(name: str) -> None:
+    from safetensors import safe_open
+
+    with safe_open(weights.DIRECTORY / f"{name}.safetensors", "pt") as opened:
+        metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
+        # What starts at zero is trained last: an untrained file would still be full of zeros there.
+        silent = [key for key in opened.keys() if not opened.get_tensor(key).any()]  # noqa: SIM118
+    settings = json.loads(metadata["settings"])
+    assert settings["steps"] > 0 and "seed" in settings
+    assert metadata["preset"] == "small" and len(metadata["commit"]) >= 7
+    assert all(score > 0 for score in json.loads(metadata["held_out"]).values())
+    assert not silent
+
+
+def test_the_shipped_weights_fit_into_a_package() -> None:
+    assert sum(file.stat().st_size for file in weights.find("embedded").files.values()) < 32 << 20

@@ -118,6 +118,7 @@ def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float
     scores = measure(task, make_examples(course)[1])
     metadata = {
         "network": course.network,
+        "preset": "small",
         "crm_version": __version__,
         "commit": course.commit,
         "settings": json.dumps(asdict(settings), sort_keys=True),
