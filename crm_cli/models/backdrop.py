@@ -41,8 +41,9 @@ SUBTLE = 2.3
 STEADY = 1.5
 """ΔE between neighbours that clean paper stays below, and the outline of a white cup on grey does not."""
 
-GAP = 2
-"""The backdrop does not grow through gaps of twice this many pixels: an outline may fade for so long."""
+GAP = 1
+"""The backdrop does not grow through gaps of twice this many pixels: an outline may fade for so long. With
+2 it would stop between leaves."""
 
 FADES = 0.5
 """Share of its change over nine pixels that an outline makes within three; a shadow's edge makes less."""
@@ -119,7 +120,7 @@ def grow_backdrop(rgb: Colours) -> Scene:
         reachable = smooth & like
         seed |= edge & reachable
         wide = _connected(_spread(reachable | seed, -GAP) | seed, seed)
-        grown = _flood(wide, reachable, 3 * GAP)
+        grown = _flood(wide, reachable, LAST)
         gained = int((grown & ~scene.backdrop).sum())
         scene = _look_behind(rgb, grown, fit)
         if gained < 0.0005 * grown.size:
@@ -357,23 +358,25 @@ def _holes(scene: Scene) -> Mask:
         window = np.s_[max(0, y - 3) : y + height + 3, max(0, x - 3) : x + width + 3]
         hole, contrast = part[window] == index, scene.contrast[window]
         wall = _spread(hole, 3) & ~_spread(hole, 1)
-        if _fits(hole, contrast, beside[window], near[window]) and np.mean(contrast[wall] > 10) > 0.7:
+        walled = float(np.mean(contrast[wall] > 10))
+        core = _spread(hole, -2)
+        allowed = _allowance(core, beside[window], walled=walled, near=bool(near[window][hole].any()))
+        if walled > 0.7 and contrast[core if core.any() else hole].mean() < allowed:
             holes[window] |= hole
     return holes
 
 
-def _fits(hole: Mask, contrast: NDArray[np.float32], beside: NDArray[np.float32], near: Mask) -> bool:
-    """Whether a hole looks as the backdrop predicts, or nearly so and just as the backdrop beside it does.
-
-    Where two backdrops meet, the prediction mixes them, but the nearest pixel does not.
-    """
-    core = _spread(hole, -2)
-    if not near[hole].any():  # by chance a part of the subject may look like a backdrop far away
-        return bool(core.any() and contrast[core].mean() < 1.4)
+def _allowance(core: Mask, beside: NDArray[np.float32], *, walled: float, near: bool) -> float:
+    """Mean contrast up to which a hole looks as the backdrop predicts."""
     if not core.any():  # all of it is rim, which the subject has tinged
-        return bool(contrast[hole].mean() < 1.5 * SUBTLE)
-    # The median, because the nearest pixel of some lies beyond where they meet.
-    return bool(contrast[core].mean() < (2 * SUBTLE if np.median(beside[core]) < SUBTLE / 2 else 2.1))
+        return 1.5 * SUBTLE if near else 0.0
+    if not near:  # by chance a part of the subject may look like a backdrop far away
+        return 1.4
+    # Where two backdrops meet, the prediction mixes them, but the nearest pixel does not; the median, because
+    # the nearest pixel of some lies beyond where they meet.
+    if np.median(beside[core]) < SUBTLE / 2:
+        return 2 * SUBTLE
+    return 2.6 if walled > 0.9 else 2.1
 
 
 def _tightened(subject: Mask, scene: Scene) -> Mask:
