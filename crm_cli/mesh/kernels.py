@@ -1,6 +1,6 @@
 """The warp kernels of mesh/raster.py. Only WarpRaster imports this module: importing warp takes time.
 
-Positions are sub-pixels (mesh/raster.py, SUBPIXELS), all edge tests are whole numbers.
+Positions are sub-pixels (mesh/subpixels.py, SUBPIXELS), all edge tests are whole numbers.
 """
 # Warp compiles these functions from their source: its decorators carry no types and its array
 # annotations are calls, which it reads at definition (so no postponed annotations here).
@@ -8,17 +8,17 @@ Positions are sub-pixels (mesh/raster.py, SUBPIXELS), all edge tests are whole n
 
 import warp as wp
 
-from crm_cli.mesh import raster
+from crm_cli.mesh import subpixels
 
 # Warp has no mixed arithmetic: every whole number below must be a 64-bit one.
-BITS = wp.constant(wp.int64(raster.SUBPIXEL_BITS))
-SUBPIXELS = wp.constant(wp.int64(raster.SUBPIXELS))
-CENTRE = wp.constant(wp.int64(raster.CENTRE))
+BITS = wp.constant(wp.int64(subpixels.SUBPIXEL_BITS))
+SUBPIXELS = wp.constant(wp.int64(subpixels.SUBPIXELS))
+CENTRE = wp.constant(wp.int64(subpixels.CENTRE))
 ZERO = wp.constant(wp.int64(0))
 ONE = wp.constant(wp.int64(1))
-EMPTY = wp.constant(wp.int64(raster.EMPTY))
-LAST_FACE = wp.constant(wp.int64(raster.LAST_FACE))
-MAGNITUDE = wp.constant(wp.int32(raster.LAST_FACE))
+EMPTY = wp.constant(wp.int64(subpixels.EMPTY))
+LAST_FACE = wp.constant(wp.int64(subpixels.LAST_FACE))
+MAGNITUDE = wp.constant(wp.int32(subpixels.LAST_FACE))
 
 
 @wp.func

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from crm_cli.fragments import Fragments, Raster, interpolate, project
+from crm_cli.mesh.subpixels import CENTRE, EMPTY, LAST_FACE, SUBPIXEL_BITS, SUBPIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,20 +34,11 @@ if TYPE_CHECKING:
     from crm_cli.frame import View
     from crm_cli.records import Mesh
 
-SUBPIXEL_BITS = 12
-SUBPIXELS = 1 << SUBPIXEL_BITS
-CENTRE = SUBPIXELS // 2
-
 REACH_PX = 1 << 17
 """Corners further out than this are refused: edge tests would leave 64 bits."""
 
 CHUNK = 1 << 18
 """Candidate pixels looked at together by the torch rasteriser: about 60 MB of temporaries."""
-
-EMPTY = 1 - (1 << 63)
-"""Key of a pixel that nothing hit."""
-
-LAST_FACE = (1 << 31) - 1
 
 
 def _snap(positions: Tensor) -> Tensor:
