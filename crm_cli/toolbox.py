@@ -72,7 +72,6 @@ def open_toolbox(preset: Preset, *, device: str, threads: int) -> Toolbox:
 
     device = resolve_device(device)
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
     choose("matting", MATTES, device, preset.matting.method)
     mattes = {matte.name: matte() for matte in MATTES if matte.why_not(device) is None}
     weights = find(preset.weights)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from crm_cli.errors import UsageError
 from crm_cli.models import sampler
+from crm_cli.models.agree import hull_depth
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB, DenoiserConfig, MultiViewUNet, to_frames, to_views
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 
@@ -320,7 +321,9 @@ def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
             concat=patch.encode(photo_for_frames(photo)), reference=patch.encode(photo)
         )
         views = to_views(patch.decode(run(lambda x, t: first(x, t, conditions), noise(64, 7))))
-        seen = second.prepare(concat=patch.encode(to_frames(views)))
+        hull = hull_depth(views[:, :, 3:])[:, :, None]
+        concat = torch.cat([patch.encode(to_frames(views)), depth.encode(to_frames(hull))], 2)
+        seen = second.prepare(concat=concat)
         latents = to_views(run(lambda x, t: second(x, t, seen), noise(16, 6)))
         return views, depth.decode(latents)
 
