@@ -125,16 +125,16 @@ class Imagine:
 
     def _draw_views(self, photos: Tensor, cutouts: Sequence[Cutout]) -> tuple[Tensor, Tensor]:
         """First diffusion: [B 4 S S] to colour on mid grey [B 6 3 S S] and agreed outlines [B 6 1 S S]."""
-        on_grey = torch.cat([photos[:, :3] * photos[:, 3:] + 0.5 * (1 - photos[:, 3:]), photos[:, 3:]], dim=1)
-        concat = self._codec.encode(photo_for_frames(on_grey))
-        reference = self._codec.encode(on_grey)
+        shown = agree.on_grey(photos)
+        concat = self._codec.encode(photo_for_frames(shown))
+        reference = self._codec.encode(shown)
         latents = self._sample(
             self._tools.rgb, self._preset.rgb, cutouts, "rgb", concat=concat, reference=reference
         )
         drawn = self._codec.decode(to_views(latents))
         pairs = list(zip(drawn, photos[:, 3:], strict=True))
         fitted = torch.stack([agree.fit_extents(views, outline) for views, outline in pairs])
-        fitted[:, FRONT] = on_grey
+        fitted[:, FRONT] = shown
         outlines = [agree.agree_outlines(views[:, 3:], views[FRONT, 3:]) for views in fitted]
         far = torch.ones(6, *photos.shape[-2:])  # nothing is cut away but by outlines
         return fitted[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])

@@ -117,9 +117,7 @@ def _cutout(rgba: Tensor, index: int) -> Cutout:
 def _true_views(batch: Batch) -> SixViews:
     views, depth = batch["views"][0].float() / 255, batch["depth"][0].float()
     alpha = views[:, 3:]
-    return SixViews(
-        rgb=views[:, :3] * alpha + 0.5 * (1 - alpha), alpha=alpha, ccm=agree.maps_of(depth, alpha)
-    )
+    return SixViews(rgb=agree.on_grey(views)[:, :3], alpha=alpha, ccm=agree.maps_of(depth, alpha))
 
 
 def _view_errors(views: SixViews, truth: SixViews) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from crm_cli.frame import FRONT, LEFT, RIGHT
 from crm_cli.learn.train import Batch
-from crm_cli.models.agree import SOLID, hull_depth, maps_of
+from crm_cli.models.agree import SOLID, hull_depth, maps_of, on_grey
 from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
@@ -117,12 +117,6 @@ class ReconstructionTask:
         distance, occupancy, colour = (term / len(fields) for term in (distance, occupancy, colour))
         terms = {"distance": distance.item(), "occupancy": occupancy.item(), "colour": colour.item()}
         return 10 * distance + 0.3 * occupancy + colour, terms
-
-
-def on_grey(rgba: Tensor) -> Tensor:
-    """Lay colour over mid grey, keeping alpha: [... 4 S S] to [... 4 S S]."""
-    alpha = rgba[..., 3:, :, :]
-    return torch.cat([rgba[..., :3, :, :] * alpha + 0.5 * (1 - alpha), alpha], dim=-3)
 
 
 def draw_steps(count: int, random: torch.Generator) -> Tensor:

@@ -61,6 +61,12 @@ def place_photo(cutout: Cutout, size_px: int) -> Tensor:
     return torch.cat([small[:3] / alpha.clamp_min(1e-4), alpha]) * (alpha > 1e-3)
 
 
+def on_grey(rgba: Tensor) -> Tensor:
+    """Lay colour over mid grey, keeping alpha: [... 4 S S] to [... 4 S S]."""
+    alpha = rgba[..., 3:, :, :]
+    return torch.cat([rgba[..., :3, :, :] * alpha + 0.5 * (1 - alpha), alpha], dim=-3)
+
+
 def depth_of(ccm: Tensor) -> Tensor:
     """Read the depth out of six coordinate maps: [6 3 S S] in [0, 1] to [6 S S]."""
     return torch.stack(
