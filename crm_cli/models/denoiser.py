@@ -176,6 +176,25 @@ SMALL_CCM = replace(
 """Stage 2 of the embedded system: patches of depth behind the hull; beside them the six RGBA views and the
 hull's own depth."""
 
+MINI_RGB = replace(
+    RELEASE_RGB,
+    width=32,
+    multipliers=(1, 2),
+    blocks=(1, 1),
+    attention_levels=(1,),
+    head_dim=16,
+    norm_groups=8,
+    context_width=32,
+    image_tokens=4,
+    image_width=32,
+    resampler_layers=1,
+    resampler_heads=1,
+)
+"""RELEASE_RGB's structure at no cost, for tests."""
+
+MINI_CCM = replace(MINI_RGB, frames=6, concat_channels=4, has_reference=False)
+"""RELEASE_CCM's structure at no cost, for tests."""
+
 TINY_RGB = replace(SMALL_RGB, width=8, blocks=(0, 0), attention_levels=(), head_dim=8)
 """SMALL_RGB's inputs and outputs at no cost, for tests."""
 

@@ -70,6 +70,15 @@ RELEASE = ReconstructionConfig(
     max_offset=0.5 / 80,
 )
 
+MINI = replace(
+    RELEASE,
+    unet=UNetConfig(in_channels=16, out_channels=8, widths=(8, 16, 16), attention=(1,), groups=8),
+    plane_px=64,
+    learned_channels=4,
+    head_width=16,
+)
+"""RELEASE's structure at no cost, for tests."""
+
 SMALL = ReconstructionConfig(
     unet=UNetConfig(in_channels=18, out_channels=12, widths=(16, 32, 48), layers=1, groups=8),
     plane_px=64,
