@@ -27,11 +27,25 @@ MAX_PRESET_BYTES = 1_000_000
 """A preset is a page of text; more is a mistake in the file name, and would only be slow to parse."""
 
 
+AUTO = "auto"
+"""What a preset says of a setting that depends on the weights; see Suited."""
+
+EMBEDDED = "small"
+"""The architecture of the embedded weights; every other one is the published system, in some size."""
+
+
 class Within(NamedTuple):
     """Both ends of what a number may be, inclusive."""
 
     low: float
     high: float
+
+
+class Suited(NamedTuple):
+    """What `auto` stands for with either kind of weights; a setting without this has no `auto`."""
+
+    embedded: Any
+    published: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,17 @@ class Framing:
     """How the subject is laid on the square canvas."""
 
     size_px: Annotated[int, Within(64, 2048), "side of the canvas"]
-    fill: Annotated[float, Within(0.1, 1.0), "share of the canvas that the subject's longest side fills"]
+    fill: Annotated[
+        float,
+        Within(0.1, 1.0),
+        # The published networks learned views of objects that fill 0.95 of them.
+        Suited(embedded=0.8, published=0.95),
+        "share of the canvas that the subject's longest side fills",
+    ]
+    framing: Annotated[
+        Literal["subject", "canvas"],
+        "subject: centred, as large as fill says; canvas: the whole photo, padded to a square",
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +81,40 @@ class Sampling:
     """How one of the two denoisers is run."""
 
     solver: Annotated[Literal["unipc", "ddim"], "unipc needs fewer steps; ddim is the published sampler"]
-    steps: Annotated[int, Within(1, 1000), "calls of the network"]
+    steps: Annotated[int, Within(1, 1000), Suited(embedded=1, published=20), "calls of the network"]
     guidance: Annotated[
-        float, Within(0.0, 30.0), "classifier-free guidance scale; 1 is off, and half the work"
+        float,
+        Within(0.0, 30.0),
+        # The embedded networks were trained without it; 5 is what the published command line uses.
+        Suited(embedded=1.0, published=5.0),
+        "classifier-free guidance scale; 1 is off, and half the work",
     ]
+    guided: Annotated[float, Within(0.0, 1.0), "share of the steps, from the first on, that are guided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Views:
     """What is handed from the denoisers to the reconstruction."""
 
-    size_px: Annotated[int, Within(64, 512), "side of each of the six views"]
-    use_photo: Annotated[bool, "the front view is the photo itself wherever the networks allow it"]
+    size_px: Annotated[
+        int, Within(64, 512), "side of each of the six views; the published networks draw 256 px"
+    ]
+    use_photo: Annotated[bool, "the embedded networks' front view is the photo itself"]
+    truncate: Annotated[bool, "the published networks' pictures are cut to 8 bits between the stages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstructing:
     """How the surface is drawn from the field."""
 
-    grid: Annotated[int, Within(8, 256), "cells of the FlexiCubes grid along each axis"]
+    grid: Annotated[
+        int,
+        Within(8, 256),
+        # The published network moves the vertices of a grid of 80.
+        Suited(embedded=96, published=80),
+        "cells of the FlexiCubes grid along each axis",
+    ]
+    dense: Annotated[bool, "ask the field at every grid vertex instead of following its surface"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +168,8 @@ class Checking:
     min_silhouette_iou: Annotated[
         float,
         Within(0.0, 1.0),
+        # The published networks choose their own framing, so that outlines need not lie on each other.
+        Suited(embedded=0.8, published=0.0),
         "below this match with the photo's outline the networks' answer is not trusted",
     ]
 
@@ -137,7 +178,7 @@ class Checking:
 class Preset:
     """Everything that decides what an asset looks like, and nothing else."""
 
-    weights: Annotated[str, "auto, embedded, or the path of a weights folder"]
+    weights: Annotated[str, "auto, embedded, published, or the path of a weights folder"]
     seed: Annotated[int, Within(0, 2**32 - 1), "start of all randomness; the photo's digest is mixed in"]
     matting: Matting
     cutout: Framing
@@ -184,6 +225,7 @@ class Setting(NamedTuple):
     choices: tuple[str | int, ...]
     many: bool
     within: Within | None
+    suited: Suited | None
     about: str
 
     @property
@@ -193,7 +235,9 @@ class Setting(NamedTuple):
             listed = ", ".join(str(choice) for choice in self.choices)
             return f"{'a list of' if self.many else 'one of'} {listed}"
         noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[self.kind]
-        return f"{noun} from {self.within.low:.12g} to {self.within.high:.12g}" if self.within else noun
+        if self.within:
+            noun += f" from {self.within.low:.12g} to {self.within.high:.12g}"
+        return f"{noun}, or auto" if self.suited else noun
 
 
 class Override(NamedTuple):
@@ -224,6 +268,8 @@ class ResolvedPreset:
     preset: Preset
     origins: Mapping[str, str]
     """Dotted key → preset file, or the option that set it last."""
+    autos: frozenset[str]
+    """Dotted keys that were left to the weights."""
 
 
 @cache
@@ -259,10 +305,13 @@ def list_presets() -> list[str]:
     return sorted(names, key=lambda name: name != DEFAULT)
 
 
-def load_preset(name: str = DEFAULT, overrides: Sequence[Override] = ()) -> ResolvedPreset:
+def load_preset(
+    name: str = DEFAULT, overrides: Sequence[Override] = (), *, architecture: str = EMBEDDED
+) -> ResolvedPreset:
     """Read a shipped preset by name or the user's own by path (`*.yaml`), or raise UsageError.
 
     overrides: weakest first; each wins over the files and over those before it.
+    architecture: of the weights that will be used; decides what `auto` stands for.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -273,19 +322,30 @@ def load_preset(name: str = DEFAULT, overrides: Sequence[Override] = ()) -> Reso
         value = _parse(override.text, where=f"{override.origin} {_printable(override.key)}")
         values[override.key] = _checked(override.key, value, override.origin)
         origins[override.key] = override.origin
-    return ResolvedPreset(name=name, preset=_build(values), origins={key: origins[key] for key in settings()})
+    autos = frozenset(key for key, value in values.items() if value == AUTO and settings()[key].suited)
+    values.update({key: _suited(settings()[key], architecture) for key in autos})
+    return ResolvedPreset(
+        name=name, preset=_build(values), origins={key: origins[key] for key in settings()}, autos=autos
+    )
+
+
+def _suited(setting: Setting, architecture: str) -> Any:
+    """What `auto` stands for."""
+    assert setting.suited is not None
+    return setting.suited.embedded if architecture == EMBEDDED else setting.suited.published
 
 
 def _setting(key: str, hint: Any) -> Setting:
     """Read one annotation."""
     kind, notes = get_args(hint)[0], hint.__metadata__
     within = next((note for note in notes if isinstance(note, Within)), None)
+    suited = next((note for note in notes if isinstance(note, Suited)), None)
     about = next(note for note in notes if isinstance(note, str))
     many = get_origin(kind) is tuple
     if many:
         kind = get_args(kind)[0]
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return Setting(key, type(choices[0]) if choices else kind, choices, many, within, about)
+    return Setting(key, type(choices[0]) if choices else kind, choices, many, within, suited, about)
 
 
 def _chain(name: str) -> list[tuple[Path, dict[Any, Any]]]:
@@ -406,6 +466,8 @@ def _checked(key: str, value: Any, origin: str) -> Any:
 
 def _checked_one(setting: Setting, value: Any, origin: str) -> Any:
     """One value, or one item of a list."""
+    if setting.suited is not None and value == AUTO:
+        return value
     # A bool is an int to Python, and a whole number is as good as a float to a person.
     if setting.kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)

@@ -53,6 +53,49 @@ def test_every_shipped_preset_loads(name: str) -> None:
     assert list(resolved.origins) == list(settings())
 
 
+def test_auto_becomes_what_suits_the_weights() -> None:
+    embedded = load_preset()
+    published = load_preset(architecture="release")
+    assert "rgb.steps" in embedded.autos
+    assert embedded.autos == published.autos
+    assert (embedded.preset.rgb.steps, embedded.preset.rgb.guidance) == (1, 1.0)
+    assert (published.preset.rgb.steps, published.preset.rgb.guidance) == (20, 5.0)
+    assert embedded.preset.reconstruction.grid == 96
+    assert published.preset.reconstruction.grid == 80
+    assert embedded.preset.fingerprint() != published.preset.fingerprint()
+    assert load_preset(architecture="miniature").preset == published.preset
+
+
+def test_a_value_of_ones_own_is_no_auto() -> None:
+    resolved = load_preset(overrides=[Override.from_assignment("rgb.steps=7")], architecture="release")
+    assert resolved.preset.rgb.steps == 7
+    assert "rgb.steps" not in resolved.autos
+    assert "ccm.steps" in resolved.autos
+
+
+def test_only_settings_that_depend_on_the_weights_have_an_auto() -> None:
+    assert "rgb.solver: expected one of unipc, ddim, got 'auto'" in str(refuse_set("rgb.solver=auto"))
+    assert "seed: expected a whole number" in str(refuse_set("seed=auto"))
+    assert "weights" not in load_preset().autos, "its own word auto is for the search, not for the preset"
+
+
+@pytest.mark.parametrize(("name", "steps"), [("exact", 50), ("fast", 20), ("turbo", 10)])
+def test_the_presets_of_the_published_weights_leave_no_sampling_open(name: str, steps: int) -> None:
+    resolved = load_preset(name)
+    assert resolved.preset.weights == "published"
+    assert not [key for key in resolved.autos if key.startswith(("rgb.", "ccm."))]
+    assert (resolved.preset.rgb.steps, resolved.preset.ccm.steps) == (steps, steps)
+
+
+def test_the_exact_preset_is_the_published_system() -> None:
+    preset = load_preset("exact").preset
+    for sampling in (preset.rgb, preset.ccm):
+        assert (sampling.solver, sampling.guidance, sampling.guided) == ("ddim", 5.0, 1.0)
+    assert preset.cutout.framing == "canvas"
+    assert preset.views.truncate
+    assert (preset.reconstruction.grid, preset.reconstruction.dense) == (80, True)
+
+
 def test_the_default_preset_sets_everything_itself() -> None:
     assert set(load_preset().origins.values()) == {str(presets_folder() / "default.yaml")}
     assert list_presets()[0] == "default"
@@ -104,12 +147,12 @@ def test_a_whole_number_stands_for_a_float_and_a_comma_list_for_a_list() -> None
         ("rbg.steps=1", "rbg.steps: no such setting (did you mean 'rgb.steps'?)"),
         ("faces=1", "faces: no such setting (did you mean 'mesh.faces'?)"),
         ("zzz=1", "zzz: no such setting [E_PRESET_KEY]"),
-        ("rgb=1", "rgb: a section, not a setting (it has rgb.solver, rgb.steps, rgb.guidance)"),
-        ("rgb.steps=0", "rgb.steps: expected a whole number from 1 to 1000, got 0 [E_PRESET_VALUE]"),
-        ("rgb.steps=1.5", "rgb.steps: expected a whole number from 1 to 1000, got 1.5"),
-        ("rgb.steps=true", "rgb.steps: expected a whole number from 1 to 1000, got True"),
+        ("rgb=1", "rgb: a section, not a setting (it has rgb.solver, rgb.steps, rgb.guidance, rgb.guided)"),
+        ("rgb.steps=0", "rgb.steps: expected a whole number from 1 to 1000, or auto, got 0 [E_PRESET_VALUE]"),
+        ("rgb.steps=1.5", "rgb.steps: expected a whole number from 1 to 1000, or auto, got 1.5"),
+        ("rgb.steps=true", "rgb.steps: expected a whole number from 1 to 1000, or auto, got True"),
         ("seed=4294967296", "seed: expected a whole number from 0 to 4294967295, got 4294967296"),
-        ("rgb.guidance=.nan", "rgb.guidance: expected a number from 0 to 30, got nan"),
+        ("rgb.guidance=.nan", "rgb.guidance: expected a number from 0 to 30, or auto, got nan"),
         ("views.use_photo=1", "views.use_photo: expected true or false, got 1"),
         ("texture.size_px=1000", "expected one of 128, 256, 512, 1024, 2048, 4096, got 1000"),
         ("matting.method=rmbg", "got 'rmbg' (did you mean 'rembg'?)"),
