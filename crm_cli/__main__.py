@@ -1,5 +1,5 @@
 """`python -m crm_cli` is `crm`."""
 
-from crm_cli.cli import main
+from crm_cli.cli.app import main
 
 main()

@@ -133,6 +133,6 @@ def engine(line: str = "FakeLine", weights: str = "w1") -> Engine:
 
 
 if __name__ == "__main__":
-    from crm_cli.cli import main
+    from crm_cli.cli.app import main
 
     main(engine())

@@ -47,7 +47,7 @@ QUICK = ("-p", "tiny", "--no-report", "--jobs", "1")
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from crm_cli.cli import main\n"
+        "from crm_cli.cli.app import main\n"
         "sys.argv = ['crm', *sys.argv[1:]]\n"
         "try: main()\n"
         "except SystemExit as error: assert error.code == 0\n"
@@ -66,7 +66,7 @@ def test_a_whole_run_imports_nothing_heavy_into_the_coordinator(tmp_path: Path) 
     plant(tmp_path / "in", "a.jpg")
     code = (
         "import sys, fakes\n"
-        "from crm_cli.cli import main\n"
+        "from crm_cli.cli.app import main\n"
         "try: main(fakes.engine())\n"
         "except SystemExit as error: assert error.code == 0\n"
         "heavy = {'torch', 'numpy', 'PIL', 'warp', 'cv2', 'scipy'}\n"

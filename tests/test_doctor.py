@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crm_cli import doctor
-from crm_cli.cli import app
+from crm_cli.cli.app import app
 from crm_cli.doctor import examine
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from crm_cli.cli import app
+from crm_cli.cli.app import app
 from crm_cli.errors import ExitCode
 from crm_cli.preset import Override, list_presets, load_preset
 

@@ -1,0 +1,35 @@
+"""How every command speaks: messages on stderr, answers on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def open_console(*, to_stdout: bool = False) -> Console:
+    """Where words go: stderr, or stdout for answers."""
+    from rich.console import Console
+
+    return Console(stderr=not to_stdout, highlight=False)
+
+
+def say(text: str, *, style: str = "", to_stdout: bool = False) -> None:
+    """Print one message that may hold hostile names."""
+    from crm_cli import screen
+
+    screen.say(open_console(to_stdout=to_stdout), text, style=style)
+
+
+def log_to_stderr(verbosity: int) -> None:
+    """Show the library's log from the level that was asked for."""
+    import logging
+
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

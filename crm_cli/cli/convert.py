@@ -1,0 +1,184 @@
+"""`crm convert`: what is asked for, handed to a run and followed to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crm_cli.cli.console import log_to_stderr, open_console, say
+from crm_cli.cli.listening import listening
+from crm_cli.cli.overrides import read_overrides
+from crm_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crm_cli.run.events import Event, RunFinished
+
+
+def convert(
+    context: typer.Context,
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; mirrors the input's folders.")],
+    preset: Annotated[
+        str, typer.Option("-p", "--preset", envvar="CRM_PRESET", help="Name of a preset, or a file.yaml.")
+    ] = "default",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset.")
+    ] = None,
+    matting: Annotated[
+        str | None,
+        typer.Option(envvar="CRM_MATTING", help="Who finds the subject: auto, alpha, grabcut, rembg, none."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(envvar="CRM_WEIGHTS", help="auto, embedded, or a folder of weights.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", envvar="CRM_FORMAT", help="glb, obj, usd; repeat, or separate by commas."),
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Take only photos that match.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Leave out what matches.")] = None,
+    no_recursive: Annotated[bool, typer.Option("--no-recursive", help="Do not search sub-folders.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N photos only.")] = None,
+    keep_ext: Annotated[
+        bool, typer.Option("--keep-ext", help="Name assets a.jpg.glb, so that a.jpg and a.png can both stay.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in OUT that crm did not write.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try photos again that were refused before.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, envvar="CRM_JOBS", help="Photos at the same time.")
+    ] = None,
+    device: Annotated[str, typer.Option(envvar="CRM_DEVICE", help="auto, cpu, cuda, or cuda:0,1.")] = "auto",
+    timeouts: Annotated[
+        list[str] | None,
+        typer.Option("--timeout", metavar="STAGE=SECONDS", help="Change a stage's deadline."),
+    ] = None,
+    max_mpixels: Annotated[
+        float,
+        typer.Option(min=0.01, envvar="CRM_MAX_MPIXELS", help="Refuse photos of more million pixels."),
+    ] = 64.0,
+    wait_lock: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Wait for another run in OUT to end.")
+    ] = 0.0,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="No photo is no error.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no contact sheet.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")
+    ] = False,
+    progress: Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")] = "auto",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")
+    ] = 0,
+) -> None:
+    """Convert photos to 3D assets. Run it again to do what is missing."""
+    from crm_cli.preset import load_preset
+    from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.options import PRODUCTION, RunOptions
+    from crm_cli.run.walk import Selection
+
+    log_to_stderr(-1 if quiet else verbose)
+    overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
+    options = RunOptions(
+        inputs=tuple(inputs),
+        out=out,
+        select=Selection(
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            is_recursive=not no_recursive,
+            limit=limit,
+        ),
+        keep_ext=keep_ext,
+        preset_name=preset,
+        device=device,
+        jobs=jobs,
+        deadlines_s=_deadlines(timeouts or []),
+        max_mpixels=max_mpixels,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        fail_fast=fail_fast,
+        dry_run=dry_run,
+        allow_empty=allow_empty,
+        report=not no_report,
+        wait_lock_s=wait_lock,
+    )
+    resolved = load_preset(preset, overrides)
+    with listening() as stop:
+        events = run_batch(resolved.preset, options, stop=stop, engine=context.obj or PRODUCTION)
+        finished = _follow(events, progress=progress, verbosity=-1 if quiet else verbose, as_json=as_json)
+    raise typer.Exit(finished.exit_code)
+
+
+def _follow(events: Iterator[Event], *, progress: str, verbosity: int, as_json: bool) -> RunFinished:
+    """Show events until the last one."""
+    from crm_cli.run.events import AssetPlanned, RunFinished
+    from crm_cli.screen import ProgressMode, open_screen, show_summary
+
+    modes: Sequence[ProgressMode] = ("auto", "bar", "plain", "none")
+    mode = next((mode for mode in modes if mode == progress), None)
+    if mode is None:
+        raise UsageError(
+            f"--progress {progress}: no such way", code="E_PROGRESS", remedy=f"one of {', '.join(modes)}"
+        )
+    console = open_console()
+    writes = as_json
+    is_dry = False
+    with open_screen(mode, console, verbosity=verbosity) as screen:
+        for event in events:
+            if writes:
+                writes = _write_line(event.as_json(), console)
+            screen.show(event)
+            is_dry |= isinstance(event, AssetPlanned)
+    assert isinstance(event, RunFinished)
+    if verbosity >= 0 and not is_dry:
+        show_summary(console, event)
+    return event
+
+
+def _write_line(line: str, console: Console) -> bool:
+    """Write to stdout; False once nobody reads it any more, which is no reason to end a run."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say("warning: stdout was closed; going on without events", style="yellow")
+        return False
+    return True
+
+
+def _deadlines(timeouts: Sequence[str]) -> dict[str, float]:
+    """Read STAGE=SECONDS."""
+    table = {}
+    for text in timeouts:
+        stage, _, seconds = text.partition("=")
+        try:
+            table[stage.strip()] = float(seconds)
+        except ValueError as error:
+            raise UsageError(
+                f"--timeout {text}: expected STAGE=SECONDS",
+                code="E_TIMEOUT_FLAG",
+                remedy="--timeout unwrap=600",
+            ) from error
+        if not 0 < table[stage.strip()] < float("inf"):
+            raise UsageError(f"--timeout {text}: not a number of seconds", code="E_TIMEOUT_FLAG")
+    return table

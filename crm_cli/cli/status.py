@@ -1,0 +1,33 @@
+"""`crm status`: what an output folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crm_cli.cli.console import JsonOption, say
+
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of crm.")]
+
+
+def status(out: OutArgument, as_json: JsonOption = False) -> None:
+    """Say what is finished and what failed, at any time."""
+    from crm_cli.run.status import status as read_status
+    from crm_cli.run.wire import to_plain
+    from crm_cli.screen import with_path
+
+    standing = read_status(out)
+    if as_json:
+        typer.echo(json.dumps(to_plain(standing)))
+        return
+    say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
+    if standing.damaged:
+        say(f"{standing.damaged} with files missing or changed; convert again to redo them", to_stdout=True)
+    for failure in standing.failures:
+        words = with_path(failure.asset, failure.message, code=failure.code)
+        say(f"failed in {failure.stage}: {words}", to_stdout=True)
+    if standing.is_running:
+        say("a run is at work", to_stdout=True)
