@@ -30,14 +30,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
-from crm_cli.preset import STAGE_SECTIONS, Preset
+from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
 from crm_cli.records import Checks
-from crm_cli.run.wire import dumps, from_plain
+from crm_cli.run.wire import dumps, from_plain, to_plain
 
 FORMAT = 1
 
 STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 1, "mesh": 1, "out": 1}
 """Raised by hand when a stage's code gives another result; the package's version would redo everything."""
+
+LATER_SETTINGS: Mapping[str, Any] = {
+    "cutout.framing": "subject",
+    "rgb.guided": 1.0,
+    "ccm.guided": 1.0,
+    "views.truncate": False,
+    "reconstruction.dense": False,
+}
+"""Settings that came after version 0.1.0, with the value that says what was done before.
+
+With that value a setting is no part of a key, so that an upgrade redoes nothing.
+"""
 
 FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE})
 """Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
@@ -89,7 +101,7 @@ class Recipe:
     @classmethod
     def of(cls, preset: Preset, weights: Mapping[str, str]) -> Recipe:
         """Digest a preset once for a whole run."""
-        settings = {stage: preset.fingerprint(*sections) for stage, sections in STAGE_SECTIONS.items()}
+        settings = {stage: _settings_digest(preset, sections) for stage, sections in STAGE_SECTIONS.items()}
         return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seed=preset.seed)
 
     def keys(self, input_sha256: str) -> Keys:
@@ -124,6 +136,9 @@ class CommitRecord:
     keys: Keys
     outputs: tuple[Output, ...]
     weights: Mapping[str, str]
+    weights_name: str = ""
+    """Of the whole set, as `weights_digest`; empty in records of version 0.1.0."""
+    weights_digest: str = ""
     params_sha: str
     seed: int
     seconds: Mapping[str, float]
@@ -151,6 +166,17 @@ class CommitRecord:
         if not mark or tail != b'%08x"}\n' % zlib.crc32(body):
             raise ValueError("checksum does not match")
         return from_plain(cls, json.loads(body + b"}"))
+
+
+def _settings_digest(preset: Preset, sections: Sequence[str]) -> str:
+    """SHA-256 over what a stage reads of a preset, as canonical JSON."""
+    values = {name: to_plain(value_of(preset, name)) for name in sections}
+    for key, silent in LATER_SETTINGS.items():
+        section, _, name = key.partition(".")
+        if section in values and values[section].get(name) == silent:
+            del values[section][name]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def hash_file(path: Path) -> Input:
