@@ -17,12 +17,16 @@ from crm_cli.run.events import (
     AssetPlanned,
     AttemptFailed,
     Event,
+    Forecast,
     Plan,
     Progress,
     RunFinished,
     StageFinished,
+    StageProgress,
     StageStarted,
     Warned,
+    duration,
+    weights_label,
 )
 
 if TYPE_CHECKING:
@@ -32,6 +36,9 @@ ProgressMode = Literal["auto", "bar", "plain", "none"]
 
 HEARTBEAT_S = 30.0
 """How often a log hears that a run is alive."""
+
+STEPS_EVERY_S = 60.0
+"""How often a log hears how far a photo is within a long stage."""
 
 FRAMES_PER_S = 8
 
@@ -99,6 +106,7 @@ class PlainScreen(QuietScreen):
         self._count = 0
         self._total = 0
         self._last_line = time.monotonic()
+        self._last_steps = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Print what belongs in a log."""
@@ -127,6 +135,11 @@ class PlainScreen(QuietScreen):
                 return [f"again: {event.path}: {event.reason}"]
             case Warned():
                 return [f"warning: {event.message}"]
+            case Forecast():
+                return [event.message]
+            case StageProgress() if time.monotonic() - self._last_steps >= STEPS_EVERY_S:
+                self._last_steps = time.monotonic()
+                return [f"{event.path}: {event.stage} {_steps(event)}"]
             case Progress() if time.monotonic() - self._last_line > HEARTBEAT_S:
                 return [_progress(event)]
             case StageFinished() if self._shows_stages:
@@ -142,6 +155,7 @@ class LiveScreen(PlainScreen):
 
         super().__init__(console, shows_stages=False)
         self._running: dict[str, tuple[str, float]] = {}
+        self._steps: dict[str, StageProgress] = {}
         self._progress: Progress | None = None
         self._finished = 0
         self._failed = 0
@@ -173,6 +187,10 @@ class LiveScreen(PlainScreen):
         match event:
             case StageStarted():
                 self._running[str(event.path)] = (event.stage, time.monotonic())
+                self._steps.pop(str(event.path), None)
+                return
+            case StageProgress():
+                self._steps[str(event.path)] = event
                 return
             case Progress():
                 self._progress = event
@@ -204,8 +222,10 @@ class LiveScreen(PlainScreen):
         rows = Table.grid(padding=(0, 2))
         # A copy: the run adds photos while another thread draws.
         for name, (stage, since) in list(self._running.items())[:SHOWN_RUNNING]:
-            seconds = f"{time.monotonic() - since:.0f} s"
-            rows.add_row(Text(stage, style="cyan"), Text(seconds), Text(display_name(name)))
+            spent = duration(time.monotonic() - since)
+            steps = self._steps.get(name)
+            far = _steps(steps) if steps and steps.stage == stage else ""
+            rows.add_row(Text(stage, style="cyan"), Text(spent), Text(display_name(name)), Text(far))
         return Group(head, rows)
 
 
@@ -235,6 +255,9 @@ def show_summary(console: Console, event: RunFinished) -> None:
             kinds = ", ".join(f"{kind} {many}" for kind, many in classes)
             detail = f"({kinds})" if name == "failed" else ""
             table.add_row(name, Text(str(count), justify="right"), detail)
+    if event.weights:
+        label = display_name(weights_label(event.weights, event.weights_digest))
+        table.add_row("weights", Text(label, justify="right"), "")
     table.add_row("time", Text(f"{event.seconds:.1f} s", justify="right"), "")
     if event.seconds > 0 and event.counts.get("converted"):
         rate = event.counts["converted"] * 3600 / event.seconds
@@ -254,7 +277,16 @@ def _plan(event: Plan) -> str:
     parts += [f"{event.conflicts} in conflict"] if event.conflicts else []
     again = {reason: count for reason, count in event.reasons.items() if reason != "new"}
     parts += [f"{count} because: {reason}" for reason, count in sorted(again.items())]
-    return ", ".join(parts) + (f"; {_count(event.workers, 'worker')}" if event.workers else "")
+    line = ", ".join(parts) + (f"; {_count(event.workers, 'worker')}" if event.workers else "")
+    return line + (
+        f"; weights: {weights_label(event.weights, event.weights_digest)}" if event.weights else ""
+    )
+
+
+def _steps(event: StageProgress) -> str:
+    """How far a photo is within its stage, and how long that will go on."""
+    left = "" if event.eta_s is None else f", {duration(event.eta_s)} left"
+    return f"{event.done} of {event.of}{left}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -269,7 +301,6 @@ def _speed(event: Progress) -> str:
     """Photos an hour and the time left."""
     if event.eta_s is None:
         return "first photos"
-    minutes, seconds = divmod(round(event.eta_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
-    return f"{event.rate:.0f} an hour, {left} left"
+    # A photo that takes minutes makes a rate of a few an hour, where the digit after the point counts.
+    rate = f"{event.rate:.0f}" if event.rate >= 10 else f"{event.rate:.1f}"
+    return f"{rate} an hour, {duration(event.eta_s)} left"

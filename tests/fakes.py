@@ -5,6 +5,7 @@ hang_   never ends              exit0_  leaves politely      slow_  takes a whil
 noisy_  prints on stdout        once_   crashes the first time only
 space_  a full disk             liar_   announces more bytes than it wrote
 nan_    measures a volume that is no number
+steps_  takes a while, and tells its steps all along
 lacking_  finds that the machine lacks something
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from crm_cli.errors import EnvironmentProblem, PhotoError
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Checks, Job, WrittenFile
-from crm_cli.run.options import Engine
+from crm_cli.run.options import Engine, UsedWeights
 
 CHECKS = Checks(
     vertices=8, faces=12, is_closed=True, is_manifold=True, is_oriented=True, volume=1.0, euler=2,
@@ -35,29 +36,49 @@ STAGES = ("prepare", "imagine", "reconstruct", "unwrap", "bake", "deliver")
 
 SLOW_S = 0.3
 
+PHOTO_S = 1500.0
+"""What a large line expects a photo to take."""
+
+
+STEPS = 8
+"""How many steps a photo named after them takes."""
+
+Steps = Callable[[int, int], None]
+
 
 class FakeLine:
     """Writes one small file a format, from the photo's bytes, the preset and, as sums do, the threads."""
 
-    def __init__(self, preset: Preset, threads: int) -> None:
+    def __init__(self, preset: Preset, threads: int, precision: str) -> None:
         self._preset = preset
         self._threads = threads
+        self._precision = precision
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         assert "torch" not in sys.modules
-        return cls(preset, threads)
+        return cls(preset, threads, precision)
 
-    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
-        return self._made(job, report_stage, obey=_obey)
+    def forecast_s(self) -> float | None:
+        return None
 
-    def _made(self, job: Job, report_stage: Callable[[str], None], obey: Callable[[Job], None]) -> Asset:
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        return self._made(job, report_stage, report_step, obey=_obey)
+
+    def _made(
+        self,
+        job: Job,
+        report_stage: Callable[[str], None],
+        report_step: Steps,
+        obey: Callable[[Job], None],
+    ) -> Asset:
         data = (job.root / job.path).read_bytes()
         for stage in STAGES:
             report_stage(stage)
             if stage == "unwrap":
                 obey(job)
+                _tell_steps(job, report_step)
         formats = self._preset.export.formats
         files = tuple(self._write(job, data, name) for name in formats)
         checks = replace(CHECKS, volume=math.nan) if job.path.name.startswith("nan_") else CHECKS
@@ -77,15 +98,45 @@ class FakeLine:
 class KindLine(FakeLine):
     """A line that refuses nothing."""
 
-    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
-        return self._made(job, report_stage, obey=lambda job: None)
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        return self._made(job, report_stage, report_step, obey=lambda job: None)
+
+
+class ToldLine(FakeLine):
+    """A line that says how it was opened, in the file it writes."""
+
+    def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
+        told = f"{self._preset.weights} {self._threads} {self._precision}".encode()
+        return super()._write(job, told, suffix)
+
+
+class LargeLine(FakeLine):
+    """A line that will take its time."""
+
+    def forecast_s(self) -> float | None:
+        return PHOTO_S
+
+
+class QuickLine(FakeLine):
+    """A line whose forecast is not worth a word."""
+
+    def forecast_s(self) -> float | None:
+        return 0.5
+
+
+class RamblingLine(FakeLine):
+    """A line whose steps are no numbers."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        report_step("many", 2)  # type: ignore[arg-type]
+        return super().convert(job, report_stage, report_step)
 
 
 class ClosedLine(FakeLine):
     """A line that cannot be opened on this machine."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
         raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
 
 
@@ -93,9 +144,16 @@ class DeadLine(FakeLine):
     """A line whose library crashes while it is loaded."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
+
+
+def _tell_steps(job: Job, report_step: Steps) -> None:
+    if job.path.name.startswith("steps_"):
+        for step in range(STEPS):
+            time.sleep(SLOW_S)
+            report_step(step + 1, STEPS)
 
 
 def _obey(job: Job) -> None:
@@ -128,8 +186,17 @@ def _obey(job: Job) -> None:
                 os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def engine(line: str = "FakeLine", weights: str = "w1") -> Engine:
-    return Engine(line=f"fakes:{line}", weights=lambda preset: {"views": weights, "mesh": weights})
+def engine(
+    line: str = "FakeLine", weights: str = "w1", *, architecture: str = "small", name: str = "fakes"
+) -> Engine:
+    used = UsedWeights(
+        name=name,
+        architecture=architecture,
+        digest=hashlib.sha256(weights.encode()).hexdigest(),
+        stages={"views": weights, "mesh": weights},
+        largest_bytes=4_000_000_000,
+    )
+    return Engine(line=f"fakes:{line}", weights=lambda preset: used)
 
 
 if __name__ == "__main__":

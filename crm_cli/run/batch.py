@@ -19,17 +19,21 @@ from pathlib import Path
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, Locked, NoInput, OutputError, PhotoError
 from crm_cli.export.sheet import refuse_foreign
-from crm_cli.preset import Preset
+from crm_cli.preset import AUTO, Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.conveyor import (
     Conveyor,
     Finished,
     NotOpened,
+    Opened,
     Staged,
+    Stepped,
     check_device,
     deadlines,
     default_workers,
     find_devices,
+    memory_problem,
+    threads_each,
 )
 from crm_cli.run.events import (
     AssetFinished,
@@ -42,12 +46,15 @@ from crm_cli.run.events import (
     RunFinished,
     RunStarted,
     StageFinished,
+    StageProgress,
     StageStarted,
     Status,
     Warned,
+    weights_label,
 )
+from crm_cli.run.forecast import forecast
 from crm_cli.run.journal import Journal, last_failures
-from crm_cli.run.options import PRODUCTION, Engine, RunOptions, Stop
+from crm_cli.run.options import PRODUCTION, Engine, RunOptions, Stop, UsedWeights, check_precision
 from crm_cli.run.plan import Planned, Planner
 from crm_cli.run.report import RunFacts, write_report
 from crm_cli.run.store import (
@@ -77,11 +84,6 @@ MAX_UNOPENED = 3
 GRACE_S = 20.0
 """How long SIGTERM and SIGHUP let running photos finish: schedulers kill after 30 s."""
 
-THREADS = 1
-"""Of every worker, on any machine and however few photos are left: more threads add the same numbers in
-another order, and an asset must not tell whether its run was interrupted. Workers use the cores instead.
-"""
-
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
 
@@ -106,11 +108,16 @@ def convert(
         with _writing(options.out):
             refuse_foreign(options.out, len(found.photos))
     check_device(options.device)
+    check_precision(options.precision)
     deadlines(("cpu",), options.deadlines_s)
-    recipe = Recipe.of(preset, engine.weights(preset))
+    weights = engine.weights(preset)
+    if preset.weights == AUTO:
+        # Workers must read what was found now, also where better weights arrive while the run goes on.
+        preset = replace(preset, weights=weights.name)
+    recipe = Recipe.of(preset, weights.stages)
     if options.dry_run:
         planner = _planner(Records.scan(options.out), recipe, options)
-        yield from _announce([planner.decide(photo) for photo in found.photos])
+        yield from _announce([planner.decide(photo) for photo in found.photos], weights)
         return
     run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
     try:
@@ -124,7 +131,7 @@ def convert(
         return
     try:
         planner = _planner(store.records, recipe, options)
-        yield from _run(found.photos, planner, store, preset, options, stop, engine)
+        yield from _run(found.photos, planner, store, preset, options, stop, engine, weights)
     finally:
         store.close()
 
@@ -137,18 +144,30 @@ def _run(
     options: RunOptions,
     stop: Stop,
     engine: Engine,
+    weights: UsedWeights,
 ) -> Iterator[Event]:
     """Plan, open the journal and the pool, and work, all under the output folder's lock."""
     plan = [planner.decide(photo) for photo in photos if stop.signal is None]
     to_convert = sum(planned.action == "convert" for planned in plan)
     # Asking for devices may take seconds: not where there is nothing to do.
     devices = find_devices(options.device) if to_convert else ("cpu",)
-    workers = min(options.jobs or default_workers(devices), to_convert)
+    is_small = weights.is_small
+    workers = min(options.jobs or default_workers(devices, is_small=is_small), to_convert)
+    if workers and not is_small and devices[0] == "cpu":
+        problem = memory_problem(weights.largest_bytes, workers=workers)
+        if problem:
+            yield Warned(message=problem)
     folder = options.out / ".crm" / "runs" / store.run
     with _writing(options.out):
         folder.mkdir()
     conveyor = Conveyor(
-        Launch(preset=preset, device=devices[0], threads=THREADS, line=engine.line),
+        Launch(
+            preset=preset,
+            device=devices[0],
+            threads=threads_each(devices, is_small=is_small, jobs=options.jobs),
+            precision=options.precision,
+            line=engine.line,
+        ),
         devices=devices,
         workers=workers,
         deadlines_s=deadlines(devices, options.deadlines_s),
@@ -158,7 +177,7 @@ def _run(
         with Journal(options.out, store.run) as journal:
             batch = _Batch(
                 plan, options=options, preset=preset, planner=planner, store=store, journal=journal,
-                conveyor=conveyor, stop=stop, folder=folder, device=", ".join(devices),
+                conveyor=conveyor, stop=stop, folder=folder, device=", ".join(devices), weights=weights,
             )  # fmt: skip
             yield from batch.run(workers=workers)
     finally:
@@ -185,15 +204,15 @@ def _planner(records: Records, recipe: Recipe, options: RunOptions) -> Planner:
     )
 
 
-def _announce(plan: Sequence[Planned]) -> Iterator[Event]:
+def _announce(plan: Sequence[Planned], weights: UsedWeights) -> Iterator[Event]:
     """Say what a run would do, photo by photo."""
     for planned in plan:
         yield AssetPlanned(path=planned.found.path, action=planned.action, reason=planned.reason)
-    yield _summary(plan, workers=0)
+    yield _summary(plan, weights, workers=0)
     yield RunFinished(exit_code=ExitCode.DONE, counts={}, failures={}, seconds=0.0)
 
 
-def _summary(plan: Sequence[Planned], *, workers: int) -> Plan:
+def _summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:
     counts = Counter(planned.action for planned in plan)
     return Plan(
         photos=len(plan),
@@ -203,6 +222,8 @@ def _summary(plan: Sequence[Planned], *, workers: int) -> Plan:
         conflicts=counts["conflict"],
         workers=workers,
         reasons=dict(Counter(planned.reason for planned in plan if planned.action == "convert")),
+        weights=weights.name,
+        weights_digest=weights.digest,
     )
 
 
@@ -235,6 +256,7 @@ class _Batch:
         stop: Stop,
         folder: Path,
         device: str,
+        weights: UsedWeights,
     ) -> None:
         self._options = options
         self._preset = preset
@@ -244,8 +266,14 @@ class _Batch:
         self._conveyor = conveyor
         self._stop = stop
         self._folder = folder
+        self._weights = weights
         self._clock = time.monotonic()
-        self._facts = RunFacts(started=datetime.now().astimezone(), clock=self._clock, device=device)
+        self._facts = RunFacts(
+            started=datetime.now().astimezone(),
+            clock=self._clock,
+            device=device,
+            weights=weights_label(weights.name, weights.digest),
+        )
         self._plan = plan
         self._photos = [planned.found.file for planned in plan]
         self._queue: deque[tuple[Planned, int]] = deque()
@@ -258,11 +286,17 @@ class _Batch:
         self._unopened = 0
         self._last_progress = 0.0
         self._has_announced_stop = False
+        self._has_forecast = False
 
     def run(self, *, workers: int) -> Iterator[Event]:
         """Do everything that the plan asks for."""
         self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
-        about = {"run": self._store.run, "preset": asdict(self._preset), "options": self._options}
+        about = {
+            "run": self._store.run,
+            "preset": asdict(self._preset),
+            "options": self._options,
+            "weights": self._weights,
+        }
         self._write_file("run.json", dumps(about))
         with _writing(self._options.out):
             lines = (self._folder / "events.ndjson").open("a", encoding="ascii")
@@ -279,14 +313,20 @@ class _Batch:
             write_atomically(self._folder / name, text.encode("ascii"), run=self._store.run)
 
     def _events(self, *, workers: int) -> Iterator[Event]:
-        yield RunStarted(run=self._store.run, out=self._options.out)
-        yield _summary(self._plan, workers=workers)
+        yield RunStarted(
+            run=self._store.run,
+            out=self._options.out,
+            weights=self._weights.name,
+            weights_digest=self._weights.digest,
+            architecture=self._weights.architecture,
+        )
+        yield _summary(self._plan, self._weights, workers=workers)
         for planned in self._plan:
             if planned.action == "convert":
                 self._queue.append((planned, 1))
             else:
                 yield self._settle_at_once(planned)
-        yield from self._work()
+        yield from self._work(workers=workers)
         exit_code = self._exit_code()
         report = self._write_report()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
@@ -296,11 +336,13 @@ class _Batch:
             failures=dict(self._failures),
             seconds=round(time.monotonic() - self._clock, 3),
             report=report,
+            weights=self._weights.name,
+            weights_digest=self._weights.digest,
         )
         self._write_file("summary.json", finished.as_json())
         yield finished
 
-    def _work(self) -> Iterator[Event]:
+    def _work(self, *, workers: int) -> Iterator[Event]:
         """Keep workers busy until nothing is left, or somebody says stop."""
         grace_ends: float | None = None
         while self._attempts or (self._queue and not self._is_stopping):
@@ -309,8 +351,12 @@ class _Batch:
             for report in self._conveyor.wait(TICK_S):
                 if isinstance(report, NotOpened):
                     self._send_back(report)
+                elif isinstance(report, Opened):
+                    yield from self._foresee(report, workers=workers)
                 elif isinstance(report, Staged):
                     yield from self._enter_stage(report)
+                elif isinstance(report, Stepped):
+                    yield self._step(report)
                 else:
                     yield from self._finish(report)
             if self._stop.signal in (signal.SIGTERM, signal.SIGHUP) and grace_ends is None:
@@ -363,6 +409,33 @@ class _Batch:
                 remedy="see `crm doctor`",
             )
         self._queue.appendleft((attempt.planned, attempt.number))
+
+    def _foresee(self, report: Opened, *, workers: int) -> Iterator[Event]:
+        """Say once how long all this will take, before the first photo's work begins."""
+        if self._has_forecast or report.forecast_s is None:
+            return
+        self._has_forecast = True
+        photos = len(self._attempts) + len(self._queue)
+        yield from forecast(
+            report.forecast_s,
+            photos=photos,
+            workers=workers,
+            weights=self._weights.name,
+            preset=self._preset,
+        )
+
+    def _step(self, report: Stepped) -> Event:
+        """Say how far a photo is within its stage."""
+        attempt = self._attempts[report.job.id]
+        spent_s = time.monotonic() - attempt.since
+        left_s = spent_s * (report.of - report.done) / report.done if report.done > 0 else None
+        return StageProgress(
+            path=report.job.path,
+            stage=attempt.stage,
+            done=report.done,
+            of=report.of,
+            eta_s=None if left_s is None else round(left_s, 1),
+        )
 
     def _enter_stage(self, report: Staged) -> Iterator[Event]:
         self._unopened = 0
@@ -434,6 +507,8 @@ class _Batch:
                 Output(path=file.path, size=file.size, mtime_ns=0, sha256=file.sha256) for file in asset.files
             ),
             weights=recipe.weights,
+            weights_name=self._weights.name,
+            weights_digest=self._weights.digest,
             params_sha=recipe.params_sha,
             seed=recipe.seed,
             seconds=asset.seconds,
@@ -538,9 +613,7 @@ class _Batch:
         if not self._options.report or not self._plan:
             return None
         with _writing(self._options.out):
-            return write_report(
-                self._plan, self._outcomes, preset=self._preset, options=self._options, facts=self._facts
-            )
+            return write_report(self._plan, self._outcomes, options=self._options, facts=self._facts)
 
     def _exit_code(self) -> ExitCode:
         if self._stop.signal is not None:

@@ -30,7 +30,7 @@ OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
 
 DEADLINES_S: Mapping[str, float] = {
-    OPENING: 300,
+    OPENING: 900,
     "prepare": 90,
     "imagine": 300,
     "reconstruct": 120,
@@ -38,10 +38,13 @@ DEADLINES_S: Mapping[str, float] = {
     "bake": 120,
     "deliver": 120,
 }
-"""Several times what the slowest photo took: a deadline ends a hang, it does not hurry anybody."""
+"""Several times what the slowest photo took: a deadline ends a hang, it does not hurry anybody.
+
+It counts from the last sign of life: from the start of the stage, or from the latest step told within it.
+"""
 
 DEADLINES_CPU_S: Mapping[str, float] = {**DEADLINES_S, "imagine": 3600, "reconstruct": 900, "bake": 600}
-"""Without an accelerator the published networks need the better part of an hour for one photo."""
+"""Without an accelerator a single step of the published networks may take minutes."""
 
 MEMORY_PER_WORKER = 1_500_000_000
 """Bytes: torch, the small networks, and one photo at full size."""
@@ -62,6 +65,22 @@ class Staged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A worker is ready; what it expects a photo to take."""
+
+    forecast_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A photo is so far within its stage."""
+
+    job: Job
+    done: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """A photo is through, one way or the other."""
 
@@ -79,7 +98,7 @@ class NotOpened:
     reason: str
 
 
-Report = Staged | Finished | NotOpened
+Report = Opened | Staged | Stepped | Finished | NotOpened
 
 
 class Conveyor:
@@ -217,15 +236,20 @@ class _Worker:
         if "refused" in message:
             raise _reraised(message["refused"])
         if "ready" in message:
+            forecast_s = from_plain(float | None, message.get("forecast_s"))  # type: ignore[arg-type]
             self._is_open = True
             if job is not None:
                 self.take(job)
-            return []
+            return [Opened(forecast_s=forecast_s)]
         if job is None:
             raise ValueError("an answer nobody asked for")
         if "stage" in message:
             self._enter(str(message["stage"]))
             return [Staged(job=job, stage=self.stage)]
+        if "step" in message:
+            done, of = from_plain(tuple[int, ...], message["step"])
+            self._enter(self.stage)  # it lives: its deadline starts again
+            return [Stepped(job=job, done=done, of=of)]
         if "done" in message:
             finished = Finished(job=job, outcome=from_plain(Asset, message["done"]))
         else:
@@ -289,7 +313,8 @@ class _Worker:
         """Class, code and words for how the process ended."""
         status = self._process.returncode
         if self.is_overdue:
-            return "timeout", "E_TIMEOUT", f"no end after {self._deadlines_s.get(self.stage, 0):g} s"
+            limit_s = self._deadlines_s.get(self.stage, 0)
+            return "timeout", "E_TIMEOUT", f"no sign of life for {limit_s:g} s"
         if self.complaint:
             return "crash", "E_PROTOCOL", self.complaint
         if status == -signal.SIGKILL:
@@ -387,13 +412,47 @@ def _may_have_accelerator() -> bool:
     return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
 
 
-def default_workers(devices: Sequence[str]) -> int:
-    """One worker for each accelerator; on the CPU one for each core, as long as memory lasts."""
+def default_workers(devices: Sequence[str], *, is_small: bool = True) -> int:
+    """One worker for each accelerator; on the CPU one for each core, as long as memory lasts.
+
+    is_small: the networks are the embedded ones. Of larger ones a single worker uses every core of a CPU:
+    more would be no faster together, and would fill gigabytes each.
+    """
     if devices[0] != "cpu":
         return len(devices)
+    if not is_small:
+        return 1
     memory = usable_memory()
     by_memory = memory // MEMORY_PER_WORKER if memory is not None else usable_cores()
     return max(1, min(usable_cores(), by_memory))
+
+
+def threads_each(devices: Sequence[str], *, is_small: bool, jobs: int | None) -> int:
+    """Threads of every worker.
+
+    Never more than one for the embedded networks, on any machine and however few photos are left: more
+    threads add the same numbers in another order, and an asset must not tell whether its run was
+    interrupted. Workers use the cores instead. On a CPU larger networks get all cores, shared by the jobs
+    that were asked for, also where fewer photos than these are left.
+    """
+    if is_small or devices[0] != "cpu":
+        return 1
+    return max(1, usable_cores() // (jobs or 1))
+
+
+def memory_problem(weights_bytes: int, *, workers: int) -> str | None:
+    """Say so where workers with large networks on a CPU will fill more memory than there is.
+
+    weights_bytes: of the largest part. The published ones are stored in single precision, which is what
+    they are calculated in at most.
+    """
+    memory, wanted = usable_memory(), workers * (MEMORY_PER_WORKER + weights_bytes)
+    if memory is None or wanted <= memory:
+        return None
+    who = "a worker" if workers == 1 else f"{workers} workers"
+    return f"{who} may need {wanted / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free: " + (
+        "expect a crash, or use --weights embedded" if workers == 1 else "use fewer --jobs"
+    )
 
 
 def deadlines(devices: Sequence[str], changes: Mapping[str, float]) -> Mapping[str, float]:

@@ -51,6 +51,10 @@ class RunStarted(Event):
     type: ClassVar[str] = "run_started"
     run: str
     out: Path
+    weights: str = ""
+    """Name of the set of weights that is really used."""
+    weights_digest: str = ""
+    architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,20 @@ class Plan(Event):
     workers: int
     reasons: Mapping[str, int]
     """How many photos are converted for which reason."""
+    weights: str = ""
+    weights_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast(Event):
+    """How long it will take, said before the first photo's work begins, where it is worth saying."""
+
+    type: ClassVar[str] = "forecast"
+    photo_s: float
+    """Seconds for one photo in one worker."""
+    run_s: float
+    """Seconds for all that is to be converted."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +112,19 @@ class StageStarted(Event):
     type: ClassVar[str] = "stage_started"
     path: PurePosixPath
     stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageProgress(Event):
+    """A photo is so far within a long stage; at most once a second for each worker."""
+
+    type: ClassVar[str] = "stage_progress"
+    path: PurePosixPath
+    stage: str
+    done: int
+    of: int
+    eta_s: float | None
+    """Seconds until the stage ends, if it goes on as it went."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +193,22 @@ class RunFinished(Event):
     """Failed photos by class."""
     seconds: float
     report: Path | None = None
+    weights: str = ""
+    weights_digest: str = ""
+
+
+def weights_label(name: str, digest: str) -> str:
+    """How people are told which weights were used: a name can be given twice, bytes cannot."""
+    return f"{name} ({digest[:12]})"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _approximate(value: Any) -> Any:

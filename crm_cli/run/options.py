@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crm_cli.preset import Preset
+from crm_cli.errors import UsageError
+from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
 from crm_cli.run.walk import Selection
 from crm_cli.run.worker import PIPELINE
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+"""What the networks may calculate in; auto is what the device does best."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedWeights:
+    """The weights that a run really reads: what `auto` became."""
+
+    name: str
+    architecture: str
+    digest: str
+    """Of the whole set."""
+    stages: Mapping[str, str]
+    """Digest of the weights that a stage reads, by stage."""
+    largest_bytes: int = 0
+    """Size of the largest part, which is in memory as a whole while its stage runs."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether many photos at a time fit a CPU."""
+        return self.architecture == EMBEDDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +40,8 @@ class Engine:
     """What converts a photo, and which weights it reads. Tests swap it; no preset can."""
 
     line: str
-    weights: Callable[[Preset], Mapping[str, str]]
-    """Digest of the weights that a stage reads, by stage; raises EnvironmentProblem where there are none."""
+    weights: Callable[[Preset], UsedWeights]
+    """Finds what a preset's weights are on this machine; raises EnvironmentProblem where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +55,8 @@ class RunOptions:
     preset_name: str = "default"
     device: str = "auto"
     jobs: int | None = None
+    precision: str = AUTO
+    """One of PRECISIONS."""
     deadlines_s: Mapping[str, float] = field(default_factory=dict)
     max_mpixels: float = 64.0
     overwrite: bool = False
@@ -53,14 +78,45 @@ class Stop:
     """A second one: running photos are given up."""
 
 
-def weights_digests(preset: Preset) -> dict[str, str]:
-    """Digests of the weights on disk, for the stages that read them."""
-    from crm_cli.models.weights import digest_of, find
+def check_precision(wanted: str) -> None:
+    """Refuse what no network can calculate in."""
+    if wanted not in PRECISIONS:
+        raise UsageError(
+            f"--precision {wanted}: no such precision",
+            code="E_PRECISION",
+            remedy=f"one of {', '.join(PRECISIONS)}",
+        )
 
-    files = find(preset.weights).files
-    both = "".join(digest_of(files[name]) for name in ("rgb", "ccm"))
-    views = hashlib.sha256(both.encode("ascii")).hexdigest()
-    return {"views": views, "mesh": digest_of(files["reconstruction"])}
+
+def used_weights(preset: Preset) -> UsedWeights:
+    """What a preset's weights are on this machine."""
+    from crm_cli.models.weights import find
+
+    found = find(preset.weights)
+    views = [part for part in found.parts if part != "reconstruction"]
+    if found.architecture == EMBEDDED:
+        # As since the first version: photos finished with these weights stay finished.
+        both = "".join(file.sha256 for part in ("rgb", "ccm") for file in found.files_of(part))
+        stages = {
+            "views": hashlib.sha256(both.encode("ascii")).hexdigest(),
+            "mesh": found.files_of("reconstruction")[0].sha256,
+        }
+    else:
+        stages = {"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")}
+    return UsedWeights(
+        name=found.name,
+        architecture=found.architecture,
+        digest=found.digest,
+        stages=stages,
+        largest_bytes=max(sum(file.bytes for file in files) for files in found.parts.values()),
+    )
 
 
-PRODUCTION = Engine(line=PIPELINE, weights=weights_digests)
+def load_suited(name: str, overrides: Sequence[Override], engine: Engine) -> ResolvedPreset:
+    """Read a preset, with what suits the weights that it will find on this machine."""
+    resolved = load_preset(name, overrides)
+    architecture = engine.weights(resolved.preset).architecture
+    return load_preset(name, overrides, architecture=architecture)
+
+
+PRODUCTION = Engine(line=PIPELINE, weights=used_weights)

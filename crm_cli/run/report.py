@@ -11,7 +11,6 @@ from pathlib import Path
 
 from crm_cli import __version__
 from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
-from crm_cli.preset import Preset
 from crm_cli.records import Failed, WrittenFile
 from crm_cli.run.options import RunOptions
 from crm_cli.run.plan import Planned
@@ -27,13 +26,14 @@ class RunFacts:
     clock: float
     """time.monotonic() when the run began."""
     device: str
+    weights: str
+    """Label of the set that was really used."""
 
 
 def write_report(
     plan: Sequence[Planned],
     outcomes: Mapping[str, CommitRecord | Failed],
     *,
-    preset: Preset,
     options: RunOptions,
     facts: RunFacts,
 ) -> Path:
@@ -43,8 +43,6 @@ def write_report(
 
     outcomes: by asset id; a photo without one was not reached.
     """
-    from crm_cli.models.weights import name_of
-
     entries = [
         _entry(planned, outcomes[planned.found.id]) for planned in plan if planned.found.id in outcomes
     ]
@@ -52,7 +50,7 @@ def write_report(
     summary = SheetSummary(
         started=facts.started,
         wall_s=time.monotonic() - facts.clock,
-        weights=name_of(preset.weights),
+        weights=facts.weights,
         preset=options.preset_name,
         device=facts.device,
         version=__version__,

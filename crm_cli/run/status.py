@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from crm_cli.errors import NoInput
+from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.store import Records, refuse_newer
 
@@ -23,6 +25,8 @@ class Standing:
     damaged: int
     """Assets with a record whose files are missing or were changed since."""
     low_confidence: int
+    weights: Mapping[str, int]
+    """Finished assets by the weights that made them; those of version 0.1.0 do not tell."""
     failures: tuple[LastFailure, ...]
     is_running: bool
     last_run: Mapping[str, object]
@@ -38,6 +42,7 @@ def status(out: Path) -> Standing:
     failures = last_failures(out)
     records = Records.scan(out)
     finished = damaged = low = 0
+    weights: Counter[str] = Counter()
     for record in records.newest():
         is_intact = records.intact(record)
         failure = failures.get(record.asset)
@@ -47,11 +52,14 @@ def status(out: Path) -> Standing:
         finished += is_intact
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
+        if is_intact and record.weights_name:
+            weights[weights_label(record.weights_name, record.weights_digest)] += 1
     return Standing(
         out=out,
         finished=finished,
         damaged=damaged,
         low_confidence=low,
+        weights=weights,
         failures=tuple(failures.values()),
         is_running=_is_locked(out / ".crm" / "lock"),
         last_run=_last_summary(out),

@@ -4,8 +4,9 @@ A photo that crashes or hangs a native library costs this process and nothing el
 over stdin and a private copy of stdout, in length-prefixed JSON:
 
     parent → worker   {"open": Launch}, then {"job": Job} for each photo; end of file means: leave
-    worker → parent   {"ready": true} once; then for each photo {"stage": name} as often as it enters one,
-                      and {"done": Asset} or {"failed": Failed}; at any time {"refused": …}, its last word
+    worker → parent   {"ready": true, "forecast_s": seconds or null} once; then for each photo {"stage": name}
+                      as often as it enters one, {"step": [done, of]} at most once a second, and
+                      {"done": Asset} or {"failed": Failed}; at any time {"refused": …}, its last word
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import ctypes
 import errno
 import faulthandler
 import importlib
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +38,9 @@ PIPELINE = "crm_cli.pipeline:Line"
 NO_SPACE = "E_NO_SPACE"
 """Code of a failure that the next photo would meet as well, since it has the same disk to write to."""
 
+STEP_PAUSE_S = 1.0
+"""How long a worker keeps steps to itself after it has told one: small networks take many a second."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,11 +48,20 @@ class Line(Protocol):
     """The stations that turn one photo into an asset, opened and ready."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int) -> Line:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> Line:
         """Load what the stations need."""
 
-    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
-        """Write the photo's files into the job's scratch folder; name each stage before it starts."""
+    def forecast_s(self) -> float | None:
+        """Seconds that a photo will take, where that is worth saying before the first one starts."""
+
+    def convert(
+        self, job: Job, report_stage: Callable[[str], None], report_step: Callable[[int, int], None]
+    ) -> Asset:
+        """Write the photo's files into the job's scratch folder.
+
+        report_stage: told the name of each stage before it starts. report_step: told, within a long stage,
+        how many steps are done, of how many.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +71,7 @@ class Launch:
     preset: Preset
     device: str
     threads: int
+    precision: str = "auto"
     line: str = PIPELINE
     """Never taken from a preset: a preset can name no code."""
 
@@ -86,9 +102,14 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
             except CrmError as error:
                 send(refused=_describe(error))
                 return
-            send(ready=True)
+            send(ready=True, forecast_s=line.forecast_s())
         else:
-            answer = convert_one(line, from_plain(Job, message["job"]), lambda name: send(stage=name))
+            answer = convert_one(
+                line,
+                from_plain(Job, message["job"]),
+                lambda name: send(stage=name),
+                seldom(lambda done, of: send(step=[done, of])),
+            )
             send(**answer)
             if "refused" in answer:
                 return
@@ -98,10 +119,28 @@ def open_line(launch: Launch) -> Line:
     """Import the pipeline and open it."""
     module, _, name = launch.line.partition(":")
     factory: type[Line] = getattr(importlib.import_module(module), name)
-    return factory.open(launch.preset, device=launch.device, threads=launch.threads)
+    return factory.open(
+        launch.preset, device=launch.device, threads=launch.threads, precision=launch.precision
+    )
 
 
-def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> dict[str, Any]:
+def seldom(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Pass on the first report of steps, and then at most one in STEP_PAUSE_S."""
+    told_at = -math.inf
+
+    def hear(done: int, of: int) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= STEP_PAUSE_S:
+            told_at = now
+            report(done, of)
+
+    return hear
+
+
+def convert_one(
+    line: Line, job: Job, report_stage: Callable[[str], None], report_step: Callable[[int, int], None]
+) -> dict[str, Any]:
     """Convert one photo; whatever goes wrong becomes a value, with its traceback where it is a surprise.
 
     An expected error that is no PhotoError is the machine's: the next photo would meet it as well.
@@ -114,7 +153,7 @@ def convert_one(line: Line, job: Job, report_stage: Callable[[str], None]) -> di
         report_stage(name)
 
     try:
-        asset = line.convert(job, enter)
+        asset = line.convert(job, enter, report_step)
         frame(asset)  # what cannot be told, such as a number that is none, is a failure of this photo
         return {"done": asset}
     except PhotoError as error:
