@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, ExitCode, OutputError
@@ -20,9 +21,10 @@ def network(seed: int = 0, width: int = 5) -> nn.Module:
 def test_what_is_saved_loads_equal_up_to_half_precision(tmp_path: Path) -> None:
     source, target = network(0), network(1)
     digest = weights.save(source, tmp_path / "a.safetensors", METADATA)
-    info = weights.load(target, tmp_path / "a.safetensors")
-    assert info.metadata == METADATA
-    assert info.digest == digest == weights.digest_of(info.file)
+    weights.load(target, [tmp_path / "a.safetensors"])
+    assert digest == weights.digest_of(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()[weights.METADATA_KEY]) == METADATA
     for (name, loaded), original in zip(
         target.state_dict().items(), source.state_dict().values(), strict=True
     ):
@@ -45,7 +47,7 @@ def test_half_precision_is_on_disk(tmp_path: Path) -> None:
 def test_a_file_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     weights.save(network(width=6), tmp_path / "a", {})
     with pytest.raises(EnvironmentProblem, match=r"0\.weight is \[6, 3\], not \[5, 3\].* 3 more") as caught:
-        weights.load(network(), tmp_path / "a")
+        weights.load(network(), [tmp_path / "a"])
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert str(tmp_path / "a") in str(caught.value)
     assert caught.value.remedy
@@ -64,7 +66,7 @@ def test_a_missing_or_left_over_tensor_is_refused(
     weights.save(saved, tmp_path / "a", {})
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     with pytest.raises(EnvironmentProblem, match=message):
-        weights.load(loaded, tmp_path / "a")
+        weights.load(loaded, [tmp_path / "a"])
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
@@ -74,12 +76,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
     weights.save(network(), file, METADATA)
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
-        weights.load(network(), file)
+        weights.load(network(), [file])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match=r"gone\.safetensors.*E_WEIGHTS_MISSING"):
-        weights.load(network(), tmp_path / "gone.safetensors")
+        weights.load(network(), [tmp_path / "gone.safetensors"])
 
 
 def test_a_diverged_network_is_not_saved(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def make_set(folder: Path, *, seed: int = 0) -> None:
 def test_a_folder_of_weights_is_found_and_its_digest_follows_its_contents(tmp_path: Path) -> None:
     make_set(tmp_path)
     found = weights.find(str(tmp_path))
-    assert list(found.files) == ["rgb", "ccm", "reconstruction"]
+    assert list(found.parts) == ["rgb", "ccm", "reconstruction"]
     assert found.digest == weights.find(str(tmp_path)).digest
     weights.save(network(1), tmp_path / "ccm.safetensors", {})
     assert found.digest != weights.find(str(tmp_path)).digest
@@ -130,6 +132,13 @@ def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
     assert "weights=embedded" in caught.value.remedy
 
 
+@pytest.fixture(autouse=True)
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing that the machine of the tests happens to have."""
+    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.mark.parametrize("choice", ["auto", "embedded"])
 def test_the_embedded_set_is_the_one_beside_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
@@ -138,13 +147,11 @@ def test_the_embedded_set_is_the_one_beside_the_package(
     monkeypatch.setattr(weights, "DIRECTORY", tmp_path)
     found = weights.find(choice)
     assert found.name == "embedded"
-    assert found.files["rgb"] == tmp_path / "rgb.safetensors"
+    assert [file.path for file in found.files_of("rgb")] == [tmp_path / "rgb.safetensors"]
 
 
 @pytest.mark.parametrize("name", weights.NAMES)
 def test_shipped_weights_are_trained_and_say_from_what(name: str) -> None:
-    from safetensors import safe_open
-
     with safe_open(weights.DIRECTORY / f"{name}.safetensors", "pt") as opened:
         metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
         # What starts at zero is trained last: an untrained file would still be full of zeros there.
@@ -157,4 +164,4 @@ def test_shipped_weights_are_trained_and_say_from_what(name: str) -> None:
 
 
 def test_the_shipped_weights_fit_into_a_package() -> None:
-    assert sum(file.stat().st_size for file in weights.find("embedded").files.values()) < 32 << 20
+    assert weights.find("embedded").bytes < 32 << 20

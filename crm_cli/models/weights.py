@@ -1,30 +1,51 @@
 """Where weights are, and their strict way into a network.
 
-A weights file is safetensors: half precision on disk, the network's own precision in memory. It either
-fills every parameter of the network and has nothing left over, or it is refused. Finding and hashing the
-files needs no torch: whoever plans a run asks for their digest.
+Weights are safetensors files: half precision or the published one on disk, the precision asked for in
+memory. They either fill every parameter of a network and have nothing left over, or they are refused.
+
+A set lies in a folder, in one of two layouts. What ships with the package has a file NAME.safetensors for
+each network. What was converted from the published files has a list, weights.json, and each of its parts
+in one or more files. Finding a set needs no torch: whoever plans a run asks for its digests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crm_cli.errors import EnvironmentProblem, OutputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 DIRECTORY = Path(__file__).parent.parent / "weights"
 """The weights that ship with the package."""
 
+PUBLISHED_FILES = ("CRM.pth", "pixel-diffusion.pth", "ccm-diffusion.pth")
+"""The three checkpoints as they were published; they are converted before anything reads them."""
+
 NAMES = ("rgb", "ccm", "reconstruction")
-"""The networks of one set, in the order of work; each is a file NAME.safetensors."""
+"""The networks of the embedded set, in the order of work; each is a file NAME.safetensors."""
+
+LATENT_NAMES = ("rgb", "ccm", "vision", "vae", "contexts", "reconstruction")
+"""The parts of a set of the published structure; `architectures` builds them."""
+
+PARTS = {"small": NAMES, "release": LATENT_NAMES, "miniature": LATENT_NAMES}
+"""What a set of each architecture must hold."""
+
+SECOND = "ccm."
+"""Marks a part that only the second diffusion reads, where the two were published with different ones."""
+
+MANIFEST = "weights.json"
+FORMAT = 1
 
 METADATA_KEY = "crm"
 """All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
@@ -32,116 +53,411 @@ METADATA_KEY = "crm"
 SHOWN_MISMATCHES = 3
 """A wrong file has hundreds; the first few tell which network it belongs to."""
 
+_NAMED = ("embedded", "published")
+
+CHUNK_BYTES = 1 << 24
+"""Read at a time for a digest: enough for the disk, little enough to show progress."""
+
+USE_EMBEDDED = "use --set weights=embedded"
+
+Progress = Callable[[str, int, int], None]
+"""Told as bytes go by: the part they belong to, how many are done, of how many."""
+
+
+def ignore(part: str, done: int, of: int) -> None:
+    """Progress that nobody follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsInfo:
-    """What is known of a loaded file."""
+class WeightsFile:
+    """One file of a set, as it should be."""
 
-    file: Path
-    digest: str
-    """SHA-256 of the file's bytes, hexadecimal."""
-    metadata: Mapping[str, str]
-    """As given to `save`: preset, seed, commit, steps, held-out metrics."""
+    path: Path
+    bytes: int
+    sha256: str
+    """Of its bytes, hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSet:
-    """The files of one whole system; all of them exist."""
+    """The files of one whole system; all of them exist and have their size."""
 
     name: str
-    files: Mapping[str, Path]
-    """One for each of NAMES."""
-    digest: str
-    """Of names and contents of all files."""
+    """embedded, published, or what the folder is called."""
+    architecture: str
+    directory: Path
+    parts: Mapping[str, tuple[WeightsFile, ...]]
+    """Files of each of PARTS[architecture], and of those that only the second diffusion reads."""
+
+    def files_of(self, part: str) -> tuple[WeightsFile, ...]:
+        """The files of a part; both diffusions share what is there only once."""
+        return self.parts[part if part in self.parts else part.removeprefix(SECOND)]
+
+    def digest_of(self, *parts: str) -> str:
+        """Stand for the contents of some parts: one file's own SHA-256, or that of all their digests."""
+        digests = [file.sha256 for part in parts for file in self.files_of(part)]
+        return digests[0] if len(digests) == 1 else _sha256("".join(digests))
+
+    @property
+    def digest(self) -> str:
+        """Stand for the names and contents of all parts."""
+        lines = [f"{part} {file.sha256}\n" for part, files in self.parts.items() for file in files]
+        return _sha256("".join(lines))
+
+    @property
+    def bytes(self) -> int:
+        """What all files take."""
+        return sum(file.bytes for files in self.parts.values() for file in files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A set that the command line knows by name, and whether it can be used."""
+
+    name: str
+    directory: Path
+    weights: WeightsSet | None
+    problem: EnvironmentProblem | None
+    """Why not; E_WEIGHTS_MISSING where there is simply nothing."""
+    is_default: bool
+    """Whether `auto` takes it, or would if it were whole."""
+
+
+def home() -> Path:
+    """Where converted weights are kept: CRM_WEIGHTS_HOME, or crm/weights in the user's data folder."""
+    if chosen := os.environ.get("CRM_WEIGHTS_HOME"):
+        return Path(chosen).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "crm" / "weights"
 
 
 def find(choice: str) -> WeightsSet:
-    """The weights a preset asks for.
+    """The weights a preset asks for; cheap, as large files are known by their sizes and listed digests.
 
-    choice: `embedded`, what ships with the package; `auto`, the best on this machine, which is the
-    same; or the path of a folder that holds one file for each of NAMES.
+    choice: `embedded`, what ships with the package; `published`, what `crm weights fetch` left; `auto`,
+    the published set where there is one, else the embedded; or the path of a folder.
     """
-    is_embedded = choice in ("auto", "embedded")
-    directory = DIRECTORY if is_embedded else Path(choice).expanduser()
-    files = {name: directory / f"{name}.safetensors" for name in NAMES}
-    missing = [file.name for file in files.values() if not file.is_file()]
-    if missing:
-        raise EnvironmentProblem(
-            f"{directory}: no {', '.join(missing)}",
-            code="E_WEIGHTS_MISSING",
-            remedy="reinstall crm-cli"
-            if is_embedded
-            else "use --set weights=embedded, or complete the folder",
-        )
-    digests = "".join(f"{name} {digest_of(file)}\n" for name, file in files.items())
-    return WeightsSet(
-        name=name_of(choice),
-        files=files,
-        digest=hashlib.sha256(digests.encode()).hexdigest(),
-    )
+    name = name_of(choice)
+    if choice in ("auto", *_NAMED):
+        return _open_folder(_folder_of(name), name)
+    return _open_folder(Path(choice).expanduser(), name)
 
 
 def name_of(choice: str) -> str:
     """What a preset's weights are called in files and reports: a folder by its name, not its path."""
-    return "embedded" if choice in ("auto", "embedded") else Path(choice).name
+    if choice == "auto":
+        return "published" if _is_there(_folder_of("published")) else "embedded"
+    return choice if choice in _NAMED else Path(choice).expanduser().absolute().name
 
 
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+def _folder_of(name: str) -> Path:
+    return DIRECTORY if name == "embedded" else home() / name
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether there is anything of this name: what cannot be looked at is, and reading it says why not."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def known() -> list[Known]:
+    """The sets that have a name, whether or not they are there."""
+    default = name_of("auto")
+    found = []
+    for name in _NAMED:
+        weights, problem = None, None
+        try:
+            weights = find(name)
+        except EnvironmentProblem as error:
+            problem = error
+        found.append(
+            Known(
+                name=name,
+                directory=_folder_of(name),
+                weights=weights,
+                problem=problem,
+                is_default=name == default,
+            )
+        )
+    return found
+
+
+def _open_folder(directory: Path, name: str) -> WeightsSet:
+    try:
+        if (directory / MANIFEST).is_file():
+            return _listed(directory, name)
+        files = {part: directory / f"{part}.safetensors" for part in NAMES}
+        missing = [file.name for file in files.values() if not file.is_file()]
+        if missing:
+            raise _nothing_usable(directory, missing)
+        parts = {
+            part: (WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest_of(file)),)
+            for part, file in files.items()
+        }
+    except OSError as error:
+        raise _unreadable(directory, error) from error
+    return WeightsSet(name=name, architecture="small", directory=directory, parts=parts)
+
+
+def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProblem:
+    """Say what a place without a whole set is instead."""
+    if directory.is_file() or any((directory / file).is_file() for file in PUBLISHED_FILES):
+        return EnvironmentProblem(
+            f"{directory}: published checkpoints, which must be converted once",
+            code="E_WEIGHTS_RAW",
+            remedy=f"run `crm weights convert {directory}`",
+        )
+    code = "E_WEIGHTS_MISSING"
+    if not directory.is_dir():
+        cause = "no such folder"
+    elif directory == _folder_of("published"):
+        cause, code = f"no {MANIFEST}", "E_WEIGHTS_BROKEN"
+    else:
+        cause = f"no {', '.join(missing)}"
+    return EnvironmentProblem(f"{directory}: {cause}", code=code, remedy=_remedy(directory))
+
+
+def _unreadable(file: Path, error: OSError) -> EnvironmentProblem:
+    cause = f"{error.filename or file}: cannot be read: {error.strerror or error}"
+    return EnvironmentProblem(cause, code="E_WEIGHTS_MISSING", remedy=_remedy(file))
+
+
+def _broken(file: Path, cause: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{file}: {cause}", code="E_WEIGHTS_BROKEN", remedy=_remedy(file))
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a folder, or a file in it, that is not as it should be."""
+    places = (path, path.parent)
+    if DIRECTORY in places:
+        return "reinstall crm-cli"
+    if _folder_of("published") in places:
+        return f"run `crm weights fetch`, or {USE_EMBEDDED}"
+    if any((place / MANIFEST).exists() for place in places):
+        return f"run `crm weights convert` once more, or {USE_EMBEDDED}"
+    return f"{USE_EMBEDDED}, or complete the folder"
+
+
+def _listed(directory: Path, name: str) -> WeightsSet:
+    """The set that a folder's weights.json lists, its files checked by their sizes."""
+    try:
+        weights = _read_manifest(directory, name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cause = f"not a list of weights ({type(error).__name__}: {error})"
+        raise _broken(directory / MANIFEST, cause) from error
+    for files in weights.parts.values():
+        for file in files:
+            _check_size(file)
+    return weights
+
+
+def _read_manifest(directory: Path, name: str) -> WeightsSet:
+    manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']}, and this version of crm reads {FORMAT}")
+    architecture = manifest["architecture"]
+    if architecture not in PARTS:
+        raise ValueError(f"architecture {architecture}; known: {', '.join(PARTS)}")
+    parts = {
+        part: tuple(_entry(directory, entry) for entry in stored["files"])
+        for part, stored in manifest["parts"].items()
+    }
+    for part in PARTS[architecture]:
+        if not parts.get(part):
+            raise ValueError(f"no files of {part}")
+    return WeightsSet(name=name, architecture=architecture, directory=directory, parts=parts)
+
+
+def _entry(directory: Path, entry: Mapping[str, Any]) -> WeightsFile:
+    file = entry["name"]
+    if Path(file).name != file:
+        raise ValueError(f"{file} is not beside it")
+    return WeightsFile(path=directory / file, bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
+
+
+def _check_size(file: WeightsFile) -> None:
+    if not file.path.is_file():
+        raise _broken(file.path, "no such file")
+    found = file.path.stat().st_size
+    if found != file.bytes:
+        raise _broken(file.path, f"{found} bytes, not {file.bytes}")
+
+
+def verify(weights: WeightsSet, progress: Progress | None = None) -> None:
+    """Read every byte of a set, or raise EnvironmentProblem that names the first bad file."""
+    done = 0
+    for part, files in weights.parts.items():
+        for file in files:
+            report = partial(_report, progress or ignore, part, weights.bytes, done)
+            with _blaming(file.path):
+                _check_size(file)
+                _check_digest(file, report)
+            done += file.bytes
+
+
+def _report(progress: Progress, part: str, of: int, before: int, read: int) -> None:
+    progress(part, before + read, of)
+
+
+def _check_digest(file: WeightsFile, report: Callable[[int], None]) -> None:
+    import safetensors
+
+    if digest_of(file.path, report) != file.sha256:
+        raise _broken(file.path, "its contents have changed since it was written")
+    # The embedded files have no list to compare with, but a header that says where every tensor ends.
+    with safetensors.safe_open(file.path, "np"):
+        pass
+
+
+def digest_of(file: Path, report: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; `report` is told how many have been read."""
+    digest, read = hashlib.sha256(), 0
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            read += len(chunk)
+            if report is not None:
+                report(read)
+    return digest.hexdigest()
 
 
-def load(module: nn.Module, file: Path) -> WeightsInfo:
-    """Fill every parameter and buffer of a network from a file, or raise EnvironmentProblem."""
-    import safetensors.torch
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def open_part(
+    weights: WeightsSet,
+    part: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Build and fill one network of a set, ready for inference.
+
+    dtype: What it computes in; None: single precision.
+    """
+    import torch
+
+    from crm_cli.models.architectures import ARCHITECTURES
+
+    with torch.device("meta"):
+        module = ARCHITECTURES[weights.architecture].build(part)
+    load(module, [file.path for file in weights.files_of(part)], device=device, dtype=dtype)
+    return module.eval().requires_grad_(False)
+
+
+def load(
+    module: nn.Module,
+    files: Sequence[Path],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill every parameter and buffer of a network from its files, or raise EnvironmentProblem.
+
+    Tensors are mapped from disk, go to the device one by one and become the network's own: it may be
+    built on the meta device, and host memory never holds more than one tensor beside it.
+
+    Args:
+        module: Left as it was where its files are refused.
+        files: Together they hold its state dict.
+        device: Where the network is afterwards.
+        dtype: Of its floating-point tensors afterwards; None: what they are before.
+    """
+    wanted = module.state_dict()
+    state = {}
+    with contextlib.ExitStack() as stack:
+        holders = _open_files(stack, files, str(device))
+        _check_fit(wanted, holders, files[0])
+        for name, tensor in wanted.items():
+            with _blaming(holders[name].file):
+                given = holders[name].tensors.get_tensor(name)
+            is_cast = dtype is not None and tensor.is_floating_point()
+            state[name] = given.to(dtype if is_cast else tensor.dtype)
+    module.load_state_dict(state, assign=True)
+
+
+class _Holder(NamedTuple):
+    """Where a tensor is read from."""
+
+    file: Path
+    tensors: Any  # safetensors.safe_open, which has no types
+
+
+def _open_files(stack: contextlib.ExitStack, files: Sequence[Path], device: str) -> dict[str, _Holder]:
+    """The holder of each tensor; files stay open as long as the stack."""
+    import safetensors
+
+    holders: dict[str, _Holder] = {}
+    for file in files:
+        with _blaming(file):
+            tensors = stack.enter_context(safetensors.safe_open(file, "pt", device=device))
+            holders.update(dict.fromkeys(tensors.keys(), _Holder(file, tensors)))
+    return holders
+
+
+@contextlib.contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into one line about it."""
+    import safetensors
 
     try:
-        data = file.read_bytes()
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-        metadata = _metadata(data)
+        yield
     except FileNotFoundError as error:
-        raise _refusal(file, "no such file", "E_WEIGHTS_MISSING") from error
+        raise EnvironmentProblem(
+            f"{file}: no such file", code="E_WEIGHTS_MISSING", remedy=_remedy(file)
+        ) from error
     except OSError as error:
-        raise _refusal(file, f"cannot be read: {error.strerror}", "E_WEIGHTS_MISSING") from error
+        raise _unreadable(file, error) from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise _refusal(file, f"not a whole weights file ({error})", "E_WEIGHTS_BROKEN") from error
-    mismatches = _mismatches(module.state_dict(), tensors)
-    if mismatches:
-        shown = "; ".join(mismatches[:SHOWN_MISMATCHES])
-        more = len(mismatches) - SHOWN_MISMATCHES
-        raise _refusal(
-            file,
-            f"belongs to another network: {shown}" + (f"; {more} more" if more > 0 else ""),
-            "E_WEIGHTS_WRONG",
-        )
-    module.load_state_dict(tensors)
-    return WeightsInfo(file=file, digest=hashlib.sha256(data).hexdigest(), metadata=metadata)
+        raise _broken(file, f"not a whole weights file ({error})") from error
 
 
-def _refusal(file: Path, cause: str, code: str) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{file}: {cause}", code=code, remedy="reinstall crm-cli, or use --set weights=embedded"
+def _check_fit(wanted: Mapping[str, Tensor], holders: Mapping[str, _Holder], first: Path) -> None:
+    """Raise unless the files hold just the wanted tensors in their shapes; only headers are read."""
+    given = {}
+    for name, holder in holders.items():
+        piece = holder.tensors.get_slice(name)
+        given[name] = form(piece.get_shape(), is_floating="F" in piece.get_dtype())
+    wrong = mismatches(
+        {name: form(tensor.shape, is_floating=tensor.is_floating_point()) for name, tensor in wanted.items()},
+        given,
     )
+    if wrong:
+        file = next((holders[name].file for name in wrong if name in holders), first)
+        raise EnvironmentProblem(
+            f"{file}: belongs to another network: {shortened(wrong)}",
+            code="E_WEIGHTS_WRONG",
+            remedy=_remedy(file),
+        )
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """What `save` stored; the header is JSON behind eight bytes of length (safetensors, format)."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    stored = header.get("__metadata__", {}).get(METADATA_KEY, "{}")
-    return {str(key): str(value) for key, value in json.loads(stored).items()}
+def form(shape: Sequence[int], *, is_floating: bool) -> str:
+    """What has to agree between a tensor in a file and one in a network, as a message shows it."""
+    return f"{list(shape)}" + ("" if is_floating else " of whole numbers")
 
 
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    found = [f"{name} is missing" for name in wanted if name not in given]
-    found += [f"{name} is unknown" for name in given if name not in wanted]
-    found += [
-        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
+def mismatches(wanted: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each tensor that is missing, unknown or of another form; see `form`."""
+    found = {name: f"{name} is missing" for name in wanted if name not in given}
+    found |= {name: f"{name} is unknown" for name in given if name not in wanted}
+    found |= {
+        name: f"{name} is {given[name]}, not {wanted[name]}"
+        for name in wanted
+        if name in given and given[name] != wanted[name]
+    }
     return found
+
+
+def shortened(wrong: Mapping[str, str]) -> str:
+    """The first few mismatches, and how many more there are."""
+    more = len(wrong) - SHOWN_MISMATCHES
+    return "; ".join([*wrong.values()][:SHOWN_MISMATCHES]) + (f"; {more} more" if more > 0 else "")
 
 
 def save(module: nn.Module, file: Path, metadata: Mapping[str, str]) -> str:
