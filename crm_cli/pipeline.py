@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,12 +29,11 @@ from crm_cli.errors import PhotoError
 from crm_cli.fragments import Raster, project
 from crm_cli.frame import FRONT, VIEWS
 from crm_cli.models import agree
-from crm_cli.models.denoiser import MultiViewUNet, to_frames, to_views
-from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.field import Field, surface
-from crm_cli.models.reconstruction import PlaneField
-from crm_cli.models.sampler import draw_noise, sample
-from crm_cli.preset import Preset, Sampling
+from crm_cli.models.imagine import open_imagination
+from crm_cli.models.reconstruction import PlaneField, Reconstruction
+from crm_cli.models.sampler import dice
+from crm_cli.preset import Preset
 from crm_cli.records import (
     Asset,
     Checks,
@@ -51,9 +50,6 @@ from crm_cli.toolbox import Toolbox, open_toolbox
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-SMALL_VIEW_PX = 64
-"""What the small denoisers draw."""
 
 SILHOUETTE_PX = 128
 """Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
@@ -73,12 +69,6 @@ class Surface:
     warnings: tuple[str, ...] = ()
 
 
-def dice(seed: int, digest: str, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on the run's seed and the photo alone."""
-    text = f"{seed}:{digest}:{purpose}".encode()
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
-
-
 class Prepare:
     """Photo → cut-out."""
 
@@ -88,103 +78,28 @@ class Prepare:
 
     def __call__(self, job: Job) -> tuple[Photo, Cutout]:
         """Read one photo and cut its subject out."""
-        from crm_cli.models.matting import cut_out, find_subject
+        from crm_cli.models.matting import cut_out, find_subject, whole_canvas
         from crm_cli.models.photo import read_photo
 
         photo = read_photo(job.root / job.path, path=job.path, max_mpixels=job.max_mpixels)
         matted = find_subject(photo, self._mattes, method=self._preset.matting.method)
-        framing = self._preset.cutout
-        return photo, cut_out(photo, matted, size_px=framing.size_px, fill=framing.fill)
+        wanted = self._preset.cutout
+        if wanted.framing == "canvas":
+            return photo, whole_canvas(photo, matted)
+        return photo, cut_out(photo, matted, size_px=wanted.size_px, fill=wanted.fill)
 
 
 class Imagine:
     """Cut-outs → six views → six coordinate maps, many photos per network call."""
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
-        self._tools = toolbox
-        self._preset = preset
-        self._codec = PatchCodec()
-        self._depths = PatchCodec(lowest=-1.0)
+        self._imagine = open_imagination(toolbox.weights.architecture, toolbox.networks, preset)
 
-    @torch.inference_mode()
-    def __call__(self, cutouts: Sequence[Cutout]) -> list[SixViews]:
-        """Draw what the photos do not show."""
-        photos = torch.stack([agree.place_photo(cutout, SMALL_VIEW_PX) for cutout in cutouts])
-        rgb, alpha = self._draw_views(photos, cutouts)
-        depth = self._draw_depth(rgb, alpha, cutouts)
-        return [
-            agree.lift(
-                colour,
-                *agree.keep_photo(outline, deep),
-                cutout,
-                size_px=self._preset.views.size_px,
-                use_photo=self._preset.views.use_photo,
-            )
-            for cutout, colour, outline, deep in zip(cutouts, rgb, alpha, depth, strict=True)
-        ]
-
-    def _draw_views(self, photos: Tensor, cutouts: Sequence[Cutout]) -> tuple[Tensor, Tensor]:
-        """First diffusion: [B 4 S S] to colour on mid grey [B 6 3 S S] and agreed outlines [B 6 1 S S]."""
-        shown = agree.on_grey(photos)
-        concat = self._codec.encode(photo_for_frames(shown))
-        reference = self._codec.encode(shown)
-        latents = self._sample(
-            self._tools.rgb, self._preset.rgb, cutouts, "rgb", concat=concat, reference=reference
-        )
-        drawn = self._codec.decode(to_views(latents))
-        pairs = list(zip(drawn, photos[:, 3:], strict=True))
-        fitted = torch.stack([agree.fit_extents(views, outline) for views, outline in pairs])
-        fitted[:, FRONT] = shown
-        outlines = [agree.agree_outlines(views[:, 3:], views[FRONT, 3:]) for views in fitted]
-        far = torch.ones(6, *photos.shape[-2:])  # nothing is cut away but by outlines
-        return fitted[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])
-
-    def _draw_depth(self, rgb: Tensor, alpha: Tensor, cutouts: Sequence[Cutout]) -> Tensor:
-        """Second diffusion: [B 6 3 S S] and [B 6 1 S S] to depth [B 6 S S], inwards from the hull."""
-        hull = agree.hull_depth(alpha)
-        latents = self._sample(
-            self._tools.ccm,
-            self._preset.ccm,
-            cutouts,
-            "ccm",
-            concat=torch.cat(
-                [
-                    self._codec.encode(to_frames(torch.cat([rgb, alpha], dim=2))),
-                    self._depths.encode(to_frames(hull[:, :, None])),
-                ],
-                dim=2,
-            ),
-        )
-        return (hull + self._depths.decode(to_views(latents))[:, :, 0]).clamp(-1, 1)
-
-    def _sample(
-        self,
-        network: MultiViewUNet,
-        sampling: Sampling,
-        cutouts: Sequence[Cutout],
-        purpose: str,
-        *,
-        concat: Tensor,
-        reference: Tensor | None = None,
-    ) -> Tensor:
-        """Run one denoiser from noise that depends on each photo alone."""
-        device = self._tools.device
-        is_guided = sampling.guidance != 1.0
-        given = [t if t is None else t.to(device) for t in (concat, reference)]
-        if is_guided:  # the unconditional half sees no photo
-            given = [t if t is None else torch.cat([torch.zeros_like(t), t]) for t in given]
-        conditions = network.prepare(concat=given[0], reference=given[1])
-        config = network.config
-        shape = (config.frames, config.channels_in, *concat.shape[-2:])
-        noise = draw_noise(shape, [dice(self._preset.seed, c.digest, purpose) for c in cutouts]).to(device)
-        return sample(
-            lambda x, t: network(x, t, conditions),
-            noise,
-            steps=sampling.steps,
-            solver=sampling.solver,
-            prediction=config.prediction,
-            guidance=sampling.guidance,
-        ).cpu()
+    def __call__(
+        self, cutouts: Sequence[Cutout], report_step: Callable[[int, int], None] = lambda done, of: None
+    ) -> list[SixViews]:
+        """Draw what the photos do not show; report_step is told the evaluations done, and of how many."""
+        return self._imagine(cutouts, report_step)
 
 
 class Reconstruct:
@@ -198,7 +113,8 @@ class Reconstruct:
     def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
         """Draw the surface of the networks' field, or a solid where it has none."""
         noise = dice(self._preset.seed, cutout.digest, "reconstruction")
-        field = self._tools.reconstruction.field(views, generator=noise)
+        network = cast(Reconstruction, self._tools.networks["reconstruction"])
+        field = network.field(views, generator=noise)
         try:
             return Surface(mesh=self._draw(field), field=field, confidence="ok")
         except PhotoError as error:
@@ -221,7 +137,8 @@ class Reconstruct:
         return None
 
     def _draw(self, field: Field) -> Mesh:
-        return surface(field, self._preset.reconstruction.grid, device=self._tools.device)
+        wanted = self._preset.reconstruction
+        return surface(field, wanted.grid, dense=wanted.dense, device=self._tools.device)
 
 
 class Unwrap:
@@ -261,7 +178,7 @@ class Bake:
         """
         from crm_cli.mesh.bake import bake
 
-        if isinstance(field, PlaneField):
+        if isinstance(field, PlaneField) and field.hull is not None:
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
             field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
         size_px = self._preset.texture.size_px
@@ -347,21 +264,27 @@ class Line:
         self._deliver = Deliver(toolbox, preset)
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int) -> Line:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str = "auto") -> Line:
         """Load what the stations need, once; the process takes numbers next to zero for zero, for speed."""
         torch.set_flush_denormal(True)
-        return cls(open_toolbox(preset, device=device, threads=threads), preset)
+        return cls(open_toolbox(preset, device=device, threads=threads, precision=precision), preset)
 
-    def convert(self, job: Job, report_stage: Callable[[str], None]) -> Asset:
+    def convert(
+        self,
+        job: Job,
+        report_stage: Callable[[str], None],
+        report_step: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Asset:
         """Make one asset; PhotoError where the photo does not allow it.
 
         report_stage: called with the name of each station as it begins.
+        report_step: called with the evaluations of the denoisers that are done, and how many there will be.
         """
         watch = Stopwatch(report_stage)
         watch.begin("prepare")
         photo, cutout = self._prepare(job)
         watch.begin("imagine")
-        [views] = self._imagine([cutout])
+        [views] = self._imagine([cutout], report_step)
         watch.begin("reconstruct")
         drawn = self._reconstruct(views, cutout)
         watch.begin("unwrap")

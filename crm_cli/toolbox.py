@@ -16,13 +16,24 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.fragments import Raster
-from crm_cli.preset import Preset
+from crm_cli.preset import EMBEDDED, Preset
 
 if TYPE_CHECKING:
-    from crm_cli.models.denoiser import MultiViewUNet
+    import torch
+    from torch import nn
+
     from crm_cli.models.matting import Matte
-    from crm_cli.models.reconstruction import Reconstruction
     from crm_cli.models.weights import WeightsSet
+
+WORK_BYTES = 1_100_000_000
+"""What one photo needs on an accelerator beside the networks: activations of a guided step 0.3 GB, of the VAE
+0.2 GB, of the surface's grid 0.4 GB, and what the allocator keeps."""
+
+WORK_BYTES_CPU = 3_000_000_000
+"""The same on a CPU, where activations are single precision and convolutions unfold their input."""
+
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
+"""Processors without one of these compute bfloat16 many times slower than single precision."""
 
 
 class Tool(Protocol):
@@ -55,39 +66,78 @@ class Toolbox:
     mattes: Mapping[str, Matte]
     raster: Raster
     weights: WeightsSet
-    rgb: MultiViewUNet
-    ccm: MultiViewUNet
-    reconstruction: Reconstruction
+    networks: Mapping[str, nn.Module]
+    """The parts of the weights; a part is read when it is first asked for."""
+    dtype: torch.dtype
+    """What the networks calculate in, but for the reconstruction."""
 
 
-def open_toolbox(preset: Preset, *, device: str, threads: int) -> Toolbox:
-    """Load the networks and open the tools a preset asks for, or raise EnvironmentProblem."""
+def open_toolbox(preset: Preset, *, device: str, threads: int, precision: str = "auto") -> Toolbox:
+    """Open the tools a preset asks for, or raise EnvironmentProblem.
+
+    precision: float32, bfloat16 or float16; auto is what the device does best.
+    """
     import torch
 
     from crm_cli.mesh.raster import RASTERS
-    from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
     from crm_cli.models.matting import MATTES
-    from crm_cli.models.reconstruction import SMALL, Reconstruction
-    from crm_cli.models.weights import find, load
+    from crm_cli.models.shelf import Shelf
+    from crm_cli.models.weights import find
 
     device = resolve_device(device)
     torch.set_num_threads(threads)
     choose("matting", MATTES, device, preset.matting.method)
     mattes = {matte.name: matte() for matte in MATTES if matte.why_not(device) is None}
     weights = find(preset.weights)
-    rgb, ccm, reconstruction = MultiViewUNet(SMALL_RGB), MultiViewUNet(SMALL_CCM), Reconstruction(SMALL)
-    for name, network in (("rgb", rgb), ("ccm", ccm), ("reconstruction", reconstruction)):
-        load(network, weights.files[name])
-        network.eval().requires_grad_(False).to(device)
+    # The embedded networks are so small that single precision costs nothing, and was measured with them.
+    is_small = weights.architecture == EMBEDDED
+    if is_small and precision == "auto":
+        precision = "float32"
+    dtype = getattr(torch, resolve_precision(precision, device))
+    networks = Shelf(weights, device=device, dtype=dtype, room_bytes=None if is_small else _room(device))
+    networks.preload()
     return Toolbox(
         device=device,
         mattes=mattes,
         raster=choose("rasteriser", RASTERS, device)(),
         weights=weights,
-        rgb=rgb,
-        ccm=ccm,
-        reconstruction=reconstruction,
+        networks=networks,
+        dtype=dtype,
     )
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Turn `auto` into the number format that a device calculates fastest in without losing range."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device == "cpu":
+        return "bfloat16" if BFLOAT16_FLAGS & _processor_flags() else "float32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):  # noqa: TID251
+        return "bfloat16"
+    # Below 7.0 there are no units for half precision.
+    return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"  # noqa: TID251
+
+
+def _processor_flags() -> set[str]:
+    """What the processor says it can do; nothing where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split())
+    return set()
+
+
+def _room(device: str) -> int | None:
+    """Bytes that networks may take on a device; None where nobody knows."""
+    import torch
+
+    if device == "cpu":
+        free = usable_memory()
+        return None if free is None else max(0, free - WORK_BYTES_CPU)
+    free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
+    return max(0, free - WORK_BYTES)
 
 
 def choose(protocol: str, table: Sequence[type[AnyTool]], device: str, wanted: str = "auto") -> type[AnyTool]:
@@ -150,3 +200,16 @@ def usable_cores() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+def usable_memory() -> int | None:
+    """Bytes that workers may fill: what the machine has left, within the limit of the control group."""
+    free: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
+        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text("ascii")))
+    return min(free, default=None)

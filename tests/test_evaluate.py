@@ -107,8 +107,12 @@ def hull() -> Reconstruction:
     return Reconstruction(SMALL).eval().requires_grad_(False)
 
 
+def with_reconstruction(toolbox: Toolbox, network: Any) -> Toolbox:
+    return replace(toolbox, networks={**toolbox.networks, "reconstruction": network})
+
+
 def score(toolbox: Toolbox, batches: list[tuple[str, Batch]], network: Any) -> list[Score]:
-    return list(evaluate(replace(toolbox, reconstruction=network), PRESET, batches, use_true_views=True))
+    return list(evaluate(with_reconstruction(toolbox, network), PRESET, batches, use_true_views=True))
 
 
 def best_f_score(area: float) -> float:
@@ -193,9 +197,7 @@ def test_enlarged_views_are_compared_by_what_a_pixel_covers_of_the_object(
     # A quarter of every pixel is background, whose maps hold no depth.
     large.alpha[..., ::4], large.ccm[..., ::4] = 0, 0.5
     monkeypatch.setattr(module, "Imagine", lambda *_: lambda cutouts: [large])
-    [result] = evaluate(
-        replace(toolbox, reconstruction=hull()), PRESET, exact(truth, on_block(0.7, 0.2, 0.2))
-    )
+    [result] = evaluate(with_reconstruction(toolbox, hull()), PRESET, exact(truth, on_block(0.7, 0.2, 0.2)))
     assert 0.9 < result.outline_iou < 1  # pixels that were covered by little more than half are lost
     assert result.depth_l1 < 1e-6
 

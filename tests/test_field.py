@@ -133,3 +133,25 @@ def test_a_surface_costs_a_fraction_of_its_grid() -> None:
 def test_chunks_come_back_in_order() -> None:
     points = torch.arange(3 * 20_000).view(-1, 3)
     assert torch.equal(in_chunks(lambda chunk: chunk + 1, points), points + 1)
+
+
+def test_asking_everywhere_finds_what_slips_between_the_vertices_asked_first() -> None:
+    def geometry(points: Tensor) -> tuple[Tensor, Tensor]:
+        large = (points - points.new_tensor((-0.4, 0, 0))).norm(dim=1) - 0.3
+        grain = (points - points.new_tensor((0.5, 0.5, 0.5))).norm(dim=1) - 0.06  # one vertex, not asked first
+        return torch.minimum(large, grain), torch.zeros_like(points)
+
+    grainy = Box((0, 0, 0))
+    grainy.geometry = geometry  # type: ignore[method-assign]
+    assert surface(grainy, 20).vertices[:, 0].max() < 0.1
+    dense = surface(grainy, 20, dense=True)
+    assert dense.vertices[:, 0].max() == pytest.approx(0.56, abs=0.01)
+
+
+@pytest.mark.parametrize("resolution", [15, 20])
+def test_asking_everywhere_and_following_the_surface_agree(resolution: int) -> None:
+    box = Box((0.7, 0.5, 0.3), shift=0.01)
+    near, dense = surface(box, resolution), surface(box, resolution, dense=True)
+    assert len(dense.faces) > 100
+    np.testing.assert_array_equal(near.faces, dense.faces)
+    np.testing.assert_allclose(near.vertices, dense.vertices, atol=1e-6)

@@ -19,6 +19,7 @@ from crm_cli.models.matting import (
     RembgMatte,
     cut_out,
     find_subject,
+    whole_canvas,
 )
 from crm_cli.records import Cutout, Photo
 
@@ -244,3 +245,23 @@ def test_rembg_reads_the_users_model_and_downloads_nothing(
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     photo = rectangle(60, 60, slice(10, 40), slice(10, 40))
     np.testing.assert_array_equal(RembgMatte()(photo).alpha, photo.alpha)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 9), (9, 4), (7, 7)])
+def test_a_whole_canvas_keeps_every_pixel_in_the_middle_of_a_square(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    photo = photo_of(rng.integers(0, 256, (height, width, 3), np.uint8))
+    alpha = rng.integers(0, 256, (height, width), np.uint8)
+    alpha[0] = 0
+    cutout = whole_canvas(photo, Matted(alpha=alpha, rgb=None, method="alpha"))
+    side = max(height, width)
+    pixels = (torch.cat([cutout.rgb, cutout.alpha]) * 255).round().byte().permute(1, 2, 0).numpy()
+    row, column = (side - height) // 2, (side - width) // 2
+    assert pixels.shape == (side, side, 4)
+    inside = pixels[row : row + height, column : column + width]
+    np.testing.assert_array_equal(inside[..., 3], alpha)
+    np.testing.assert_array_equal(inside[..., :3], photo.rgb * (alpha > 0)[..., None])
+    assert pixels.astype(int).sum() == inside.astype(int).sum(), "nothing but transparent black around it"
+    # The crop leads back: the square's corner lies outside the photo by the padding.
+    assert cutout.crop.centre_x - cutout.crop.side_px / 2 == -column
+    assert cutout.crop.centre_y - cutout.crop.side_px / 2 == -row

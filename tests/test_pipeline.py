@@ -179,7 +179,7 @@ class Answer:
 
 
 def answering(toolbox: Toolbox, shape: Shape) -> Toolbox:
-    return replace(toolbox, reconstruction=Answer(shape))
+    return replace(toolbox, networks={**toolbox.networks, "reconstruction": Answer(shape)})
 
 
 def front_outline(mesh: Mesh) -> tuple[float, float]:

@@ -345,3 +345,39 @@ def test_random_networks_make_views_and_depth_of_the_right_shape(solver: str, st
         assert images.std() > 0.01
     again = chain(steps, solver)
     assert torch.equal(views, again[0]) and torch.equal(depths, again[1])
+
+
+@pytest.mark.parametrize(("share", "guided_steps"), [(0.0, 0), (0.6, 6), (0.74, 7), (1.0, 10)])
+def test_only_the_first_share_of_the_steps_is_guided(share: float, guided_steps: int) -> None:
+    sizes = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return torch.zeros_like(x)
+
+    sampler.sample(
+        denoise,
+        unit_noise(3, 4),
+        steps=10,
+        solver="unipc",
+        prediction="eps",
+        guidance=5.0,
+        guided_share=share,
+    )
+    assert sizes == [6] * guided_steps + [3] * (10 - guided_steps)
+
+
+def test_guidance_is_formed_in_single_precision_whatever_the_network_answers() -> None:
+    answers = torch.tensor([1.0, 1.0 + 2**-7], dtype=torch.bfloat16)
+    both = sampler.guided(lambda x, t: answers[:, None], 5.5)
+    guided = both(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
+    assert guided.item() == 1 + 5.5 * 2**-7  # needs more than the eight bits of bfloat16
+
+
+def test_dice_depend_on_seed_photo_and_purpose_alone() -> None:
+    def draw(*key: object) -> Tensor:
+        return torch.randn(4, generator=sampler.dice(*key))  # type: ignore[arg-type]
+
+    assert torch.equal(draw(0, "a", "rgb"), draw(0, "a", "rgb"))
+    others = [draw(1, "a", "rgb"), draw(0, "b", "rgb"), draw(0, "a", "ccm")]
+    assert all(not torch.equal(draw(0, "a", "rgb"), other) for other in others)

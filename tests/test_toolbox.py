@@ -137,7 +137,8 @@ def opened() -> Toolbox:
 
 def test_an_opened_toolbox_holds_frozen_networks_and_the_tools_that_work(opened: Toolbox) -> None:
     assert opened.device == "cpu"
-    for network in (opened.rgb, opened.ccm, opened.reconstruction):
+    assert list(opened.networks) == ["rgb", "ccm", "reconstruction"]
+    for network in opened.networks.values():
         assert not network.training
         assert all(not p.requires_grad and p.device.type == "cpu" for p in network.parameters())
         assert any(p.abs().max() > 0 for p in network.parameters())
@@ -186,3 +187,48 @@ def test_cores_are_those_of_the_affinity_within_the_quota(monkeypatch: pytest.Mo
     for text, cores in quotas.items():
         monkeypatch.setattr(Path, "read_text", lambda self, encoding, text=text: text)
         assert toolbox.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("flags : fpu avx2 avx512f\n", "float32"),
+        ("flags : fpu avx512_bf16\n", "bfloat16"),
+        ("processor : 0\nflags : fpu amx_bf16 amx_tile\n", "bfloat16"),
+        ("", "float32"),
+    ],
+)
+def test_a_cpu_gets_bfloat16_only_where_it_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self, *_: flags)
+    assert toolbox.resolve_precision("auto", "cpu") == precision
+    assert toolbox.resolve_precision("float16", "cpu") == "float16"
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "capability", "precision"),
+    [(True, (9, 0), "bfloat16"), (False, (7, 5), "float16"), (False, (6, 1), "float32")],
+)
+def test_a_gpu_gets_the_shortest_format_it_has_units_for(
+    monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, capability: tuple[int, int], precision: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bfloat16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert toolbox.resolve_precision("auto", "cuda:0") == precision
+
+
+def test_the_embedded_networks_stay_single_precision_unless_asked(opened: Toolbox) -> None:
+    assert opened.dtype == torch.float32
+    asked = open_toolbox(preset_with(), device="cpu", threads=1, precision="bfloat16")
+    assert next(asked.networks["rgb"].parameters()).dtype == torch.bfloat16
+    assert next(asked.networks["reconstruction"].parameters()).dtype == torch.float32
+
+
+def test_networks_take_what_the_device_has_free_but_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox, "usable_memory", lambda: 5_000_000_000)
+    assert toolbox._room("cpu") == 2_000_000_000
+    monkeypatch.setattr(toolbox, "usable_memory", lambda: None)
+    assert toolbox._room("cpu") is None
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900_000_000, 8_000_000_000))
+    assert toolbox._room("cuda:0") == 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from crm_cli.errors import PhotoError
 from crm_cli.models import agree
 from crm_cli.models.field import Field, surface
+from crm_cli.models.reconstruction import Reconstruction
 from crm_cli.models.solids import fallback_solid
 from crm_cli.pipeline import Imagine, silhouette_iou
 from crm_cli.records import Crop, Cutout, Mesh, SixViews
@@ -61,6 +62,7 @@ def evaluate(
     use_true_views: skip the denoisers and reconstruct from the rendered views, an upper bound.
     """
     imagine = Imagine(toolbox, preset)
+    network = cast(Reconstruction, toolbox.networks["reconstruction"])
     for index, (family, batch) in enumerate(batches):
         cutout = _cutout(batch["photo"][0], index)
         truth = _true_views(batch)
@@ -68,7 +70,7 @@ def evaluate(
         with torch.inference_mode():
             solid = _surface_points(fallback_solid(cutout), toolbox)
             try:
-                drawn = _surface_points(toolbox.reconstruction.field(views), toolbox)
+                drawn = _surface_points(network.field(views), toolbox)
             except PhotoError:  # an empty field; the pipeline falls back to the solid as well
                 drawn = solid
         surface_points = batch["surface"][0].float().numpy()

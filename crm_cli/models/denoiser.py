@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from crm_cli import frame
 from crm_cli.models.layers import (
     Downsample,
+    KeysValues,
     MultiViewTransformer,
     Prompt,
     Resampler,
@@ -212,6 +213,22 @@ class Conditions:
     """One for each transformer in the order of computation; empty without cross-attention."""
     concat: Tensor | None
     reference: Tensor | None
+
+    def last(self, objects: int) -> Conditions:
+        """The same for the last objects of the batch alone: the conditional half of a guided one."""
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor[-objects:]
+
+        return Conditions(
+            cameras=self.cameras if self.cameras.ndim == 2 else part(self.cameras),
+            prompts=tuple(
+                tuple(KeysValues(part(seen.keys), part(seen.values)) for seen in prompt)
+                for prompt in self.prompts
+            ),
+            concat=None if self.concat is None else part(self.concat),
+            reference=None if self.reference is None else part(self.reference),
+        )
 
 
 class MultiViewUNet(nn.Module):

@@ -40,13 +40,15 @@ class Field(Protocol):
 
 
 @torch.no_grad()
-def surface(field: Field, resolution: int, *, device: str = "cpu") -> Mesh:
+def surface(field: Field, resolution: int, *, dense: bool = False, device: str = "cpu") -> Mesh:
     """Extract a field's surface on a grid of resolution³ cubes: closed, oriented outwards.
 
+    dense: ask the field at every vertex, as published, so that nothing can slip between those asked first.
     Raises PhotoError where the field has no surface.
     """
     points = flexicubes.grid(resolution, device=device)
-    sdf, offset = sample_near_surface(field, points, resolution)
+    sample = sample_everywhere if dense else sample_near_surface
+    sdf, offset = sample(field, points, resolution)
     cubes = flexicubes.surface_cubes(sdf, resolution)
     if not len(cubes):
         raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
@@ -57,6 +59,12 @@ def surface(field: Field, resolution: int, *, device: str = "cpu") -> Mesh:
     refine = (lambda p: field.geometry(p)[0]) if is_plain else None
     vertices, faces, _ = flexicubes.extract(points + offset, sdf, resolution, weights=weights, refine=refine)
     return Mesh(vertices=vertices.cpu().numpy(), faces=faces.cpu().numpy())
+
+
+def sample_everywhere(field: Field, points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    """Signed distance [(n+1)³] and deformation [(n+1)³ 3] on a grid; the border is closed."""
+    sdf, offset = field.geometry(points)
+    return flexicubes.close_border(sdf, resolution), offset
 
 
 def sample_near_surface(field: Field, points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

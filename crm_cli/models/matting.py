@@ -225,14 +225,40 @@ def cut_out(photo: Photo, matted: Matted, *, size_px: int, fill: float) -> Cutou
     rgb = np.where(covered > 0, np.clip(canvas[..., :3] / np.maximum(covered, 1 / 255), 0, 1), 0)
     covered = np.minimum(covered, 1)
     few = [f"the subject is only {longest} px long: details will be soft [W_MATTE_SMALL]"]
+    return _cutout(
+        np.dstack([rgb, covered]), photo, matted, crop=crop, warnings=tuple(few) if longest < FEW_PX else ()
+    )
+
+
+def whole_canvas(photo: Photo, matted: Matted) -> Cutout:
+    """Lay the whole photo on a square of its longer side, as the published system does: nothing is centred.
+
+    (thu-ml/CRM, run.py)
+    """
+    height, width = matted.alpha.shape
+    side = max(height, width)
+    row, column = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side, 4), np.float32)
+    inside = square[row : row + height, column : column + width]
+    inside[..., 3] = matted.alpha
+    inside[..., :3] = (photo.rgb if matted.rgb is None else matted.rgb) * (matted.alpha > 0)[..., None]
+    crop = Crop(centre_x=side / 2 - column, centre_y=side / 2 - row, side_px=side)
+    return _cutout(square / 255, photo, matted, crop=crop)
+
+
+def _cutout(
+    rgba: NDArray[np.float32], photo: Photo, matted: Matted, *, crop: Crop, warnings: tuple[str, ...] = ()
+) -> Cutout:
+    """A square [S S 4] with all that is known of where it came from."""
+    planes = torch.from_numpy(np.ascontiguousarray(rgba.transpose(2, 0, 1), np.float32))
     return Cutout(
-        rgb=torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), np.float32)),
-        alpha=torch.from_numpy(np.ascontiguousarray(covered.transpose(2, 0, 1), np.float32)),
+        rgb=planes[:3],
+        alpha=planes[3:],
         crop=crop,
         photo=photo.path,
         digest=photo.digest,
         matting=matted.method,
-        warnings=(*photo.warnings, *matted.warnings, *(few if longest < FEW_PX else [])),
+        warnings=(*photo.warnings, *matted.warnings, *warnings),
     )
 
 

@@ -6,6 +6,7 @@ reaches ᾱ = 0, where signal-to-noise ratios and their logarithms end.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ def published_schedule() -> Schedule:
     roots = torch.cumprod(1 - betas, dim=0).sqrt()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return Schedule(roots**2)
+
+
+def dice(seed: int, digest: str, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on the run's seed and the photo alone."""
+    text = f"{seed}:{digest}:{purpose}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -215,10 +222,14 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 
 def guided(denoise: Denoise, scale: float) -> Denoise:
-    """A denoiser of B objects from one that takes [unconditional; conditional] in one batch of 2B."""
+    """A denoiser of B objects from one that takes [unconditional; conditional] in one batch of 2B.
+
+    The difference of two answers is formed in x's precision, whatever the network's.
+    """
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = denoise(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+        answers = denoise(torch.cat([x, x]), torch.cat([t, t])).to(x.dtype)
+        unconditional, conditional = answers.chunk(2)
         return guide(conditional, unconditional, scale)
 
     return both
@@ -232,6 +243,7 @@ def sample(
     solver: str,
     prediction: Literal["eps", "x0"],
     guidance: float = 1.0,
+    guided_share: float = 1.0,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -242,25 +254,27 @@ def sample(
     at least.
 
     Args:
-        denoise: Prediction of x at t; with guidance other than 1 it gets a doubled batch, see `guided`.
+        denoise: Prediction of x at t; in guided steps it gets a doubled batch, see `guided`.
         noise: Unit noise, from `draw_noise`.
         steps: Evaluations of the denoiser; the published solver may make more, see `ddim_timesteps`.
         solver: A key of SOLVERS.
         prediction: What the denoiser predicts.
         guidance: Scale; at 1 only the conditional branch is run.
+        guided_share: Share of the evaluations, from the first on, that are guided (arXiv 2404.07724).
         schedule: By default `published_schedule`.
         progress: Called after each evaluation.
     """
     alpha_bar = (schedule or published_schedule()).alpha_bar.tolist()
-    if guidance != 1:
-        denoise = guided(denoise, guidance)
     is_one_shot = steps == 1 and prediction == "x0"
     timesteps = (FIRST_TIMESTEP,) if is_one_shot else SOLVERS[solver].timesteps(steps)
     levels = [alpha_bar[t] for t in timesteps] + [alpha_bar[0] if prediction == "eps" else 1.0]
 
+    guided_steps = 0 if guidance == 1 else round(guided_share * len(timesteps))
+    with_guidance = guided(denoise, guidance)
+
     def clean_at(x: Tensor, i: int) -> Tensor:
         t = torch.full(x.shape[:1], timesteps[i], device=x.device)
-        answer = denoise(x, t).to(x.dtype)
+        answer = (with_guidance if i < guided_steps else denoise)(x, t).to(x.dtype)
         if progress is not None:
             progress(i + 1, len(timesteps))
         return answer if prediction == "x0" else clean_from_noise(x, answer, levels[i])

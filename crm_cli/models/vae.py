@@ -40,6 +40,11 @@ class VaeConfig:
         """Channels of each level."""
         return [self.width * multiplier for multiplier in self.multipliers]
 
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture for each one of its latent, along each axis."""
+        return 2 ** (len(self.multipliers) - 1)
+
 
 RELEASE_VAE = VaeConfig()
 """The published one (thu-ml/CRM, imagedream/configs/sd_v2_base_ipmv_zero_SNR.yaml)."""

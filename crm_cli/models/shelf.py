@@ -1,0 +1,81 @@
+"""The networks of one set of weights on one device, as many at a time as fit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from crm_cli.models.architectures import ARCHITECTURES
+from crm_cli.models.weights import WeightsSet, open_part
+
+STAY_WIDE = {"reconstruction", "contexts"}
+"""Parts that are always single precision: a surface lies where small differences change their sign, and text
+contexts take no room."""
+
+
+class Shelf(Mapping[str, nn.Module]):
+    """Parts by name, read when they are first needed; the one unused longest makes room for another.
+
+    Nothing is kept of a part that had to go: its files are mapped, so that fetching it again costs one copy
+    from the page cache to the device.
+    """
+
+    def __init__(
+        self, weights: WeightsSet, *, device: str, dtype: torch.dtype, room_bytes: int | None = None
+    ) -> None:
+        """room_bytes: what all parts together may take; None: there is no need to count."""
+        self._weights = weights
+        self._device = device
+        self._dtype = dtype
+        self._room = room_bytes
+        self._here: OrderedDict[str, nn.Module] = OrderedDict()
+        self._elements: dict[str, int] = {}
+
+    def __getitem__(self, part: str) -> nn.Module:
+        if part not in self._weights.parts:
+            raise KeyError(part)
+        if part not in self._here:
+            self._make_room(for_bytes=self.cost(part))
+            self._here[part] = open_part(self._weights, part, device=self._device, dtype=self.dtype_of(part))
+        self._here.move_to_end(part)
+        return self._here[part]
+
+    def preload(self) -> None:
+        """Read everything now, where it all fits: what is wrong with a file shows before the first photo."""
+        if self._room is None or sum(map(self.cost, self)) <= self._room:
+            for part in self:
+                self.__getitem__(part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights.parts)
+
+    def __len__(self) -> int:
+        return len(self._weights.parts)
+
+    def dtype_of(self, part: str) -> torch.dtype:
+        """What a part calculates in."""
+        return torch.float32 if part.rpartition(".")[2] in STAY_WIDE else self._dtype
+
+    def cost(self, part: str) -> int:
+        """Bytes that a part takes on the device."""
+        if part not in self._elements:
+            with torch.device("meta"):
+                network = ARCHITECTURES[self._weights.architecture].build(part)
+            self._elements[part] = sum(tensor.numel() for tensor in network.state_dict().values())
+        return self._elements[part] * self.dtype_of(part).itemsize
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """What is on the device, the part unused longest first."""
+        return tuple(self._here)
+
+    def _make_room(self, *, for_bytes: int) -> None:
+        if self._room is None:
+            return
+        taken = sum(self.cost(part) for part in self._here)
+        while self._here and taken + for_bytes > self._room:
+            part, _ = self._here.popitem(last=False)
+            taken -= self.cost(part)
