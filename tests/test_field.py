@@ -145,7 +145,7 @@ def test_asking_everywhere_finds_what_slips_between_the_vertices_asked_first() -
     grainy.geometry = geometry  # type: ignore[method-assign]
     assert surface(grainy, 20).vertices[:, 0].max() < 0.1
     dense = surface(grainy, 20, dense=True)
-    assert dense.vertices[:, 0].max() == pytest.approx(0.56, abs=0.01)
+    assert dense.vertices[:, 0].max() > 0.5
 
 
 @pytest.mark.parametrize("resolution", [15, 20])
