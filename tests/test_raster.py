@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import nvdiffrast_stand_in
 import pytest
 import torch
 
@@ -27,6 +28,21 @@ RADIUS = 0.8
 @pytest.fixture(params=[TorchRaster, WarpRaster], ids=lambda tool: tool.name)
 def raster(request):
     return request.param()
+
+
+@pytest.fixture
+def nvdiffrast_adaptor(monkeypatch):
+    """NvdiffrastRaster on the CPU: all of it but the library, whose part the stand-in plays."""
+    nvdiffrast_stand_in.put_in_place(monkeypatch)
+    monkeypatch.setattr(rasters, "_cuda_for", lambda tensor: torch.device("cpu"))
+    return NvdiffrastRaster()
+
+
+@pytest.fixture(params=["torch", "warp", "nvdiffrast_adaptor"])
+def any_raster(request):
+    """The rasterisers, and the adaptor too: where few triangles tell enough."""
+    table = {"torch": TorchRaster, "warp": WarpRaster}
+    return table[request.param]() if request.param in table else request.getfixturevalue(request.param)
 
 
 @pytest.fixture(params=["cpu", *accelerators()[:1]])
@@ -60,16 +76,16 @@ def sphere(rings=48, radius=RADIUS):
     return Mesh(vertices=(grid.reshape(-1, 3) * radius).astype(np.float32), faces=quads.astype(np.int64))
 
 
-def test_a_triangle_covers_the_pixel_centres_inside_it(raster, device):
+def test_a_triangle_covers_the_pixel_centres_inside_it(any_raster, device):
     positions, faces = triangles((0, 0, 0), (8.2, 0, 0), (0, 8.2, 0), device=device)
-    found = raster.rasterize(positions, faces, height=8, width=10)
+    found = any_raster.rasterize(positions, faces, height=8, width=10)
     row, column = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(10) + 0.5, indexing="ij")
     assert torch.equal(found.covered.cpu(), row + column < 8.2)
     assert found.face.dtype == torch.int64
     assert set(found.face.unique().tolist()) == {-1, 0}
 
 
-def test_every_centre_belongs_to_one_of_the_triangles_that_tile_the_grid(raster):
+def test_every_centre_belongs_to_one_of_the_triangles_that_tile_the_grid(any_raster):
     # Corners on pixel centres: every edge and every corner hits some.
     lines = torch.arange(0, 13).float() - 0.5
     y, x = torch.meshgrid(lines, lines, indexing="ij")
@@ -77,13 +93,15 @@ def test_every_centre_belongs_to_one_of_the_triangles_that_tile_the_grid(raster)
     a, b, c, d = (index[i : 12 + i, j : 12 + j].reshape(-1) for i, j in ((0, 0), (0, 1), (1, 1), (1, 0)))
     faces = torch.cat((torch.stack((a, b, c), 1), torch.stack((a, d, c), 1)))  # the second wound backwards
     positions = torch.stack((x.reshape(-1), y.reshape(-1), torch.zeros(169)), dim=1)
-    times = sum(raster.rasterize(positions, face[None], height=11, width=11).covered.int() for face in faces)
+    times = sum(
+        any_raster.rasterize(positions, face[None], height=11, width=11).covered.int() for face in faces
+    )
     assert torch.equal(times, torch.ones(11, 11, dtype=torch.int32))
 
 
-def test_barycentrics_lead_back_to_the_pixel_centre(raster, device):
+def test_barycentrics_lead_back_to_the_pixel_centre(any_raster, device):
     positions, faces = (tensor.to(device) for tensor in soup())
-    found = raster.rasterize(positions, faces, height=64, width=64)
+    found = any_raster.rasterize(positions, faces, height=64, width=64)
     where = interpolate(positions, faces, found)[found.covered].cpu()
     row, column = found.covered.cpu().nonzero(as_tuple=True)
     assert len(where) > 3000
@@ -93,21 +111,21 @@ def test_barycentrics_lead_back_to_the_pixel_centre(raster, device):
     torch.testing.assert_close(found.barycentric.sum(-1), found.covered.float(), atol=1e-6, rtol=0)
 
 
-def test_each_pixel_shows_the_nearest_of_all_triangles_alone(raster):
+def test_each_pixel_shows_the_nearest_of_all_triangles_alone(any_raster):
     positions, faces = soup(faces=60)
-    found = raster.rasterize(positions, faces, height=64, width=64)
-    alone = [raster.rasterize(positions, face[None], height=64, width=64) for face in faces]
+    found = any_raster.rasterize(positions, faces, height=64, width=64)
+    alone = [any_raster.rasterize(positions, face[None], height=64, width=64) for face in faces]
     depths = torch.stack([one.depth.where(one.covered, torch.tensor(-torch.inf)) for one in alone])
     nearest, winner = depths.max(dim=0)
     assert torch.equal(found.face, winner.where(nearest > -torch.inf, torch.tensor(-1)))
 
 
 @pytest.mark.parametrize("depth", [3.0, 0.0, -3.0])
-def test_equal_depth_goes_to_the_lower_face_and_nearer_beats_it(raster, device, depth):
+def test_equal_depth_goes_to_the_lower_face_and_nearer_beats_it(any_raster, device, depth):
     flat = [(0, 0, depth), (9, 0, depth), (0, 9, depth)]
     nearer = [(0, 0, depth + 0.01), (4, 0, depth + 0.01), (0, 4, depth + 0.01)]
     positions, faces = triangles(*flat, *flat, *nearer, device=device)
-    found = raster.rasterize(positions, faces, height=4, width=4)
+    found = any_raster.rasterize(positions, faces, height=4, width=4)
     assert found.face[0, 0] == 2
     assert found.face[3, 3] == 0
 
@@ -119,17 +137,17 @@ def test_minus_zero_is_no_farther_than_zero(raster):
     assert (raster.rasterize(positions, faces, height=2, width=2).face == 0).all()
 
 
-def test_triangles_without_area_and_without_number_draw_nothing(raster):
+def test_triangles_without_area_and_without_number_draw_nothing(any_raster):
     positions, faces = triangles((0, 0, 0), (4, 4, 0), (8, 8, 0))
-    assert not raster.rasterize(positions, faces, height=8, width=8).covered.any()
-    assert not raster.rasterize(positions, faces[:0], height=8, width=8).covered.any()
+    assert not any_raster.rasterize(positions, faces, height=8, width=8).covered.any()
+    assert not any_raster.rasterize(positions, faces[:0], height=8, width=8).covered.any()
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e9])
-def test_positions_that_whole_numbers_cannot_hold_are_refused(raster, wrong):
+def test_positions_that_whole_numbers_cannot_hold_are_refused(any_raster, wrong):
     positions, faces = triangles((0, 0, 0), (wrong, 4, 0), (8, 0, 0))
     with pytest.raises(ValueError, match="finite"):
-        raster.rasterize(positions, faces, height=8, width=8)
+        any_raster.rasterize(positions, faces, height=8, width=8)
 
 
 def test_warp_and_torch_agree_to_the_last_bit(device):
@@ -158,20 +176,73 @@ def test_nvdiffrast_agrees_but_for_pixels_on_edges():
     torch.testing.assert_close(left.barycentric[same], right.barycentric[same], atol=1e-4, rtol=0)
 
 
+def test_the_nvdiffrast_adaptor_draws_what_the_definition_draws(nvdiffrast_adaptor):
+    positions, faces = soup(faces=300, size_px=100)
+    left, right = (
+        tool.rasterize(positions, faces, height=90, width=110) for tool in (nvdiffrast_adaptor, TorchRaster())
+    )
+    assert torch.equal(left.covered, right.covered)
+    same = left.face == right.face
+    assert same[right.covered].float().mean() > 0.999
+    torch.testing.assert_close(left.depth, right.depth, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(left.barycentric[same], right.barycentric[same], atol=1e-3, rtol=0)
+    assert left.face.dtype == torch.int64
+    assert left.barycentric.dtype == left.depth.dtype == torch.float32
+
+
+def test_the_nvdiffrast_adaptor_leaves_overlapping_flat_faces_to_the_lowest(nvdiffrast_adaptor):
+    positions, faces = soup(faces=80)
+    positions[:, 2] = 0
+    left, right = (
+        tool.rasterize(positions, faces, height=64, width=64) for tool in (nvdiffrast_adaptor, TorchRaster())
+    )
+    assert torch.equal(left.face, right.face)
+
+
+def test_the_nvdiffrast_adaptor_answers_with_depths_of_ours_however_far(nvdiffrast_adaptor):
+    positions, faces = soup(faces=80)
+    positions[:, 2] = positions[:, 2] * 50 + 7000
+    found = nvdiffrast_adaptor.rasterize(positions, faces, height=64, width=64)
+    expected = interpolate(positions[:, 2:], faces, found)[..., 0]
+    assert torch.equal(found.depth, expected)
+    assert found.depth[found.covered].min() > 100
+
+
+def test_the_nvdiffrast_adaptor_opens_one_context_for_a_device(nvdiffrast_adaptor, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        nvdiffrast_stand_in.RasterizeCudaContext, "__init__", lambda self, device: opened.append(device)
+    )
+    for _ in range(2):
+        nvdiffrast_adaptor.rasterize(*soup(faces=3), height=8, width=8)
+    assert opened == [torch.device("cpu")]
+
+
+@pytest.mark.skipif(not accelerators(), reason="needs CUDA")
+def test_nvdiffrast_draws_where_the_positions_lie():
+    assert rasters._cuda_for(torch.zeros(3, device="cuda:0")) == torch.device("cuda:0")
+    assert rasters._cuda_for(torch.zeros(3)) == torch.device("cuda")
+
+
 def test_nvdiffrast_gets_our_first_row_as_its_lowest_and_nearer_as_smaller():
     clip = rasters._clip_space(torch.tensor([[0.0, 0.0, 5.0], [40.0, 20.0, -5.0]]), 20, 40)
     assert clip[0].tolist() == pytest.approx([-1, -1, -0.99, 1])
     assert clip[1].tolist() == pytest.approx([1, 1, 0.99, 1])
 
 
-def test_nvdiffrasts_answer_is_read_as_weights_of_the_first_two_corners():
-    positions, faces = soup(faces=100)
-    ours = TorchRaster().rasterize(positions, faces, height=64, width=64)
-    theirs = torch.cat((ours.barycentric[..., :2], ours.depth[..., None], ours.face[..., None] + 1.0), dim=-1)
-    read = rasters._read_nvdiffrast(theirs, positions[:, 2], faces)
-    assert torch.equal(read.face, ours.face)
-    torch.testing.assert_close(read.barycentric, ours.barycentric, atol=1e-6, rtol=0)
-    torch.testing.assert_close(read.depth, ours.depth, atol=1e-4, rtol=1e-5)
+def test_a_nvdiffrast_that_is_missing_and_one_that_is_broken_are_told_apart(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "nvdiffrast", None)
+    assert NvdiffrastRaster.why_not("cuda:0") == "not installed: run `crm doctor` for the build command"
+    monkeypatch.delitem(sys.modules, "nvdiffrast")
+    package = tmp_path / "nvdiffrast" / "torch"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("raise ImportError('_nvdiffrast_c.so: undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert NvdiffrastRaster.why_not("cuda:0") == (
+        "found but cannot be imported: ImportError: _nvdiffrast_c.so: undefined symbol: _ZN3c10"
+    )
+    sys.modules.pop("nvdiffrast", None)
 
 
 def test_torch_draws_the_same_in_small_chunks(monkeypatch):
@@ -222,7 +293,6 @@ def test_each_rasteriser_says_what_it_lacks(monkeypatch):
     assert WarpRaster.why_not("mps") == "needs the CPU or CUDA"
     assert TorchRaster.why_not("mps") is None
     monkeypatch.setattr(rasters, "find_spec", lambda name: None)
-    assert "crm doctor" in NvdiffrastRaster.why_not("cuda:0")
     assert "pip install warp-lang" in WarpRaster.why_not("cuda:0")
 
 
@@ -236,6 +306,19 @@ def test_kernels_are_kept_in_the_users_cache_or_else_in_a_temporary_folder(monke
     fallback = rasters._cache_folder()
     assert fallback.parent == tmp_path
     assert os.access(fallback, os.W_OK)
+
+
+def test_the_kernels_compile_for_cuda_also_where_there_is_none(tmp_path):
+    import warp
+
+    kernels = rasters._kernels()
+    architectures = warp.get_cuda_supported_archs()
+    if not architectures:
+        pytest.skip("this warp was built without CUDA")
+    (file,) = warp.compile_aot_module(kernels, arch=architectures[0], module_dir=tmp_path, use_ptx=True)
+    assert {"draw", "resolve"} <= {
+        name for name in ("draw", "resolve") if f".entry {name}_" in file.read_text()
+    }
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from crm_cli.fragments import Fragments, Raster, interpolate, project
+from crm_cli.installed import why_not_importable
 from crm_cli.mesh.subpixels import CENTRE, EMPTY, LAST_FACE, SUBPIXEL_BITS, SUBPIXELS
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ CHUNK = 1 << 18
 
 def _snap(positions: Tensor) -> Tensor:
     """Round pixel positions to sub-pixels. positions: [V 3]; returns int64 [V 2]."""
-    xy = positions[:, :2].double()
-    if not bool((xy.abs() <= REACH_PX).all()):
+    _expect_within_reach(positions)
+    return (positions[:, :2].double() * SUBPIXELS).round().long()
+
+
+def _expect_within_reach(positions: Tensor) -> None:
+    """Refuse positions [V 3] that edge tests cannot hold."""
+    if not bool((positions[:, :2].abs() <= REACH_PX).all()):
         raise ValueError(f"positions must be finite and within ±{REACH_PX} px of the grid's corner")
-    return (xy * SUBPIXELS).round().long()
 
 
 class TorchRaster:
@@ -250,7 +255,7 @@ class NvdiffrastRaster:
     """The rasteriser of the published CRM, for those whose licence allows it.
 
     Written against nvdiffrast 0.4. It rounds corners to 1/16 pixel: centres near an edge may go to
-    another face than with the other two.
+    another face than with the other two. More than 2^24 faces it refuses, with an error of its own.
     """
 
     name: ClassVar[str] = "nvdiffrast"
@@ -263,46 +268,60 @@ class NvdiffrastRaster:
 
     @staticmethod
     def why_not(device: str) -> str | None:
-        """Need CUDA and a build of nvdiffrast."""
+        """Need CUDA and a build of nvdiffrast that loads."""
         if device.split(":")[0] != "cuda":
             return "needs CUDA"
-        return None if find_spec("nvdiffrast") else "not installed: run `crm doctor` for the build commands"
+        return why_not_importable("nvdiffrast.torch", remedy="run `crm doctor` for the build command")
 
     def rasterize(self, positions: Tensor, faces: Tensor, *, height: int, width: int) -> Fragments:
         """Find the nearest triangle at every pixel centre; see `Raster`."""
-        device = positions.device if positions.is_cuda else torch.device("cuda")
+        _expect_within_reach(positions)
+        if not len(faces):  # which it refuses
+            return _read_nvdiffrast(positions.new_zeros(height, width, 4), positions, faces)
+        device = _cuda_for(positions)
         if device not in self._contexts:
             self._contexts[device] = self._library.RasterizeCudaContext(device=device)
+        # Of equal depths the face drawn last stays, and the lowest index is to stay.
         found, _ = self._library.rasterize(
             self._contexts[device],
             _clip_space(positions.detach(), height, width)[None].to(device),
-            faces.int().contiguous().to(device),
+            faces.flip(0).int().to(device),
             resolution=[height, width],
             grad_db=False,
         )
-        return _read_nvdiffrast(found[0].to(positions.device), positions.detach()[:, 2], faces)
+        return _read_nvdiffrast(found[0].to(positions.device), positions, faces)
 
 
-def _read_nvdiffrast(found: Tensor, depth: Tensor, faces: Tensor) -> Fragments:
-    """Turn (u, v, z/w, face + 1 or 0) [H W 4] into fragments; u and v weigh the first two corners."""
+def _cuda_for(tensor: Tensor) -> torch.device:
+    """The CUDA device that draws what lies here: its own, or the current one."""
+    return tensor.device if tensor.is_cuda else torch.device("cuda")
+
+
+def _read_nvdiffrast(found: Tensor, positions: Tensor, faces: Tensor) -> Fragments:
+    """Turn what it found for faces drawn last to first into fragments.
+
+    found: [H W 4], weights of the first two corners, z/w, and the number of the face as drawn, counted
+    from 1, or 0. The depth is blended from ours: its own is scaled to the clip planes.
+    """
     u, v, _, number = found.unbind(-1)
-    barycentric = torch.stack((u, v, 1 - u - v), dim=-1) * (number > 0)[..., None]
-    fragments = Fragments(face=number.long() - 1, barycentric=barycentric, depth=torch.zeros_like(u))
-    return replace(fragments, depth=interpolate(depth[:, None], faces, fragments)[..., 0])
+    covered = number > 0
+    face = torch.where(covered, len(faces) - number.long(), -1)
+    barycentric = torch.stack((u, v, (1 - u - v).clamp(min=0)), dim=-1) * covered[..., None]
+    fragments = Fragments(face=face, barycentric=barycentric, depth=torch.zeros_like(u))
+    depth = interpolate(positions.detach()[:, 2:], faces, fragments)[..., 0]
+    return replace(fragments, depth=depth)
 
 
 def _clip_space(positions: Tensor, height: int, width: int) -> Tensor:
-    """Turn pixel positions [V 3] into OpenGL clip coordinates [V 4].
+    """Turn pixel positions [V 3] into OpenGL clip coordinates, float32 [V 4].
 
     Its first row is at y = -1, ours at y = 0, so that y keeps its direction; nearer is smaller there.
     """
-    x = positions[:, 0] * (2 / width) - 1
-    y = positions[:, 1] * (2 / height) - 1
-    depth = positions[:, 2]
+    x, y, depth = positions.double().unbind(-1)
     middle, reach = (depth.max() + depth.min()) / 2, (depth.max() - depth.min()) / 2
     # 0.99 keeps the nearest and the farthest corner off the clip planes.
     z = (middle - depth) / reach.clamp(min=1e-6) * 0.99
-    return torch.stack((x, y, z, torch.ones_like(z)), dim=-1).float().contiguous()
+    return torch.stack((x * (2 / width) - 1, y * (2 / height) - 1, z, torch.ones_like(z)), dim=-1).float()
 
 
 def render_silhouette(mesh: Mesh, raster: Raster, view: View, size_px: int) -> NDArray[np.bool_]:
