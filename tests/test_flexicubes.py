@@ -1,7 +1,8 @@
 """FlexiCubes: known surfaces come back closed, outward and in place; random fields never tear."""
 
-import importlib.util
 import math
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,16 @@ def random_weights(sdf: Tensor, resolution: int, seed: int) -> CubeWeights:
     cubes = flexicubes.surface_cubes(sdf, resolution)
     raw = torch.randn(len(cubes), 21, generator=torch.Generator().manual_seed(seed), dtype=sdf.dtype)
     return CubeWeights.from_raw(raw)
+
+
+def noise(points: int, seed: int) -> Tensor:
+    return torch.randn(points, generator=torch.Generator().manual_seed(seed))
+
+
+def turned(faces: Tensor) -> Tensor:
+    """Triangles from their lowest vertex on, in ascending order: equal for the same oriented surface."""
+    start = faces.argmin(1, keepdim=True)
+    return torch.unique(faces.gather(1, (start + torch.arange(3)) % 3), dim=0)
 
 
 def edges(faces: Tensor) -> Tensor:
@@ -228,16 +239,124 @@ def test_the_regularizer_vanishes_where_crossings_are_equally_far() -> None:
     assert float(flexicubes.extract(points, tilted, 2)[2]) > 1e-3
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kaolin") is None, reason="kaolin is not installed")
-def test_kaolin_agrees_on_the_surface() -> None:
-    points = flexicubes.grid(16)
-    sdf = ring(points)
-    ours, _, _ = flexicubes.extract(points, sdf, 16)
-    theirs, _ = flexicubes.KaolinSurface().extract(points, sdf, 16)
-    torch.testing.assert_close(ours.sort(0).values, theirs.sort(0).values, atol=1e-5, rtol=0)
+class KaolinStandIn:
+    """How kaolin 0.18's FlexiCubes is called and answers, drawn by ours: what its adaptor is tested against.
+
+    (NVIDIAGameWorks/kaolin, ops/conversions/flexicubes/flexicubes.py: one vertex more than `resolution`
+    along each axis with z fastest, negative inside, raw weights of all cubes, float32 only.)
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.device = device
+
+    def __call__(
+        self,
+        voxelgrid_vertices: Tensor,
+        scalar_field: Tensor,
+        cube_idx: Tensor,
+        resolution: int,
+        weight_scale: float = 0.99,
+        beta: Tensor | None = None,
+        alpha: Tensor | None = None,
+        gamma_f: Tensor | None = None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.device == str(scalar_field.device)
+        assert voxelgrid_vertices.dtype == scalar_field.dtype == torch.float32
+        assert torch.equal(cube_idx, flexicubes.cube_corners(torch.arange(resolution**3), resolution))
+        cubes = flexicubes.surface_cubes(-scalar_field, resolution)
+        if not len(cubes):
+            return torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0)
+        weights = None
+        if beta is not None and alpha is not None and gamma_f is not None:
+            assert (beta.shape, alpha.shape, gamma_f.shape) == (
+                (resolution**3, 12),
+                (resolution**3, 8),
+                (resolution**3,),
+            )
+            weights = CubeWeights(
+                beta=beta[cubes].tanh() * weight_scale + 1,
+                alpha=alpha[cubes].tanh() * weight_scale + 1,
+                gamma=gamma_f[cubes].sigmoid() * weight_scale + (1 - weight_scale) / 2,
+            )
+        vertices, faces, deviation = flexicubes.extract(
+            voxelgrid_vertices, -scalar_field, resolution, weights=weights, training=training
+        )
+        # Its faces look where the field grows, and its regulariser is one number a crossing.
+        return vertices, faces.flip(1), deviation * torch.tensor([0.5, 1.5])
 
 
-def test_kaolin_says_why_it_cannot_be_used() -> None:
-    reason = flexicubes.KaolinSurface.why_not("cpu")
-    assert (reason is None) == (importlib.util.find_spec("kaolin") is not None)
-    assert reason is None or "kaolin" in reason
+@pytest.fixture
+def kaolin_adaptor(monkeypatch: pytest.MonkeyPatch) -> flexicubes.KaolinSurface:
+    """KaolinSurface over the stand-in."""
+    for name in ("kaolin", "kaolin.ops", "kaolin.ops.conversions"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(sys.modules["kaolin.ops.conversions"], "FlexiCubes", KaolinStandIn, raising=False)
+    return flexicubes.KaolinSurface()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_the_kaolin_adaptor_says_the_same_in_kaolins_words(
+    kaolin_adaptor: flexicubes.KaolinSurface, is_weighted: bool, training: bool, dtype: torch.dtype
+) -> None:
+    points = flexicubes.grid(8, dtype=dtype)
+    sdf = flexicubes.close_border(ring(points) + 0.1 * noise(len(points), 1).to(dtype), 8)
+    weights = random_weights(sdf, 8, 2) if is_weighted else None
+    ours = flexicubes.extract(points, sdf, 8, weights=weights, training=training)
+    theirs = kaolin_adaptor.extract(points, sdf, 8, weights=weights, training=training)
+    assert torch.equal(ours[1], theirs[1])
+    assert [tensor.dtype for tensor in theirs] == [dtype, torch.int64, dtype]
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[2], theirs[2], atol=1e-5, rtol=0)
+
+
+def test_the_kaolin_adaptor_takes_no_surface_for_an_answer(
+    kaolin_adaptor: flexicubes.KaolinSurface,
+) -> None:
+    points = flexicubes.grid(4)
+    vertices, faces, regularizer = kaolin_adaptor.extract(points, torch.ones(len(points)), 4)
+    assert (vertices.shape, faces.shape, float(regularizer)) == ((0, 3), (0, 3), 0)
+
+
+@pytest.mark.parametrize("column", ["beta", "alpha", "gamma"])
+def test_the_kaolin_adaptor_refuses_weights_that_kaolin_cannot_make(
+    kaolin_adaptor: flexicubes.KaolinSurface, column: str
+) -> None:
+    points = flexicubes.grid(4)
+    sdf = flexicubes.close_border(ball(0.6)(points), 4)
+    weights = random_weights(sdf, 4, 0)
+    getattr(weights, column)[0] = 1.6
+    with pytest.raises(ValueError, match="kaolin takes"):
+        kaolin_adaptor.extract(points, sdf, 4, weights=weights)
+
+
+@pytest.mark.skipif(flexicubes.KaolinSurface.why_not("cpu") is not None, reason="needs kaolin")
+@pytest.mark.parametrize("training", [False, True])
+def test_kaolin_agrees_on_every_vertex_and_face(training: bool) -> None:
+    points = flexicubes.grid(12)
+    for seed in range(5):
+        sdf = flexicubes.close_border(noise(len(points), seed), 12)
+        weights = random_weights(sdf, 12, seed)
+        ours = flexicubes.extract(points, sdf, 12, weights=weights, training=training)
+        theirs = flexicubes.KaolinSurface().extract(points, sdf, 12, weights=weights, training=training)
+        distance, match = torch.cdist(theirs[0], ours[0], compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        assert torch.equal(match.sort().values, torch.arange(len(ours[0])))
+        assert float(distance.max()) < 1e-5
+        assert torch.equal(turned(match[theirs[1]]), turned(ours[1]))
+        torch.testing.assert_close(ours[2], theirs[2], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(flexicubes.KaolinSurface.why_not("cpu") is not None, reason="needs kaolin")
+def test_kaolin_draws_a_sphere_outwards_also_without_weights() -> None:
+    points = flexicubes.grid(32)
+    vertices, faces, _ = flexicubes.KaolinSurface().extract(points, ball(0.7)(points), 32)
+    assert is_closed_and_oriented(faces)
+    assert euler(vertices, faces) == 2
+    assert area_and_volume(vertices, faces)[1] == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.01)
+
+
+def test_kaolin_says_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kaolin", None)
+    assert flexicubes.KaolinSurface.why_not("cpu") == "not installed: run `crm doctor` for the build command"
