@@ -9,18 +9,24 @@ from importlib.util import find_spec
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem
+from crm_cli.installed import why_not_importable
 from crm_cli.run.conveyor import default_workers, usable_memory
 from crm_cli.toolbox import accelerators, survey, usable_cores
 
 OPTIONAL = {
     "nvdiffrast": "pip install setuptools wheel ninja"
     " && pip install git+https://github.com/NVlabs/nvdiffrast --no-build-isolation",
-    "kaolin": "pip install setuptools wheel ninja"
-    " && pip install git+https://github.com/NVIDIAGameWorks/kaolin --no-build-isolation",
+    # Its setup reads pkg_resources, which setuptools 82 dropped. Its last release knows no torch after 2.8;
+    # the sources since then do not compile with torch 2.13. It imports torchvision without asking for it.
+    "kaolin": "pip install 'setuptools<81' wheel ninja cython torchvision && IGNORE_TORCH_VER=1"
+    " pip install git+https://github.com/NVIDIAGameWorks/kaolin@v0.18.0 --no-build-isolation",
     "rembg": "pip install 'rembg[cpu]'",
     "pillow-heif": "pip install pillow-heif",
 }
-"""What a plain install leaves out, and the command that adds it. The first two need a CUDA compiler."""
+"""What a plain install leaves out, and the command that adds it."""
+
+COMPILED = {"nvdiffrast": "nvdiffrast.torch", "kaolin": "kaolin.ops.conversions"}
+"""Those that a CUDA compiler builds, against the torch that is there, and the module that tells."""
 
 REQUIRED = {
     "torch": "torch",
@@ -100,17 +106,22 @@ def _weights() -> tuple[str, bool]:
         found = find("auto")
     except EnvironmentProblem as error:
         return f"weights: {error}", False
-    return f"weights: {found.name} ({found.digest[:12]})", True
+    where = f"{found.architecture}, {found.digest[:12]}, {found.directory}"
+    return f"weights: {found.name} ({where})", True
 
 
 def _missing(*, has_accelerator: bool) -> list[str]:
-    """Commands that install what is optional and not there."""
+    """Commands that install what is optional and not there, or build again what does not load."""
     lines = []
     for name, command in OPTIONAL.items():
         if _version(name) is None:
-            needs_cuda = name in ("nvdiffrast", "kaolin")
-            note = " (needs a CUDA device and compiler)" if needs_cuda and not has_accelerator else ""
+            note = " (needs a CUDA device and compiler)" if name in COMPILED and not has_accelerator else ""
             lines += [f"optional: {name} is not installed{note}", f"  {command}"]
+        elif name in COMPILED and (reason := why_not_importable(COMPILED[name], remedy="see below")):
+            lines += [
+                f"optional: {name} {_version(name)} {reason}",
+                f"  {command} --force-reinstall --no-deps",
+            ]
     return lines
 
 

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -36,3 +37,28 @@ def test_a_torch_that_breaks_while_it_is_loaded_is_reported_and_not_met_with_a_t
     report = examine()
     assert not report.can_convert
     assert f"tools: cannot be loaded: {type(error).__name__}: {error}" in report.lines
+
+
+@pytest.mark.parametrize(("name", "module"), doctor.COMPILED.items())
+def test_a_compiled_library_that_does_not_load_is_reported_with_its_reason_and_how_to_build_it_again(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / name
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open\\nsearched: /usr/lib')")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda wanted: "9.9" if wanted == name else found(wanted))
+    lines = examine().lines
+    reason = "found but cannot be imported: OSError: libcudart.so.13: cannot open"
+    place = lines.index(f"optional: {name} 9.9 {reason}")
+    assert lines[place + 1] == f"  {doctor.OPTIONAL[name]} --force-reinstall --no-deps"
+
+
+@pytest.mark.parametrize("name", doctor.COMPILED)
+def test_a_compiled_library_is_built_against_the_torch_that_is_there(name: str) -> None:
+    tools, build = doctor.OPTIONAL[name].split(" && ")
+    assert {"wheel", "ninja"} <= set(tools.split())
+    assert build.endswith(" --no-build-isolation")
