@@ -83,10 +83,6 @@ def unused(vision: TowerConfig, text: TowerConfig) -> tuple[str, ...]:
     )
 
 
-UNUSED = unused(RELEASE_VISION, RELEASE_TEXT)
-"""The same of the published size."""
-
-
 class VisionTower(nn.Module):
     """Tokens of pictures."""
 
