@@ -1,0 +1,217 @@
+"""A folder of weights on its way to disk: tensors streamed into files, the folder whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from crm_cli.errors import OutputError
+from crm_cli.models.weights import MANIFEST, WeightsFile
+
+SHARD_BYTES = 10**9
+"""Larger parts are split: every file system takes this, and a broken file costs little."""
+
+HEADER_ALIGNMENT = 8
+"""The header is padded with blanks to a multiple of this (safetensors, format)."""
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+LOCK = ".lock"
+"""Held by whoever writes an unfinished folder; one that nobody holds is debris."""
+
+OURS = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """What tensors take on disk."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def write_part(
+    folder: Path, part: str, tensors: Mapping[str, Tensor], report: Callable[[int], None]
+) -> list[WeightsFile]:
+    """Write tensors, as they are, into PART-00001-of-0000N.safetensors and so on.
+
+    The same tensors give the same bytes. `report` is told how many of theirs have been written.
+    """
+    shards = list(_shards(tensors))
+    files, done = [], 0
+    for number, names in enumerate(shards, 1):
+        file = folder / f"{part}-{number:05}-of-{len(shards):05}.safetensors"
+        with file.open("xb") as stream:
+            digest = hashlib.sha256()
+            for place, data in enumerate(_serialised({name: tensors[name] for name in names})):
+                stream.write(data)
+                digest.update(data)
+                done += len(data) if place else 0  # the header is nobody's tensor
+                report(done)
+            sync(stream)
+        files.append(WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest.hexdigest()))
+    return files
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names, cut where a file would become larger than SHARD_BYTES."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.nbytes > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    if names:
+        yield names
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece by piece: its header, then one tensor after the other.
+
+    The library writes the same, from a copy of all of them.
+    """
+    # Wide types first: so every tensor begins at a multiple of its own width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header, end = {}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        # A tensor may be a view into a storage that it shares with all the others.
+        yield tensors[name].contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a small file to the disk itself."""
+    with file.open("xb") as stream:
+        stream.write(data)
+        sync(stream)
+
+
+def sync(stream: BinaryIO) -> None:
+    """Return when what was written is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise OutputError where a new folder of weights would take the place of something else."""
+    try:
+        others = [
+            name for name in _contents(folder) if name not in (MANIFEST, LOCK) and not OURS.fullmatch(name)
+        ]
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if others:
+        raise OutputError(
+            f"{folder}: holds {sorted(others)[0]}, and would be replaced as a whole",
+            code="E_WEIGHTS_FOLDER",
+            remedy="choose a folder that is empty, or not there yet",
+        )
+
+
+def _contents(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes its place when the block ends well and is gone otherwise.
+
+    What stands in that place stands there until then. Debris of a process that was killed is removed.
+    """
+    mark = f"{os.getpid()}-{os.urandom(4).hex()}"
+    part = folder.with_name(f".{folder.name}-{mark}.part")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        part.mkdir()
+        with (part / LOCK).open("xb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield part
+            _sync_folder(part)
+            _swap(part, folder, folder.with_name(f".{folder.name}-{mark}.old"))
+        (folder / LOCK).unlink()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, folder: Path, old: Path) -> None:
+    try:
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left beside a folder, and put back what they had moved away."""
+    left = re.compile(re.escape(f".{folder.name}-") + r"\d+-[0-9a-f]{8}\.(part|old)")
+    for name in _contents(folder.parent):
+        path = folder.with_name(name)
+        if not left.fullmatch(name):
+            continue
+        if path.suffix == ".old" and not folder.exists():
+            path.rename(folder)
+        elif path.suffix == ".old" or not _is_held(path / LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_held(file: Path) -> bool:
+    try:
+        with file.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{error.filename or folder}: {error.strerror or error}",
+        code="E_OUTPUT",
+        remedy="free space or fix rights",
+    )
