@@ -196,6 +196,176 @@ def test_gamma_chooses_the_diagonal() -> None:
     assert (6, 9) not in diagonals
 
 
+@pytest.mark.parametrize(
+    ("axis", "first"),
+    [(0, (6, 9)), (1, (5, 10)), (2, (6, 9))],
+    ids=["x", "y", "z"],
+)
+@pytest.mark.parametrize("sign", [1, -1], ids=["inside first", "inside last"])
+def test_equal_gammas_choose_the_published_diagonal(axis: int, first: tuple[int, int], sign: int) -> None:
+    # The published quad starts at another cube when the edge is walked the other way; so do edges along y.
+    points = flexicubes.grid(4, dtype=torch.float64)
+    sdf = sign * (points[:, axis] - 0.1)
+    weights = random_weights(sdf, 4, 0)._replace(gamma=torch.full((16,), 0.5, dtype=torch.float64))
+    _, faces, _ = flexicubes.extract(points, sdf, 4, weights=weights)
+    diagonals = {tuple(sorted(pair)) for pair in edges(faces).tolist()}
+    other = (5, 10) if first == (6, 9) else (6, 9)
+    expected, avoided = (first, other) if sign == 1 else (other, first)
+    assert expected in diagonals
+    assert avoided not in diagonals
+
+
+# The published algorithm written down once more, cube by cube, in its own sign: positive inside. Its faces
+# look inwards.
+
+PLAIN_CORNERS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
+PLAIN_EDGES = [
+    (0, 1), (1, 5), (4, 5), (0, 4), (2, 3), (3, 7), (6, 7), (2, 6), (2, 0), (3, 1), (7, 5), (6, 4),
+]  # fmt: skip
+PLAIN_FACES = [
+    (axis, side, [k for k in range(8) if PLAIN_CORNERS[k][axis] == side])
+    for axis in range(3)
+    for side in (0, 1)
+]
+
+Place = tuple[int, int, int]
+
+
+def plain_ambiguous(occupied: list[bool]) -> list[tuple[int, int]]:
+    """Faces (axis, side) with occupied corners on one diagonal only."""
+    found = []
+    for axis, side, (a, b, c, d) in PLAIN_FACES:  # a and d lie across, as do b and c
+        if occupied[a] == occupied[d] != occupied[b] == occupied[c]:
+            found.append((axis, side))
+    return found
+
+
+def plain_pieces(occupied: list[bool]) -> list[set[int]]:
+    """Cut edges of a cube, one set for each dual vertex."""
+    cut = [e for e, (a, b) in enumerate(PLAIN_EDGES) if occupied[a] != occupied[b]]
+    pieces = [{e} for e in cut]
+    for axis, side, corners in PLAIN_FACES:
+        here = [e for e in cut if set(PLAIN_EDGES[e]) <= set(corners)]
+        links = [here] if len(here) == 2 else []
+        if (axis, side) in plain_ambiguous(occupied):
+            links = [[e for e in here if k in PLAIN_EDGES[e]] for k in corners if occupied[k]]
+        for one, other in links:
+            joined = [piece for piece in pieces if one in piece or other in piece]
+            pieces = [piece for piece in pieces if piece not in joined] + [set().union(*joined)]
+    return pieces
+
+
+class PlainFlexiCubes:
+    """Dual vertices and quads of a grid of n cubes a side; raw: [n³ 21], before they are squashed."""
+
+    def __init__(self, points: Tensor, s: Tensor, n: int, raw: Tensor) -> None:
+        self.points, self.s, self.n = points, s, n
+        self.beta, self.alpha = 1 + raw[:, :12].tanh() / 2, 1 + raw[:, 12:20].tanh() / 2
+        self.gamma = 1 / 4 + 1 / (1 + (-raw[:, 20]).exp()) / 2
+        self.cubes = [(i, j, k) for i in range(n) for j in range(n) for k in range(n)]
+        self.vertices: list[Tensor] = []
+        self.owners: list[int] = []
+        self.deviations: list[Tensor] = []
+        self.around: dict[tuple[int, int], list[int]] = {}  # ordered grid edge to its dual vertices
+        for number, place in enumerate(self.cubes):
+            for piece in plain_pieces(self.settled(place)):
+                self.add(number, place, sorted(piece))
+
+    def vertex(self, place: Place, corner: int) -> int:
+        i, j, k = (p + c for p, c in zip(place, PLAIN_CORNERS[corner], strict=True))
+        return i * (self.n + 1) ** 2 + j * (self.n + 1) + k
+
+    def occupied(self, place: Place) -> list[bool]:
+        return [bool(self.s[self.vertex(place, corner)] < 0) for corner in range(8)]
+
+    def doubtful(self, place: Place) -> tuple[int, int] | None:
+        occupied = self.occupied(place)
+        faces = plain_ambiguous(occupied)
+        return faces[0] if len(faces) == 1 and sum(occupied) in (5, 6) else None
+
+    def settled(self, place: Place) -> list[bool]:
+        """Occupied corners; the others where this cube and the one across its ambiguous face are doubtful."""
+        occupied, face = self.occupied(place), self.doubtful(place)
+        if face is not None:
+            beyond = list(place)
+            beyond[face[0]] += 2 * face[1] - 1
+            if all(0 <= p < self.n for p in beyond) and self.doubtful(tuple(beyond)) is not None:
+                return [not corner for corner in occupied]
+        return occupied
+
+    def add(self, number: int, place: Place, piece: list[int]) -> None:
+        total, weight, plain = torch.zeros(3, dtype=torch.float64), 0.0, []
+        for edge in piece:
+            a, b = PLAIN_EDGES[edge]
+            at = self.vertex(place, a), self.vertex(place, b)
+            (x_a, x_b), (s_a, s_b) = self.points[list(at)], self.s[list(at)]
+            plain.append((x_a * s_b - x_b * s_a) / (s_b - s_a))
+            s_a, s_b = self.alpha[number, a] * s_a, self.alpha[number, b] * s_b
+            total = total + self.beta[number, edge] * (x_a * s_b - x_b * s_a) / (s_b - s_a)
+            weight = weight + self.beta[number, edge]
+            self.around.setdefault(at, []).append(len(self.vertices))
+        self.vertices.append(total / weight)
+        self.owners.append(number)
+        distances = (torch.stack(plain) - total / weight).norm(dim=1)
+        self.deviations.extend((distances - distances.mean()).abs())
+
+    def quads(self) -> list[list[int]]:
+        found = []
+        for (a, _), d in self.around.items():
+            if len(d) == 4:  # cubes were visited in ascending order
+                found.append([d[0], d[1], d[3], d[2]] if self.s[a] > 0 else [d[2], d[3], d[1], d[0]])
+        return found
+
+    def faces(self) -> list[list[int]]:
+        found = []
+        for q in self.quads():
+            g = [self.gamma[self.owners[dual]] for dual in q]
+            along_first = g[0] * g[2] > g[1] * g[3]
+            halves = ((0, 1, 2), (0, 2, 3)) if along_first else ((0, 1, 3), (3, 1, 2))
+            found += [[q[k] for k in half] for half in halves]
+        return found
+
+    def centres(self) -> list[Tensor]:
+        """The vertex that training puts into each quad."""
+        found = []
+        for q in self.quads():
+            g, v = [self.gamma[self.owners[dual]] for dual in q], [self.vertices[dual] for dual in q]
+            middles = g[0] * g[2] * (v[0] + v[2]) / 2 + g[1] * g[3] * (v[1] + v[3]) / 2
+            found.append(middles / (g[0] * g[2] + g[1] * g[3] + 1e-8))
+        return found
+
+
+def matched(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Which of their points each of ours is, one to one."""
+    distance, match = torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    assert float(distance.max()) < 1e-12
+    assert sorted(match.tolist()) == list(range(len(theirs)))
+    return match
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_field_gives_the_mesh_of_the_published_algorithm(seed: int) -> None:
+    n = 4
+    generator = torch.Generator().manual_seed(seed)
+    points = flexicubes.grid(n, dtype=torch.float64)
+    points = points + 0.02 * torch.randn(points.shape, generator=generator, dtype=torch.float64)
+    sdf = torch.randn(len(points), generator=generator, dtype=torch.float64)
+    raw = torch.randn(n**3, 21, generator=generator, dtype=torch.float64)
+    plain = PlainFlexiCubes(points, -sdf, n, raw)
+
+    weights = CubeWeights.from_raw(raw[flexicubes.surface_cubes(sdf, n)])
+    vertices, faces, deviation = flexicubes.extract(points, sdf, n, weights=weights)
+    match = matched(vertices, torch.stack(plain.vertices))
+    assert torch.equal(turned(match[faces].flip(1)), turned(torch.tensor(plain.faces())))
+    assert len(faces) > 50
+    assert float(deviation) == pytest.approx(float(torch.stack(plain.deviations).mean()), rel=1e-12)
+
+    split, four, _ = flexicubes.extract(points, sdf, n, weights=weights, training=True)
+    centres = torch.stack(plain.centres())
+    matched(split[len(vertices) :], centres)
+    assert len(four) == 4 * len(centres)
+
+
 def test_an_exact_crossing_places_a_jump_that_interpolation_smears() -> None:
     points = flexicubes.grid(20)
 
