@@ -29,11 +29,12 @@ from crm_cli.errors import PhotoError
 from crm_cli.fragments import Raster, project
 from crm_cli.frame import FRONT, VIEWS
 from crm_cli.models import agree
+from crm_cli.models.cost import forecast_s
 from crm_cli.models.field import Field, surface
 from crm_cli.models.imagine import open_imagination
 from crm_cli.models.reconstruction import PlaneField, Reconstruction
 from crm_cli.models.sampler import dice
-from crm_cli.preset import Preset
+from crm_cli.preset import EMBEDDED, Preset
 from crm_cli.records import (
     Asset,
     Checks,
@@ -256,6 +257,8 @@ class Line:
     """All stations of one worker, in a row."""
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
         self._prepare = Prepare(toolbox, preset)
         self._imagine = Imagine(toolbox, preset)
         self._reconstruct = Reconstruct(toolbox, preset)
@@ -268,6 +271,13 @@ class Line:
         """Load what the stations need, once; the process takes numbers next to zero for zero, for speed."""
         torch.set_flush_denormal(True)
         return cls(open_toolbox(preset, device=device, threads=threads, precision=precision), preset)
+
+    def forecast_s(self) -> float | None:
+        """Seconds one photo will take, measured in a moment; None where it is too quick to be worth saying."""
+        architecture = self._tools.weights.architecture
+        if architecture == EMBEDDED or self._tools.device != "cpu":
+            return None
+        return forecast_s(architecture, self._preset, device="cpu", dtype=self._tools.dtype)
 
     def convert(
         self,

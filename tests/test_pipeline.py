@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from miniature import write
 from torch import Generator, Tensor
 from traced import Shape, ball, block, coordinates, ring, trace, union
 
@@ -34,7 +35,6 @@ from crm_cli.pipeline import (
     Stopwatch,
     Surface,
     Unwrap,
-    dice,
     silhouette_iou,
 )
 from crm_cli.preset import Override, Preset, load_preset
@@ -81,18 +81,6 @@ CUTOUTS = [
     cutout_of(views, str(digit) * 64)
     for digit, views in enumerate((CHAIR, trace(ball(0.6, (0.1, 0, 0.1)), 64), trace(ring(), 64)))
 ]
-
-
-def test_dice_depend_on_seed_digest_and_purpose_and_on_nothing_else() -> None:
-    def throw(seed: int, digest: str, purpose: str) -> list[float]:
-        return torch.rand(4, generator=dice(seed, digest, purpose)).tolist()
-
-    first = throw(0, "ab", "rgb")
-    torch.manual_seed(1)
-    torch.rand(5)
-    assert throw(0, "ab", "rgb") == first
-    others = [throw(1, "ab", "rgb"), throw(0, "ac", "rgb"), throw(0, "ab", "ccm"), throw(0, "a", "brgb")]
-    assert all(other != first for other in others)
 
 
 def test_drawing_leaves_the_global_generator_alone(toolbox: Toolbox) -> None:
@@ -392,3 +380,40 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
         '"weights": "embedded"',
     ):
         assert value in said
+
+
+@pytest.fixture(scope="module")
+def published_line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    weights = write(tmp_path_factory.mktemp("weights") / "mini")
+    settings = [f"weights={weights.directory}", "rgb.steps=2", "ccm.steps=2", "reconstruction.grid=32"]
+    overrides = [Override.from_assignment(text) for text in settings]
+    preset = load_preset("tiny", overrides, architecture=weights.architecture).preset
+    return Line.open(preset, device="cpu", threads=1, precision="float32")
+
+
+def test_networks_of_the_published_structure_make_an_asset(published_line: Line, tmp_path: Path) -> None:
+    stages: list[str] = []
+    steps: list[tuple[int, int]] = []
+    job = job_for(PHOTOS, "bottle.png", tmp_path)
+    asset = published_line.convert(job, stages.append, lambda done, of: steps.append((done, of)))
+    assert stages == STAGES
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert asset.checks.is_closed and asset.checks.is_oriented and asset.checks.volume > 0
+    # The sphere that the untrained network starts from, of radius 0.5, dented at random.
+    assert asset.checks.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.6)
+    assert asset.checks.confidence == "ok", "no solid stands in for what these networks draw"
+    assert b'"weights": "mini"' in (tmp_path / "bottle.glb").read_bytes().replace(b'":"', b'": "')
+
+
+def test_only_what_takes_long_has_a_forecast(published_line: Line, line: Line) -> None:
+    forecast = published_line.forecast_s()
+    assert forecast is not None and forecast > 0
+    assert line.forecast_s() is None
+
+
+def test_a_whole_canvas_is_asked_for_by_name(toolbox: Toolbox, tmp_path: Path) -> None:
+    job = job_for(PHOTOS, "bottle.png", tmp_path)
+    photo, subject = Prepare(toolbox, PRESET)(job)
+    _, canvas = Prepare(toolbox, preset_with("cutout.framing=canvas"))(job)
+    assert subject.rgb.shape[-1] == PRESET.cutout.size_px
+    assert canvas.rgb.shape[-1] == max(photo.rgb.shape[:2])
