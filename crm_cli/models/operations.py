@@ -1,0 +1,323 @@
+"""How many operations one photo takes in the published networks, counted from their sizes.
+
+A multiplication with its addition counts as two operations. Only matrix products, convolutions and
+attention are counted; what else a network does goes with them. Counts by side tell how large the feature
+maps are, in pixels along a side: large and small ones are not calculated equally fast.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from crm_cli.models import clip, denoiser, reconstruction, vae
+from crm_cli.models.clip import TowerConfig
+from crm_cli.models.denoiser import DenoiserConfig
+from crm_cli.models.layers import RESAMPLER_HEAD_DIM
+from crm_cli.models.reconstruction import ReconstructionConfig
+from crm_cli.models.unet import UNetConfig
+from crm_cli.models.vae import VaeConfig
+from crm_cli.preset import Preset
+
+PICTURE_SIDE = 256
+LATENT_SIDE = 32
+
+PROMPT_TOKENS = 77
+PATCHES = 256
+"""Of a photo in the image tower: 16 × 16 of 14 × 14 px each. One more token stands for the whole photo."""
+PATCH_VALUES = 3 * 14 * 14
+
+VIEWS = 6
+
+SURFACE_SHARE = 5
+"""Cubes of an n³ grid that a surface crosses, in n²: a ball that fills the grid crosses 1.5·π·n²."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Everything in an architecture that takes time."""
+
+    rgb: DenoiserConfig
+    ccm: DenoiserConfig
+    vision: TowerConfig
+    vae: VaeConfig
+    reconstruction: ReconstructionConfig
+
+
+SIZES = {
+    "release": Sizes(
+        rgb=denoiser.RELEASE_RGB,
+        ccm=denoiser.RELEASE_CCM,
+        vision=clip.RELEASE_VISION,
+        vae=vae.RELEASE_VAE,
+        reconstruction=reconstruction.RELEASE,
+    ),
+    "miniature": Sizes(
+        rgb=denoiser.MINI_RGB,
+        ccm=denoiser.MINI_CCM,
+        vision=clip.MINI_VISION,
+        vae=vae.MINI_VAE,
+        reconstruction=reconstruction.MINI,
+    ),
+}
+
+
+class Piece(NamedTuple):
+    """One layer of a denoiser; side is that of its answer."""
+
+    kind: Literal["convolution", "residual", "transformer"]
+    side: int
+    channels_in: int
+    channels_out: int
+
+
+def convolution(places: int, channels_in: int, channels_out: int, kernel: int = 3) -> int:
+    """Of a square kernel, at so many places of the answer."""
+    return 2 * places * channels_in * channels_out * kernel**2
+
+
+def linear(rows: int, width_in: int, width_out: int) -> int:
+    """Of one matrix for so many rows."""
+    return 2 * rows * width_in * width_out
+
+
+def attention(queries: int, keys: int, width: int) -> int:
+    """Scores and answers of all heads together."""
+    return 4 * queries * keys * width
+
+
+def denoiser_pieces(config: DenoiserConfig, side: int = LATENT_SIDE) -> Iterator[Piece]:
+    """The layers of a denoiser in the order of computation; see `MultiViewUNet`."""
+    channels = config.width
+    skips = [channels]
+    last = len(config.multipliers) - 1
+    yield Piece("convolution", side, config.channels_in + config.concat_channels, channels)
+    for level, multiplier in enumerate(config.multipliers):
+        for _ in range(config.blocks[level]):
+            yield from _site(config, side, channels, config.width * multiplier, level)
+            channels = config.width * multiplier
+            skips.append(channels)
+        if level < last:
+            side //= 2
+            yield Piece("convolution", side, channels, channels)
+            skips.append(channels)
+    yield Piece("residual", side, channels, channels)
+    yield Piece("transformer", side, channels, channels)
+    yield Piece("residual", side, channels, channels)
+    for level, multiplier in reversed(list(enumerate(config.multipliers))):
+        for _ in range(config.blocks[level] + 1):
+            yield from _site(config, side, channels + skips.pop(), config.width * multiplier, level)
+            channels = config.width * multiplier
+        if level:
+            side *= 2
+            yield Piece("convolution", side, channels, channels)
+    yield Piece("convolution", side, channels, config.channels_out)
+
+
+def _site(config: DenoiserConfig, side: int, channels_in: int, channels_out: int, level: int) -> list[Piece]:
+    pieces = [Piece("residual", side, channels_in, channels_out)]
+    if level in config.attention_levels:
+        pieces.append(Piece("transformer", side, channels_out, channels_out))
+    return pieces
+
+
+def denoiser_step(config: DenoiserConfig, side: int = LATENT_SIDE) -> Counter[int]:
+    """One evaluation for one object without guidance, by side; guidance doubles it."""
+    counts = Counter({side: _time_embedding(config)})
+    for piece in denoiser_pieces(config, side):
+        counts[piece.side] += piece_operations(config, piece)
+    return counts
+
+
+def embedding_operations(config: DenoiserConfig) -> int:
+    """The part of `denoiser_step` that only time and cameras decide: alike for all objects."""
+    width = config.embedding_width
+    residuals = [piece for piece in denoiser_pieces(config) if piece.kind == "residual"]
+    added = sum(linear(config.frames, width, piece.channels_out) for piece in residuals)
+    return _time_embedding(config) + added
+
+
+def _time_embedding(config: DenoiserConfig) -> int:
+    width = config.embedding_width
+    return linear(1, config.width, width) + linear(1, width, width)
+
+
+def piece_operations(config: DenoiserConfig, piece: Piece) -> int:
+    """One layer for all frames of one object."""
+    places = config.frames * piece.side**2
+    if piece.kind == "convolution":
+        return convolution(places, piece.channels_in, piece.channels_out)
+    if piece.kind == "transformer":
+        return _transformer(config, places, piece.channels_out)
+    count = residual(places, piece.channels_in, piece.channels_out)
+    return count + linear(config.frames, config.embedding_width, piece.channels_out)
+
+
+def residual(places: int, channels_in: int, channels_out: int) -> int:
+    """Two convolutions, and a third of one pixel where the number of channels changes."""
+    count = convolution(places, channels_in, channels_out) + convolution(places, channels_out, channels_out)
+    return count + (convolution(places, channels_in, channels_out, 1) if channels_in != channels_out else 0)
+
+
+def _transformer(config: DenoiserConfig, tokens: int, width: int) -> int:
+    # In and out, queries, keys, values and what leaves the attention; then eight widths there, four back.
+    count = (6 + 8 + 4) * linear(tokens, width, width) + attention(tokens, tokens, width)
+    if config.context_width is not None:
+        prompt_tokens = PROMPT_TOKENS + (config.image_tokens or 0)
+        count += 2 * linear(tokens, width, width) + attention(tokens, prompt_tokens, width)
+    return count
+
+
+def denoiser_preparation(config: DenoiserConfig) -> int:
+    """What one object's conditions take, once before all evaluations; see `MultiViewUNet.prepare`."""
+    width, queries = config.context_width, config.image_tokens or 0
+    embedding = config.embedding_width
+    cameras = linear(config.frames, 16, embedding) + linear(config.frames, embedding, embedding)
+    if width is None:
+        return cameras
+    widths = [piece.channels_out for piece in denoiser_pieces(config) if piece.kind == "transformer"]
+    keys_values = sum(2 * linear(PROMPT_TOKENS + queries, width, channels) for channels in widths)
+    return cameras + keys_values + (_resampler(config, width, queries) if queries else 0)
+
+
+def _resampler(config: DenoiserConfig, width: int, queries: int) -> int:
+    tokens, inner = PATCHES + 1, config.resampler_heads * RESAMPLER_HEAD_DIM
+    layer = (
+        2 * linear(queries, width, inner)
+        + linear(tokens + queries, width, 2 * inner)
+        + attention(queries, tokens + queries, inner)
+        + 2 * linear(queries, width, 4 * width)
+    )
+    ends = linear(tokens, config.image_width, width) + linear(queries, width, width)
+    return ends + config.resampler_layers * layer
+
+
+def encode(config: VaeConfig, side: int = PICTURE_SIDE) -> Counter[int]:
+    """One picture through the encoder of the VAE, by side."""
+    widths = config.widths
+    counts = Counter({side: convolution(side**2, 3, widths[0])})
+    channels = widths[0]
+    for level, width in enumerate(widths):
+        for _ in range(config.blocks):
+            counts[side] += residual(side**2, channels, width)
+            channels = width
+        if level < len(widths) - 1:
+            side //= 2
+            counts[side] += convolution(side**2, width, width)
+    both = 2 * config.latent_channels
+    counts[side] += convolution(side**2, channels, both) + convolution(side**2, both, both, 1)
+    counts[side] += _vae_middle(side**2, channels)
+    return counts
+
+
+def decode(config: VaeConfig, side: int = LATENT_SIDE) -> Counter[int]:
+    """One picture through the decoder of the VAE, by side."""
+    widths, latent = config.widths, config.latent_channels
+    channels = widths[-1]
+    first = convolution(side**2, latent, latent, 1) + convolution(side**2, latent, channels)
+    counts = Counter({side: first + _vae_middle(side**2, channels)})
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(config.blocks + 1):
+            counts[side] += residual(side**2, channels, width)
+            channels = width
+        if level:
+            side *= 2
+            counts[side] += convolution(side**2, width, width)
+    counts[side] += convolution(side**2, channels, 3)
+    return counts
+
+
+def _vae_middle(places: int, channels: int) -> int:
+    among = 4 * linear(places, channels, channels) + attention(places, places, channels)
+    return 2 * residual(places, channels, channels) + among
+
+
+def look(config: TowerConfig) -> int:
+    """One photo through the image tower."""
+    tokens, width = PATCHES + 1, config.width
+    block = (4 + 8) * linear(tokens, width, width) + attention(tokens, tokens, width)
+    return linear(PATCHES, PATCH_VALUES, width) + config.blocks * block
+
+
+def reconstruct(config: ReconstructionConfig, *, grid: int, is_dense: bool, texture_px: int) -> int:
+    """One object from its views to its coloured surface; about, as it depends on the object."""
+    features, width = config.unet.out_channels, config.head_width
+    surface = SURFACE_SHARE * grid**2
+    # Around the surface every vertex is asked, of the others every second along each axis.
+    points = (grid + 1) ** 3 if is_dense else (grid // 2 + 1) ** 3 + 2 * surface
+    head = linear(1, features, width) + linear(1, width, width)
+    return (
+        planes(config.unet, config.plane_px)
+        + points * (head + linear(1, width, 4))
+        + surface * (linear(1, 8 * features, width) + linear(1, width, 21))
+        + texture_px**2 * (head + linear(1, width, 3))
+    )
+
+
+def planes(config: UNetConfig, plane_px: int) -> int:
+    """One object through the U-Net that draws its planes; see `ReconstructionUNet`."""
+    time_width = 4 * config.widths[0]
+    places = 3 * plane_px**2
+    last = len(config.widths) - 1
+    count = convolution(places, config.in_channels, config.widths[0])
+    count += linear(1, config.widths[0], time_width) + linear(1, time_width, time_width)
+
+    def block(channels_in: int, level: int) -> int:
+        width = config.widths[level]
+        among = 4 * linear(places, width, width) + attention(places, places, width)
+        return (
+            residual(places, channels_in, width)
+            + linear(1, time_width, width)
+            + (among if level in config.attention else 0)
+        )
+
+    channels = config.widths[0]
+    skips = [channels]
+    for level, width in enumerate(config.widths):
+        for _ in range(config.layers):
+            count += block(channels, level)
+            channels = width
+            skips.append(width)
+        if level < last:
+            places //= 4
+            count += convolution(places, width, width)
+            skips.append(width)
+    count += 2 * (residual(places, channels, channels) + linear(1, time_width, channels))
+    if config.attention:
+        count += 4 * linear(places, channels, channels) + attention(places, places, channels)
+    for level, width in reversed(list(enumerate(config.widths))):
+        for _ in range(config.layers + 1):
+            count += block(channels + skips.pop(), level)
+            channels = width
+        if level:
+            places *= 4
+            count += convolution(places, width, width)
+    return count + convolution(places, channels, config.out_channels)
+
+
+def photo_operations(architecture: str, preset: Preset) -> Counter[int]:
+    """One photo through every network, by side."""
+    from crm_cli.models.sampler import SOLVERS
+
+    sizes = SIZES[architecture]
+    counts: Counter[int] = Counter()
+    for config, sampling in ((sizes.rgb, preset.rgb), (sizes.ccm, preset.ccm)):
+        steps = len(SOLVERS[sampling.solver].timesteps(sampling.steps))
+        guided = 0 if sampling.guidance == 1 else round(sampling.guided * steps)
+        for side, count in denoiser_step(config).items():
+            counts[side] += (steps + guided) * count
+        counts[LATENT_SIDE] += (2 if guided else 1) * denoiser_preparation(config)
+    for side, count in encode(sizes.vae).items():
+        counts[side] += (1 + VIEWS) * count  # the photo and the first stage's views
+    for side, count in decode(sizes.vae).items():
+        counts[side] += 2 * VIEWS * count
+    counts[LATENT_SIDE] += look(sizes.vision)
+    counts[PICTURE_SIDE] += reconstruct(
+        sizes.reconstruction,
+        grid=preset.reconstruction.grid,
+        is_dense=preset.reconstruction.dense,
+        texture_px=preset.texture.size_px,
+    )
+    return counts
