@@ -43,7 +43,7 @@ class VaeConfig:
     @property
     def factor(self) -> int:
         """Pixels of a picture for each one of its latent, along each axis."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
 
 
 RELEASE_VAE = VaeConfig()
