@@ -21,6 +21,7 @@ from crm_cli.models.reconstruction import (
     RELEASE,
     SMALL,
     TINY,
+    PlaneField,
     Reconstruction,
     add_input_noise,
     network_input,
@@ -74,27 +75,34 @@ def test_a_rolled_out_coordinate_image_reads_back_its_own_coordinates() -> None:
     assert max(errors.values()) < 1e-6
 
 
+def published_block(views: Tensor, plane: int, side: int) -> Tensor:
+    """One block [C S S] of the published input, pixel by pixel. (thu-ml/CRM, inference.py)"""
+    last = views.shape[-1] - 1
+    view, source = {
+        (0, 0): (BOTTOM, lambda i, j: (last - i, last - j)),
+        (0, 1): (TOP, lambda i, j: (i, last - j)),
+        (1, 0): (RIGHT, lambda i, j: (last - i, last - j)),
+        (1, 1): (LEFT, lambda i, j: (last - i, j)),
+        (2, 0): (FRONT, lambda i, j: (last - j, last - i)),
+        (2, 1): (BACK, lambda i, j: (last - j, i)),
+    }[plane, side]
+    block = torch.full_like(views[0], math.nan)
+    for i in range(last + 1):
+        for j in range(last + 1):
+            row, column = source(i, j)
+            block[:, i, j] = views[view, :, row, column]
+    return block
+
+
 def test_the_roll_out_is_the_published_arrangement() -> None:
     size = 8
     views = torch.rand(6, 2, size, size)
     rolled = roll_out(views)
     assert rolled.shape == (4, size, 3 * size)
-    last = size - 1
-    # Plane, side, source view and pixel of the plane's pixel (row i, column j); thu-ml/CRM, inference.py.
-    published = [
-        (0, 0, BOTTOM, lambda i, j: (last - i, last - j)),
-        (0, 1, TOP, lambda i, j: (i, last - j)),
-        (1, 0, RIGHT, lambda i, j: (last - i, last - j)),
-        (1, 1, LEFT, lambda i, j: (last - i, j)),
-        (2, 0, FRONT, lambda i, j: (last - j, last - i)),
-        (2, 1, BACK, lambda i, j: (last - j, i)),
-    ]
-    for plane, side, view, source in published:
-        for i, j in ((0, 0), (1, 5), (6, 2)):
-            row, column = source(i, j)
-            expected = views[view, :, row, column]
-            torch.testing.assert_close(rolled[2 * side : 2 * side + 2, i, plane * size + j], expected)
-    torch.testing.assert_close(roll_out(views[None])[0], rolled)
+    for side in range(2):
+        blocks = [published_block(views, plane, side) for plane in range(3)]
+        assert torch.equal(rolled[2 * side : 2 * side + 2], torch.cat(blocks, dim=2))
+    assert torch.equal(roll_out(views[None])[0], rolled)
 
 
 def test_the_published_training_example_lies_on_the_planes() -> None:
@@ -109,25 +117,31 @@ def test_the_published_training_example_lies_on_the_planes() -> None:
     assert max(errors.values()) < 0.0078
 
 
-def test_the_network_reads_only_the_coordinate_across_each_plane() -> None:
+def test_the_network_input_is_the_published_one() -> None:
     size = 8
-    ccm = torch.rand(6, 3, size, size)
-    grey = torch.full_like(ccm, 0.5)
-    views = SixViews(rgb=grey, ccm=ccm, alpha=torch.ones(6, 1, size, size))
-    maps = network_input(views, size)[6:].unflatten(0, (2, 3)).unflatten(3, (3, size))  # [2 3 S 3 S]
-    for place, (across, channel) in enumerate(((2, 0), (0, 2), (1, 1))):
-        for side in range(2):
-            source = roll_out(ccm)[3 * side + across, :, place * size : (place + 1) * size]
-            torch.testing.assert_close(maps[side, channel, :, place], source)
-            others = [other for other in range(3) if other != channel]
-            assert float(maps[side, others, :, place].abs().max()) == 0
+    rgb, ccm = torch.rand(2, 6, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = network_input(SixViews(rgb=rgb, ccm=ccm, alpha=torch.ones(6, 1, size, size)), size)
+    assert x.shape == (12, size, 3 * size)
+    for side in range(2):
+        for plane, kept in enumerate((0, 2, 1)):  # Z across xy, X across yz, Y across zx, as channels Z, Y, X
+            part = (slice(None), slice(plane * size, (plane + 1) * size))
+            assert torch.equal(x[3 * side : 3 * side + 3][:, *part], published_block(rgb, plane, side))
+            maps = published_block(ccm, plane, side)[[2, 1, 0]]
+            maps[[channel for channel in range(3) if channel != kept]] = 0
+            assert torch.equal(x[6 + 3 * side : 9 + 3 * side][:, *part], maps)
     assert len(ROLL_OUT) == 2
 
 
 def test_input_noise_is_that_of_step_twenty_of_the_plain_schedule() -> None:
     betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000, dtype=torch.float64) ** 2
     kept = float((1 - betas).cumprod(0)[20])
-    assert pytest.approx((math.sqrt(kept), math.sqrt(1 - kept)), abs=1e-6) == (NOISE_KEEP, NOISE_ADD)
+    # The published numbers come out of single precision.
+    assert pytest.approx((math.sqrt(kept), math.sqrt(1 - kept)), abs=3e-7) == (NOISE_KEEP, NOISE_ADD)
+    x = torch.rand(1, 12, 4, 12)
+    noise = torch.randn(12, 4, 12, generator=torch.Generator().manual_seed(1))
+    expected = math.sqrt(kept) * x[0] + math.sqrt(1 - kept) * (0.5 * noise + 0.5)
+    noised = add_input_noise(x, [torch.Generator().manual_seed(1)])
+    torch.testing.assert_close(noised[0], expected, atol=1e-6, rtol=0)
 
 
 def test_each_object_draws_its_own_noise() -> None:
@@ -207,6 +221,73 @@ def test_a_positive_published_answer_makes_the_object_larger() -> None:
     shift = 0.5 / 80 * math.tanh(0.2)
     radii = np.linalg.norm(mesh.vertices - shift, axis=1)
     assert abs(radii - 0.7).max() < 0.01
+
+
+# The published decoding written down once more, point by point.
+
+
+def plain_feature(planes: Tensor, point: Tensor) -> Tensor:
+    """Sum of three bilinear samples [C]; planes [3 C R R] with their outermost pixels at ±1."""
+    x, y, z = point.tolist()
+    size = planes.shape[-1]
+    total = torch.zeros(planes.shape[1], dtype=planes.dtype)
+    for plane, (across, down) in zip(planes, ((x, y), (y, z), (z, x)), strict=True):
+        column, row = (min(max((at + 1) / 2 * (size - 1), 0), size - 1) for at in (across, down))
+        left, top = min(int(column), size - 2), min(int(row), size - 2)
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            weight = (1 - abs(column - left - dx)) * (1 - abs(row - top - dy))
+            total = total + weight * plane[:, top + dy, left + dx]
+    return total
+
+
+def plain_head(p: dict[str, Tensor], name: str, feature: Tensor) -> Tensor:
+    for layer in (1, 2):
+        feature = (p[f"{name}.fc{layer}.weight"] @ feature + p[f"{name}.fc{layer}.bias"]).clamp(min=0)
+    return p[f"{name}.fc3.weight"] @ feature + p[f"{name}.fc3.bias"]
+
+
+def test_published_answers_are_the_described_ones() -> None:
+    torch.manual_seed(0)
+    model = Reconstruction(TINY_PUBLISHED).double().requires_grad_(False)
+    p = dict(model.named_parameters())
+    planes = 3 * torch.randn(3, 8, 16, 16, dtype=torch.float64)
+    field = PlaneField(model, Triplane(planes=planes), None)
+    points = 2.6 * torch.rand(40, 3, dtype=torch.float64) - 1.3  # some beyond the planes
+    corners = 2 * torch.rand(5, 8, 3, dtype=torch.float64) - 1
+
+    sdf, offset = field.geometry(points)
+    colours = field.colour(points)
+    for i, point in enumerate(points):
+        feature = plain_feature(planes, point)
+        answer = plain_head(p, "sdfMlp", feature)
+        positive_inside = answer[0] + 0.5 - point.square().sum().sqrt()
+        assert float(sdf[i]) == pytest.approx(-float(positive_inside), abs=1e-12)
+        torch.testing.assert_close(offset[i], answer[1:].tanh() / 2 / 80, atol=1e-14, rtol=0)
+        colour = ((plain_head(p, "rgbMlp", feature) + 1) / 2).clamp(0, 1)
+        torch.testing.assert_close(colours[i], colour, atol=1e-12, rtol=0)
+    assert float(offset.abs().max()) > 1e-4 and bool((sdf > 0).any())
+
+    weights = field.cube_weights(corners)
+    assert weights is not None
+    for i, cube in enumerate(corners):
+        hidden = torch.cat([plain_feature(planes, corner) for corner in cube])
+        hidden = p["weightMlp.0.weight"] @ hidden + p["weightMlp.0.bias"]
+        raw = 0.1 * (p["weightMlp.2.weight"] @ (hidden * hidden.sigmoid()) + p["weightMlp.2.bias"])
+        torch.testing.assert_close(weights.beta[i], 1 + raw[:12].tanh() / 2, atol=1e-12, rtol=0)
+        torch.testing.assert_close(weights.alpha[i], 1 + raw[12:20].tanh() / 2, atol=1e-12, rtol=0)
+        assert float(weights.gamma[i]) == pytest.approx(0.25 + 0.5 * float(raw[20].sigmoid()), abs=1e-12)
+
+
+def test_the_published_planes_are_the_u_nets_answer_at_step_twenty_cut_in_three() -> None:
+    torch.manual_seed(0)
+    model = Reconstruction(TINY_PUBLISHED).requires_grad_(False)
+    model.unet2.learned_plane.normal_()
+    views = trace(ball(), 16)
+    x = add_input_noise(network_input(views, 16)[None], [torch.Generator().manual_seed(1)])
+    answer = model.unet2.unet(torch.cat([x, model.unet2.learned_plane], dim=1), 20)[0]
+    planes = model.field(views, generator=torch.Generator().manual_seed(1)).triplane.planes
+    torch.testing.assert_close(planes, torch.stack([answer[..., k * 16 : k * 16 + 16] for k in range(3)]))
+    assert float(model.unet2.learned_plane.std()) > 0.5
 
 
 def test_published_weights_are_squashed_into_the_papers_ranges() -> None:

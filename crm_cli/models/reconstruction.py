@@ -267,7 +267,7 @@ class PlaneField:
         raw = self.model.sdfMlp(self._features(points, gaps))
         if gaps is None:
             # The published network is positive inside; from here on distances are negative inside.
-            sdf = points.norm(dim=1, keepdim=True) - SPHERE_RADIUS - raw[:, :1]
+            sdf = points.norm(dim=1, keepdim=True) - (raw[:, :1] + SPHERE_RADIUS)
             return torch.cat((sdf, self.model.config.max_offset * raw[:, 1:].tanh()), 1)
         residual, doubt = raw.T.contiguous().split((1, len(VIEWS)))
         sdf = (gaps - MAX_DOUBT * doubt.tanh()).amax(0) + RESIDUAL_SCALE * residual[0]
