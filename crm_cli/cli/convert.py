@@ -38,7 +38,7 @@ def convert(
         typer.Option(envvar="CRM_MATTING", help="Who finds the subject: auto, alpha, grabcut, rembg, none."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(envvar="CRM_WEIGHTS", help="auto, embedded, or a folder of weights.")
+        str | None, typer.Option(envvar="CRM_WEIGHTS", help="auto, embedded, published, or a folder.")
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -67,6 +67,10 @@ def convert(
         int | None, typer.Option("-j", "--jobs", min=1, envvar="CRM_JOBS", help="Photos at the same time.")
     ] = None,
     device: Annotated[str, typer.Option(envvar="CRM_DEVICE", help="auto, cpu, cuda, or cuda:0,1.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(envvar="CRM_PRECISION", help="auto, float32, bfloat16 or float16, for large networks."),
+    ] = "auto",
     timeouts: Annotated[
         list[str] | None,
         typer.Option("--timeout", metavar="STAGE=SECONDS", help="Change a stage's deadline."),
@@ -90,9 +94,8 @@ def convert(
     ] = 0,
 ) -> None:
     """Convert photos to 3D assets. Run it again to do what is missing."""
-    from crm_cli.preset import load_preset
     from crm_cli.run.batch import convert as run_batch
-    from crm_cli.run.options import PRODUCTION, RunOptions
+    from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
     from crm_cli.run.walk import Selection
 
     log_to_stderr(-1 if quiet else verbose)
@@ -110,6 +113,7 @@ def convert(
         preset_name=preset,
         device=device,
         jobs=jobs,
+        precision=precision,
         deadlines_s=_deadlines(timeouts or []),
         max_mpixels=max_mpixels,
         overwrite=overwrite,
@@ -120,9 +124,10 @@ def convert(
         report=not no_report,
         wait_lock_s=wait_lock,
     )
-    resolved = load_preset(preset, overrides)
+    engine = context.obj or PRODUCTION
+    resolved = load_suited(preset, overrides, engine)
     with listening() as stop:
-        events = run_batch(resolved.preset, options, stop=stop, engine=context.obj or PRODUCTION)
+        events = run_batch(resolved.preset, options, stop=stop, engine=engine)
         finished = _follow(events, progress=progress, verbosity=-1 if quiet else verbose, as_json=as_json)
     raise typer.Exit(finished.exit_code)
 

@@ -1,0 +1,222 @@
+"""`crm weights`: which there are, and how the published ones come to this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crm_cli.cli.console import JsonOption, say
+from crm_cli.cli.meter import metering
+from crm_cli.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from crm_cli.models.weights import Known, WeightsSet
+
+SHOWN_DIGITS = 12
+
+weights_app = typer.Typer(help="Fetch, convert, check and list weights.", no_args_is_help=True)
+
+RepositoryOption = Annotated[
+    str | None,
+    typer.Option("--repo", metavar="OWNER/NAME", help="Repository on the hub; without it, the authors' own."),
+]
+RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit there.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="Folder to write; without it, these become the published weights."),
+]
+
+
+@weights_app.command("list")
+def list_weights(as_json: JsonOption = False) -> None:
+    """Say which weights are known, in which state, and which `auto` takes."""
+    from crm_cli.models.weights import known
+
+    rows = [_row(one) for one in known()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        mark = "*" if row["is_default"] else " "
+        words = f"; {row['problem']}" if row["problem"] else _details(row)
+        say(f"{mark} {row['name']}: {row['state']}{words}", to_stdout=True)
+    say("* is what --weights auto takes", to_stdout=True)
+
+
+@weights_app.command()
+def fetch(
+    repository: RepositoryOption = None,
+    revision: RevisionOption = "main",
+    download_only: Annotated[
+        bool, typer.Option("--download-only", help="Leave the files in the hub's cache as they are.")
+    ] = False,
+    architecture: Annotated[str, typer.Option(help="What the networks are built like.")] = "release",
+) -> None:
+    """Download the published weights, check and convert them.
+
+    The hub's own variables are obeyed: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE. A download that
+    was interrupted goes on where it stopped.
+    """
+    from crm_cli.models import hub
+
+    repository = repository or hub.REPOSITORY
+    there = _published_from(hub.DIGESTS) if repository == hub.REPOSITORY else None
+    if there is not None and not download_only:
+        _show(there)
+        return
+    with metering() as progress:
+        files = hub.fetch(repository=repository, revision=revision, progress=progress)
+    if download_only:
+        for file in files:
+            say(str(file), to_stdout=True)
+        return
+    _convert(files, out=None, architecture=architecture)
+
+
+@weights_app.command()
+def convert(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="The three published files, or a folder of them; without it, what `fetch` has downloaded.",
+        ),
+    ] = None,
+    out: OutOption = None,
+    architecture: Annotated[str, typer.Option(help="What the networks are built like.")] = "release",
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CLIP, where the files are without it.")
+    ] = None,
+    vae: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The autoencoder, where the files are without it.")
+    ] = None,
+    repository: RepositoryOption = None,
+    revision: RevisionOption = "main",
+) -> None:
+    """Turn published files into weights that load fast and cannot run code."""
+    from crm_cli.models import hub
+
+    files = sources
+    repository = repository or hub.REPOSITORY
+    if not files:
+        with metering() as progress:
+            files = hub.fetched(repository=repository, revision=revision, progress=progress)
+    if files is None:
+        raise EnvironmentProblem(
+            f"{repository}@{revision}: not downloaded",
+            code="E_WEIGHTS_MISSING",
+            remedy="run `crm weights fetch`, or name the folder of the files",
+        )
+    _convert(files, out=out, architecture=architecture, clip=clip, vae=vae)
+
+
+@weights_app.command()
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|DIR]...", help="Which weights; without it, all that are there."),
+    ] = None,
+) -> None:
+    """Read every byte and compare digests."""
+    from crm_cli.models import weights
+
+    for name in names or _names_there():
+        found = weights.find(name)
+        with metering() as progress:
+            weights.verify(found, progress)
+        _show(found)
+
+
+def _convert(
+    files: Sequence[Path],
+    *,
+    out: Path | None,
+    architecture: str,
+    clip: Path | None = None,
+    vae: Path | None = None,
+) -> None:
+    from crm_cli.models.convert import convert as convert_files
+    from crm_cli.models.weights import home
+
+    folder = out or home() / "published"
+    with metering() as progress:
+        made = convert_files(files, folder, architecture=architecture, clip=clip, vae=vae, progress=progress)
+    _show(made)
+
+
+def _published_from(digests: Mapping[str, str]) -> WeightsSet | None:
+    """The published weights, if they were converted from files of these digests."""
+    from crm_cli.models.weights import MANIFEST, find
+
+    try:
+        found = find("published")
+        source = json.loads((found.directory / MANIFEST).read_bytes())["source"]
+        is_same = {name: source[name]["sha256"] for name in digests} == dict(digests)
+    except (EnvironmentProblem, OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if is_same else None
+
+
+def _names_there() -> list[str]:
+    """Names of all weights but those that were never put here."""
+    from crm_cli.models.weights import known
+
+    return [one.name for one in known() if one.problem is None or one.problem.code != "E_WEIGHTS_MISSING"]
+
+
+def _row(one: Known) -> dict[str, Any]:
+    """One set of weights in plain values."""
+    found = one.weights
+    state, problem = _state(one)
+    return {
+        "name": one.name,
+        "state": state,
+        "problem": problem,
+        "is_default": one.is_default,
+        "directory": str(one.directory),
+        "architecture": found.architecture if found else None,
+        "bytes": found.bytes if found else None,
+        "digest": found.digest if found else None,
+    }
+
+
+def _state(one: Known) -> tuple[str, str | None]:
+    """A word for programs, and for people why and what to do."""
+    if one.problem is None:
+        return "ready", None
+    if one.problem.code != "E_WEIGHTS_MISSING":
+        return "broken", str(one.problem)
+    if one.name != "published":
+        return "missing", str(one.problem)
+    if _is_downloaded():
+        return "not converted", "run `crm weights convert`"
+    return "not fetched", "run `crm weights fetch`"
+
+
+def _is_downloaded() -> bool:
+    """Whether all published files lie in the hub's cache, without a look at their bytes."""
+    from crm_cli.models import hub
+
+    try:
+        return len(hub.cached()) == len(hub.DIGESTS)
+    except EnvironmentProblem:
+        # A list says what there is, whatever else is wrong with this machine.
+        return False
+
+
+def _details(row: dict[str, Any]) -> str:
+    """Architecture, size, digest and place of weights that can be used."""
+    if row["digest"] is None:
+        return ""
+    size = f"{row['bytes'] / 1e6:,.1f} MB"
+    return f", {row['architecture']}, {size}, {row['digest'][:SHOWN_DIGITS]}, {row['directory']}"
+
+
+def _show(found: WeightsSet) -> None:
+    """One line about weights that were found right."""
+    row = {"architecture": found.architecture, "bytes": found.bytes, "digest": found.digest}
+    say(f"{found.name}: ready{_details({**row, 'directory': found.directory})}", to_stdout=True)
