@@ -1,7 +1,5 @@
-import json
-import os
+import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,23 +82,29 @@ def test_the_published_networks_have_the_published_number_of_parameters(
     assert len(unet.state_dict()) == 773
 
 
-@pytest.mark.parametrize(
-    ("config", "stage"), [(RELEASE_RGB, "pixel"), (RELEASE_CCM, "ccm")], ids=["rgb", "ccm"]
-)
-def test_the_published_state_dict_has_our_names_and_shapes(config: DenoiserConfig, stage: str) -> None:
-    folder = os.environ.get("CRM_REFERENCE_KEYS")
-    if folder is None:
-        pytest.skip("CRM_REFERENCE_KEYS names no folder with the published key lists")
-    listed = json.loads((Path(folder) / f"{stage}-diffusion.keys.json").read_text())["tensors"]
-    prefix = "model.diffusion_model."
-    published = {
-        key.removeprefix(prefix): tuple(entry["shape"])
-        for key, entry in listed.items()
-        if key.startswith(prefix)
-    }
+def test_the_published_blocks_stand_in_the_published_order() -> None:
     with torch.device("meta"):
-        unet = MultiViewUNet(config)
-    assert {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()} == published
+        p = {name: tuple(tensor.shape) for name, tensor in MultiViewUNet(RELEASE_RGB).state_dict().items()}
+    # Channels of each residual block; T: with a transformer, U: with an up-sampler, D: a down-sampler alone.
+    down = "320 320T 320T 320D 320-640T 640T 640D 640-1280T 1280T 1280D 1280 1280"
+    up = "2560-1280 2560-1280 2560-1280U 2560-1280T 2560-1280T 1920-1280TU"
+    up += " 1920-640T 1280-640T 960-640TU 960-320T 640-320T 640-320T"
+
+    def described(name: str) -> str:
+        if f"{name}.0.weight" in p:
+            return str(p[f"{name}.0.weight"][0])
+        if f"{name}.0.op.weight" in p:
+            return f"{p[f'{name}.0.op.weight'][0]}D"
+        channels_out, channels_in = p[f"{name}.0.in_layers.2.weight"][:2]
+        channels = f"{channels_in}-{channels_out}" if channels_in != channels_out else f"{channels_in}"
+        has_transformer = f"{name}.1.proj_in.weight" in p
+        has_upsampler = f"{name}.{1 + has_transformer}.conv.weight" in p
+        return channels + "T" * has_transformer + "U" * has_upsampler
+
+    assert " ".join(described(f"input_blocks.{i}") for i in range(12)) == down
+    assert " ".join(described(f"output_blocks.{i}") for i in range(12)) == up
+    assert [described("middle_block"), p["middle_block.1.proj_in.weight"]] == ["1280T", (1280, 1280)]
+    assert sum(name.endswith("attn2.to_k_ip.weight") for name in p) == 16
 
 
 def test_the_small_networks_stay_small() -> None:
@@ -335,11 +339,28 @@ def test_cameras_are_orthonormal_and_stand_where_their_names_say() -> None:
     assert not cameras[6].any()
 
 
-def test_the_front_top_and_bottom_cameras_are_the_published_numbers() -> None:
-    cameras = denoiser.camera_vectors(6).tolist()
-    assert cameras[5] == [1, 0, 0, 0, 0, 0, -1, -1, 0, 1, 0, 0, 0, 0, 0, 1]
-    assert cameras[4] == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
-    assert cameras[1] == [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, -1, 0, 0, 0, 1]
+def test_the_cameras_are_the_published_numbers_in_the_published_order() -> None:
+    # Elevation and azimuth in degrees: left, bottom, back, right, top, front; rows of the matrices below.
+    angles = [(0, -90), (-90, 0), (0, 180), (0, 90), (90, 0), (0, 0)]
+    expected = []
+    for elevation, azimuth in angles:
+        e, a = math.radians(elevation), math.radians(azimuth)
+        back = (math.cos(e) * math.sin(a), -math.cos(e) * math.cos(a), math.sin(e))
+        right = (math.cos(a), math.sin(a), 0.0)
+        up = (
+            back[1] * right[2] - back[2] * right[1],
+            back[2] * right[0] - back[0] * right[2],
+            back[0] * right[1] - back[1] * right[0],
+        )
+        rows = [value for row in zip(right, up, back, back, strict=True) for value in row]
+        expected.append([*rows, 0, 0, 0, 1])
+    cameras = denoiser.camera_vectors(7)
+    torch.testing.assert_close(cameras[:6], torch.tensor(expected), atol=2e-16, rtol=0)
+    assert cameras[5].tolist() == [1, 0, 0, 0, 0, 0, -1, -1, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert cameras[4].tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
+    assert cameras[1].tolist() == [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, -1, 0, 0, 0, 1]
+    assert cameras[6].tolist() == [0] * 16
+    assert torch.equal(denoiser.camera_vectors(6), cameras[:6])
 
 
 def test_frames_and_views_are_the_same_pictures_in_two_orders() -> None:

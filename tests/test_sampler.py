@@ -1,5 +1,6 @@
 import itertools
 import math
+import operator
 from collections.abc import Callable
 
 import pytest
@@ -132,6 +133,38 @@ def test_ddim_is_the_published_loop() -> None:
         x = a_before**0.5 * x0 + (1 - a_before) ** 0.5 * e
     ours = sampler.sample(MIXTURE.noise, noise, steps=50, solver="ddim", prediction="eps")
     assert (ours - x).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("scale", [5.0, 5.5])
+@pytest.mark.parametrize("steps", [50, 30])
+def test_guided_ddim_is_the_published_loop_from_the_betas_on(steps: int, scale: float) -> None:
+    betas = [
+        (math.sqrt(0.00085) + i / 999 * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2 for i in range(1000)
+    ]
+    roots = [math.sqrt(product) for product in itertools.accumulate((1 - b for b in betas), operator.mul)]
+    a = [((r - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2 for r in roots]
+    shift = unit_noise(1000, 16, seed=5)
+
+    def answer(x: Tensor, t: int, text: float) -> Tensor:
+        return torch.tanh(x + shift[t] + text) + text * x
+
+    x = noise = unit_noise(4, 16)
+    timesteps = list(range(1, 1001, 1000 // steps))
+    before = [0, *timesteps[:-1]]
+    for t, t_before in reversed(list(zip(timesteps, before, strict=True))):
+        unguided, shown = answer(x, t, -0.1), answer(x, t, 0.3)
+        e = unguided + scale * (shown - unguided)
+        x0 = (x - math.sqrt(1 - a[t]) * e) / math.sqrt(a[t])
+        x = math.sqrt(a[t_before]) * x0 + math.sqrt(1 - a[t_before]) * e
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        assert len(x) == len(t) == 8 and len(set(t.tolist())) == 1
+        negative, positive = x.chunk(2)
+        return torch.cat([answer(negative, int(t[0]), -0.1), answer(positive, int(t[0]), 0.3)])
+
+    ours = sampler.sample(denoise, noise, steps=steps, solver="ddim", prediction="eps", guidance=scale)
+    assert x.abs().max() > 0.1
+    assert (ours - x).abs().max() / x.abs().max() < 1e-9
 
 
 def test_unipc_is_the_papers_algorithm() -> None:
