@@ -6,6 +6,7 @@ noisy_  prints on stdout        once_   crashes the first time only
 space_  a full disk             liar_   announces more bytes than it wrote
 nan_    measures a volume that is no number
 steps_  takes a while, and tells its steps all along
+stall_  tells one step and never ends
 lacking_  finds that the machine lacks something
 """
 
@@ -40,7 +41,7 @@ PHOTO_S = 1500.0
 """What a large line expects a photo to take."""
 
 
-STEPS = 8
+STEPS = 16
 """How many steps a photo named after them takes."""
 
 Steps = Callable[[int, int], None]
@@ -106,8 +107,10 @@ class ToldLine(FakeLine):
     """A line that says how it was opened, in the file it writes."""
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
-        told = f"{self._preset.weights} {self._threads} {self._precision}".encode()
-        return super()._write(job, told, suffix)
+        path = PurePosixPath(f"{job.stem}.{suffix}")
+        told = f"{self._preset.weights} {self._threads} {self._precision}"
+        (job.scratch / path).write_text(told)
+        return WrittenFile(path=path, size=len(told), sha256=hashlib.sha256(told.encode()).hexdigest())
 
 
 class LargeLine(FakeLine):
@@ -150,6 +153,9 @@ class DeadLine(FakeLine):
 
 
 def _tell_steps(job: Job, report_step: Steps) -> None:
+    if job.path.name.startswith("stall_"):
+        report_step(1, STEPS)
+        time.sleep(60)
     if job.path.name.startswith("steps_"):
         for step in range(STEPS):
             time.sleep(SLOW_S)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,22 +20,27 @@ import pytest
 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import Override, load_preset
+from crm_cli.run import conveyor
 from crm_cli.run.batch import convert
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
     AssetStarted,
     Event,
+    Forecast,
     Plan,
     RunFinished,
+    RunStarted,
+    StageProgress,
     StageStarted,
     Warned,
 )
 from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.options import RunOptions, Stop
 from crm_cli.run.status import status as read_status
-from crm_cli.run.store import Records, Store
+from crm_cli.run.store import CommitRecord, Records, Store
 from crm_cli.run.walk import Selection
+from crm_cli.run.wire import dumps, to_plain
 
 HERE = Path(__file__).parent
 
@@ -628,6 +634,176 @@ def test_of_two_runs_that_wait_for_each_other_the_second_does_nothing_twice(tmp_
         assert process.returncode == 0
     starts = [line for line in read_lines(tmp_path / "out") if line["ev"] == "attempt_start"]
     assert len(starts) == 1
+
+
+def test_the_weights_that_auto_became_are_named_everywhere_by_name_and_digest(photos: Path) -> None:
+    engine = fakes.engine(name="published", architecture="miniature")
+    digest = engine.weights(load_preset("tiny").preset).digest
+    label = f"published ({digest[:12]})"
+    out = photos.parent / "out"
+    events = run(photos, "weights=auto", engine=engine, report=True)
+    told = [event for event in events if isinstance(event, RunStarted | Plan | RunFinished)]
+    assert [event.type for event in told] == ["run_started", "plan", "run_finished"]
+    assert {(event.weights, event.weights_digest) for event in told} == {("published", digest)}
+    assert isinstance(told[0], RunStarted) and told[0].architecture == "miniature"
+    records = list(Records.scan(out).newest())
+    assert {(r.weights_name, r.weights_digest) for r in records} == {("published", digest)}
+    [kept] = out.glob(".crm/runs/*/run.json")
+    plain = json.loads(kept.read_text())
+    assert (plain["weights"]["name"], plain["weights"]["digest"]) == ("published", digest)
+    assert plain["preset"]["weights"] == "published"
+    assert label in (out / "report" / "index.html").read_text()
+    assert read_status(out).weights == {label: 3}
+    assert read_status(out).last_run["weights_digest"] == digest
+
+
+def test_a_dry_run_names_the_weights_it_would_use(photos: Path) -> None:
+    [plan] = [event for event in run(photos, dry_run=True) if isinstance(event, Plan)]
+    assert plan.weights == "fakes" and len(plan.weights_digest) == 64
+
+
+def test_workers_open_the_weights_that_were_planned_with_and_a_folder_by_its_path(photos: Path) -> None:
+    run(photos, "weights=auto", engine=fakes.engine("ToldLine", name="embedded"))
+    assert (photos.parent / "out" / "a.glb").read_text().split()[0] == "embedded"
+    run(photos, "weights=/some/folder", engine=fakes.engine("ToldLine", "w2", name="folder"))
+    assert (photos.parent / "out" / "a.glb").read_text().split()[0] == "/some/folder"
+
+
+def test_assets_of_the_first_version_count_without_telling_their_weights(photos: Path) -> None:
+    run(photos)
+    out = photos.parent / "out"
+    [first, *_] = Records.scan(out).newest()
+    path = out / ".crm" / "records" / first.id[:2] / f"{first.file_name}.json"
+    path.write_bytes(without(first, "weights_name", "weights_digest"))
+    standing = read_status(out)
+    assert (standing.finished, sum(standing.weights.values())) == (3, 2)
+
+
+def without(record: CommitRecord, *names: str) -> bytes:
+    """A record as a version wrote it that did not know of some fields."""
+    plain = {name: value for name, value in to_plain(record).items() if name not in names}
+    body = dumps(plain)[:-1].encode("ascii")
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def told(out: Path) -> set[tuple[str, str]]:
+    """Threads and precision with which the assets were made."""
+    words = [path.read_text().split() for path in out.rglob("*.glb")]
+    return {(threads, precision) for _, threads, precision in words}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "jobs", "workers", "threads"),
+    [
+        ("small", None, 3, "1"),
+        ("small", 2, 2, "1"),
+        ("release", None, 1, "5"),
+        ("release", 2, 2, "2"),
+        ("release", 9, 3, "1"),
+    ],
+)
+def test_large_networks_get_one_worker_with_all_cores_unless_jobs_are_asked_for(
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    jobs: int | None,
+    workers: int,
+    threads: str,
+) -> None:
+    monkeypatch.setattr(conveyor, "usable_cores", lambda: 5)
+    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(1e12))
+    engine = fakes.engine("ToldLine", architecture=architecture)
+    events = run(photos, engine=engine, jobs=jobs, precision="bfloat16")
+    assert next(event for event in events if isinstance(event, Plan)).workers == workers
+    assert told(photos.parent / "out") == {(threads, "bfloat16")}
+
+
+def test_what_is_left_to_do_does_not_change_the_threads_of_large_networks(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conveyor, "usable_cores", lambda: 6)
+    engine = fakes.engine("ToldLine", architecture="release")
+    run(photos, engine=engine, jobs=2, select=Selection(limit=1))
+    run(photos, engine=engine, jobs=2)
+    assert told(photos.parent / "out") == {("3", "auto")}
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_written(photos: Path) -> None:
+    with pytest.raises(UsageError, match=r"--precision int8: no such precision \[E_PRECISION\]; one of auto"):
+        run(photos, precision="int8")
+    assert not (photos.parent / "out").exists()
+
+
+def test_another_precision_redoes_nothing(photos: Path) -> None:
+    run(photos)
+    assert set(statuses(run(photos, precision="bfloat16")).values()) == {"cached"}
+
+
+def test_too_little_memory_for_large_networks_is_told_before_the_run(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(6e9))
+    large = fakes.engine(architecture="release")
+    warned = [event.message for event in run(photos, engine=large, jobs=2) if isinstance(event, Warned)]
+    assert warned == ["2 workers may need 11.0 GB of memory, and 6.0 GB are free: use fewer --jobs"]
+    out = photos.parent / "elsewhere"
+    assert not [event for event in run(photos, engine=large, out=out) if isinstance(event, Warned)]
+    small = fakes.engine(weights="w2")
+    assert not [event for event in run(photos, engine=small, jobs=4) if isinstance(event, Warned)]
+
+
+def test_the_time_that_large_networks_need_is_told_once_before_the_first_stage(photos: Path) -> None:
+    engine = fakes.engine("LargeLine", name="published", architecture="release")
+    kinds = [event.type for event in run(photos, engine=engine, jobs=2)]
+    assert kinds.count("forecast") == 1
+    assert kinds.index("forecast") < kinds.index("stage_started")
+    again = run(photos, engine=engine, jobs=2)
+    assert not [event for event in again if isinstance(event, Forecast)]
+
+
+def test_the_forecast_counts_the_photos_that_are_left_and_the_workers(photos: Path) -> None:
+    run(photos, select=Selection(limit=1), engine=fakes.engine("LargeLine"))
+    plant(photos, "d.jpg", "e.jpg", "f.jpg")
+    [told] = [e for e in run(photos, engine=fakes.engine("LargeLine"), jobs=2) if isinstance(e, Forecast)]
+    # Five photos are left: two workers need three turns.
+    assert (told.photo_s, told.run_s) == (fakes.PHOTO_S, 3 * fakes.PHOTO_S)
+    assert "25 min a photo" in told.message and "75 min for 5 photos" in told.message
+
+
+def test_a_forecast_of_seconds_is_not_worth_a_word(photos: Path) -> None:
+    assert not [e for e in run(photos, engine=fakes.engine("QuickLine")) if isinstance(e, Forecast)]
+
+
+def test_a_long_stage_that_tells_its_steps_outlives_its_deadline(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "steps_a.jpg")
+    limit_s = 3.0
+    assert 1.5 * limit_s < fakes.STEPS * fakes.SLOW_S
+    events = run(photos, deadlines_s={"unwrap": limit_s})
+    assert statuses(events) == {"steps_a.jpg": "converted"}
+    steps = [event for event in events if isinstance(event, StageProgress)]
+    assert {(str(event.path), event.stage, event.of) for event in steps} == {
+        ("steps_a.jpg", "unwrap", fakes.STEPS)
+    }
+    done = [event.done for event in steps]
+    assert done == sorted(set(done)) and done[0] == 1
+    # At most one a second, of steps that come three times as often.
+    assert 2 <= len(done) <= fakes.STEPS // 2
+    assert all(event.eta_s is not None and event.eta_s >= 0 for event in steps)
+
+
+def test_a_stage_that_stops_telling_steps_is_a_hang(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "stall_a.jpg")
+    events = run(photos, deadlines_s={"unwrap": 0.5})
+    [failed] = [event for event in events if isinstance(event, AssetFinished)]
+    assert (failed.kind, failed.code) == ("timeout", "E_TIMEOUT")
+    assert failed.reason == "no sign of life for 0.5 s in unwrap"
+    assert [event.done for event in events if isinstance(event, StageProgress)] == [1, 1]
+
+
+def test_steps_that_are_no_numbers_are_an_unreadable_answer(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    [failed] = [e for e in run(photos, engine=fakes.engine("RamblingLine")) if isinstance(e, AssetFinished)]
+    assert (failed.kind, failed.code) == ("crash", "E_PROTOCOL")
 
 
 def test_events_are_kept_beside_the_run(photos: Path) -> None:

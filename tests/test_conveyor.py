@@ -4,24 +4,28 @@ import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-from fakes import SLOW_S
+from fakes import PHOTO_S, SLOW_S
 
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.preset import load_preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import conveyor as conveyor_module
+from crm_cli.run import worker as worker_module
 from crm_cli.run.conveyor import (
     Conveyor,
     Finished,
     NotOpened,
+    Opened,
     Staged,
     check_device,
     deadlines,
     default_workers,
     find_devices,
+    memory_problem,
+    threads_each,
 )
 from crm_cli.run.wire import Unframer, frame, from_plain, to_plain
-from crm_cli.run.worker import Launch
+from crm_cli.run.worker import STEP_PAUSE_S, Launch, seldom
 
 PRESET = load_preset("tiny").preset
 
@@ -180,6 +184,52 @@ def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.Monkey
         monkeypatch.setattr(conveyor_module, "usable_memory", lambda memory=memory: int(memory))
         assert default_workers(["cpu"]) == expected
     assert default_workers(["cuda:0", "cuda:1"]) == 2
+
+
+def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conveyor_module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(conveyor_module, "usable_memory", lambda: int(1e12))
+    assert default_workers(["cpu"], is_small=False) == 1
+    assert default_workers(["cuda:0", "cuda:1"], is_small=False) == 2
+    shares = {jobs: threads_each(["cpu"], is_small=False, jobs=jobs) for jobs in (None, 1, 3, 8, 20)}
+    assert shares == {None: 8, 1: 8, 3: 2, 8: 1, 20: 1}
+    assert threads_each(["cuda:0"], is_small=False, jobs=None) == 1
+    assert threads_each(["cpu"], is_small=True, jobs=1) == 1
+
+
+def test_memory_is_enough_up_to_what_every_worker_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def problem(memory: float | None, workers: int) -> str | None:
+        monkeypatch.setattr(conveyor_module, "usable_memory", lambda: None if memory is None else int(memory))
+        return memory_problem(3_500_000_000, workers=workers)
+
+    assert problem(5e9, 1) is problem(10e9, 2) is problem(None, 9) is None
+    one, two = problem(4.9e9, 1), problem(9.9e9, 2)
+    assert one is not None and one.startswith("a worker may need 5.0 GB of memory, and 4.9 GB are free")
+    assert "--weights embedded" in one and two is not None and "fewer --jobs" in two
+
+
+def test_a_worker_that_is_ready_tells_its_forecast_before_any_stage(tmp_path: Path) -> None:
+    belt = pool(tmp_path, line="LargeLine")
+    belt.submit(job(tmp_path, "a.jpg"))
+    reports: list[object] = []
+    while belt.running:
+        reports += belt.wait(0.5)
+    belt.close()
+    assert reports[0] == Opened(forecast_s=PHOTO_S)
+    assert sum(isinstance(report, Opened) for report in reports) == 1
+
+
+def test_of_many_steps_the_first_and_then_one_a_second_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 50.0
+    monkeypatch.setattr(worker_module.time, "monotonic", lambda: now)
+    told: list[tuple[int, int]] = []
+    hear = seldom(lambda done, of: told.append((done, of)))
+    for done in range(1, 41):
+        hear(done, 40)
+        now += STEP_PAUSE_S / 8
+    assert told == [(1, 40), (9, 40), (17, 40), (25, 40), (33, 40)]
 
 
 def test_a_deadline_can_be_changed_by_its_stage_alone() -> None:

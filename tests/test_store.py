@@ -12,7 +12,7 @@ import pytest
 from fakes import CHECKS
 
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
-from crm_cli.preset import Override, Preset, load_preset
+from crm_cli.preset import Override, Preset, load_preset, value_of
 from crm_cli.run import store as store_module
 from crm_cli.run.store import CommitRecord, Input, Output, Recipe, Records, Store
 
@@ -58,6 +58,30 @@ def attempt(
         run=store.run, attempt=1, t=time.time(), crm="0",
     )  # fmt: skip
     return record, scratch
+
+
+KEYS_OF_THE_FIRST_VERSION = {
+    "default": "9a754e20c804f79e1e2cb64adbddb33c4bf10c80ef6dcb0681fafcc849161213",
+    "web": "490811078f1f9c32e32b04a5a4f790663be03ae48efa917cb3f1d631c1ba75de",
+    "fine": "5a6d37a88a041d72315ed49d226dac5b012c2b0c074fc16dcbbc3434aeaaaf71",
+    "tiny": "cae72f3a6caa6783a331687d1adf3fda5179f2c2df4732863c9c07660e2896cf",
+    "banner": "ad1265e40670e460df7e2ef9f331c9d1399484b65f3b2958cdb363c1f2f827de",
+}
+"""What version 0.1.0 answers to Recipe.of(preset, {"views": "v", "mesh": "m"}).keys("0" * 64).out."""
+
+
+@pytest.mark.parametrize("name", KEYS_OF_THE_FIRST_VERSION)
+def test_assets_that_the_first_version_finished_are_finished_still(name: str) -> None:
+    keys = Recipe.of(load_preset(name).preset, {"views": "v", "mesh": "m"}).keys("0" * 64)
+    assert keys.out == KEYS_OF_THE_FIRST_VERSION[name]
+
+
+@pytest.mark.parametrize("key", store_module.LATER_SETTINGS)
+def test_a_later_setting_counts_as_soon_as_it_says_something_new(key: str) -> None:
+    silent = store_module.LATER_SETTINGS[key]
+    assert value_of(PRESET, key) == silent
+    other = {"subject": "canvas", 1.0: "0.5", False: "true"}[silent]
+    assert recipe(f"{key}={other}").keys("0").out != recipe().keys("0").out
 
 
 def die(store: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,20 +93,11 @@ def used_weights(preset: Preset) -> UsedWeights:
 
     found = find(preset.weights)
     views = [part for part in found.parts if part != "reconstruction"]
-    if found.architecture == EMBEDDED:
-        # As since the first version: photos finished with these weights stay finished.
-        both = "".join(file.sha256 for part in ("rgb", "ccm") for file in found.files_of(part))
-        stages = {
-            "views": hashlib.sha256(both.encode("ascii")).hexdigest(),
-            "mesh": found.files_of("reconstruction")[0].sha256,
-        }
-    else:
-        stages = {"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")}
     return UsedWeights(
         name=found.name,
         architecture=found.architecture,
         digest=found.digest,
-        stages=stages,
+        stages={"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")},
         largest_bytes=max(sum(file.bytes for file in files) for files in found.parts.values()),
     )
 

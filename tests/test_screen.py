@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+from pathlib import PurePosixPath
+
+import pytest
+from rich.console import Console
+
+from crm_cli import screen
+from crm_cli.run.events import (
+    AssetFinished,
+    Event,
+    Forecast,
+    Plan,
+    RunFinished,
+    StageProgress,
+    StageStarted,
+    duration,
+)
+from crm_cli.screen import LiveScreen, PlainScreen, QuietScreen, show_summary
+
+PATH = PurePosixPath("shoes/a.jpg")
+DIGEST = "0123456789abcdef" * 4
+
+
+class Watch:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(screen.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(monkeypatch)
+
+
+def paper() -> Console:
+    return Console(file=io.StringIO(), width=100, highlight=False)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def step(done: int, eta_s: float | None = 90.0, stage: str = "imagine") -> StageProgress:
+    return StageProgress(path=PATH, stage=stage, done=done, of=40, eta_s=eta_s)
+
+
+def plan(weights: str = "published") -> Plan:
+    return Plan(
+        photos=2,
+        to_convert=2,
+        cached=0,
+        failed_before=0,
+        conflicts=0,
+        workers=1,
+        reasons={"new": 2},
+        weights=weights,
+        weights_digest=DIGEST,
+    )
+
+
+def drawn(live: LiveScreen) -> str:
+    console = paper()
+    console.print(live._picture())
+    return text(console)
+
+
+def test_the_first_line_of_a_log_names_the_weights(watch: Watch) -> None:
+    console = paper()
+    PlainScreen(console, shows_stages=False).show(plan())
+    assert text(console) == "2 photos: 2 to convert; 1 worker; weights: published (0123456789ab)\n"
+
+
+def test_a_hostile_name_of_weights_is_printed_as_it_is() -> None:
+    console = paper()
+    PlainScreen(console, shows_stages=False).show(plan("[/b]\x1b[2J"))
+    show_summary(console, finished("[/b]\x1b[2J"))
+    assert text(console).count("[/b]\\x1b[2J") == 2 and "\x1b" not in text(console)
+
+
+def finished(weights: str = "published") -> RunFinished:
+    return RunFinished(
+        exit_code=0, counts={"converted": 2}, failures={}, seconds=9.0, weights=weights, weights_digest=DIGEST
+    )
+
+
+def test_the_summary_names_the_weights() -> None:
+    console = paper()
+    show_summary(console, finished())
+    [line] = [line for line in text(console).splitlines() if "weights" in line]
+    assert line.split() == ["weights", "published", "(0123456789ab)"]
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_a_forecast_is_told_in_a_log_and_on_a_terminal_but_not_to_who_wants_quiet(verbosity: int) -> None:
+    event = Forecast(photo_s=1500.0, run_s=3000.0, message="it takes long")
+    screens: list[Event] = []
+    for build in (lambda c: PlainScreen(c, shows_stages=bool(verbosity)), LiveScreen, QuietScreen):
+        console = paper()
+        build(console).show(event)
+        screens.append(text(console))
+    assert screens == ["it takes long\n", "it takes long\n", ""]
+
+
+def test_a_log_hears_of_steps_once_a_minute_at_most(watch: Watch) -> None:
+    console = paper()
+    log = PlainScreen(console, shows_stages=False)
+    for done in range(1, 301):  # one a second
+        watch.now += 1
+        log.show(step(done))
+    lines = text(console).splitlines()
+    assert [line.split()[2] for line in lines] == ["60", "120", "180", "240", "300"]
+    assert lines[0] == "shoes/a.jpg: imagine 60 of 40, 1 min 30 s left"
+
+
+def test_a_first_step_that_tells_no_time_yet_is_shown_without_one(watch: Watch) -> None:
+    console = paper()
+    log = PlainScreen(console, shows_stages=False)
+    watch.now += 60
+    log.show(step(0, eta_s=None))
+    assert text(console) == "shoes/a.jpg: imagine 0 of 40\n"
+
+
+def test_the_live_picture_shows_the_steps_of_the_running_stage_alone(watch: Watch) -> None:
+    live = LiveScreen(paper())
+    live.show(StageStarted(path=PATH, stage="imagine"))
+    live.show(step(7))
+    watch.now += 75
+    assert "imagine" in drawn(live) and "7 of 40, 1 min 30 s left" in drawn(live)
+    assert "1 min 15 s" in drawn(live)
+    live.show(step(8, eta_s=20.0))
+    assert "8 of 40, 20 s left" in drawn(live) and "7 of 40" not in drawn(live)
+    live.show(StageStarted(path=PATH, stage="reconstruct"))
+    assert "of 40" not in drawn(live)
+    # A late word of a stage that has ended says nothing of the one that runs.
+    live.show(step(9))
+    assert "of 40" not in drawn(live)
+    live.show(AssetFinished(path=PATH, status="converted"))
+    assert "shoes" not in drawn(live)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min")],
+)
+def test_times_are_written_as_people_read_them(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
