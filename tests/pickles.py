@@ -22,6 +22,8 @@ from crm_cli.models.sampler import published_schedule
 
 CRM, RGB, CCM = "CRM.pth", "pixel-diffusion.pth", "ccm-diffusion.pth"
 
+KEYS = Path(__file__).parent / "published_keys"
+
 Published = dict[str, "OrderedDict[str, Tensor]"]
 """Tensors by name, of each file by its name."""
 
@@ -85,6 +87,16 @@ def published(
                 value if dtype is None or not value.is_floating_point() else value.to(dtype)
             )
     return files
+
+
+def published_keys(name: str) -> dict[str, Tensor]:
+    """Everything that is in the real file of this name, by name, shape and type; the values are not there."""
+    tensors = {}
+    for line in (KEYS / name).with_suffix(".txt").read_text("ascii").splitlines():
+        key, shape, dtype = line.split()
+        sizes = () if shape == "-" else tuple(map(int, shape.split("x")))
+        tensors[key] = torch.zeros(sizes, dtype=getattr(torch, dtype), device="meta")
+    return tensors
 
 
 def clip_of(files: Published, prefix: str = "") -> dict[str, Tensor]:

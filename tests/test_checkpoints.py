@@ -1,0 +1,500 @@
+"""Published checkpoints: read without running them, and their names in our networks."""
+
+import logging
+import math
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pickles import CCM, CRM, RGB, clip_of, published, published_keys, vae_of
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crm_cli.errors import EnvironmentProblem, ExitCode
+from crm_cli.models.architectures import MINIATURE, RELEASE
+from crm_cli.models.checkpoints import (
+    CLIP,
+    SCHEDULE,
+    VAE,
+    check_fit,
+    check_schedule,
+    from_published,
+    from_tower_file,
+    load_published,
+    read_checkpoint,
+    text_tower,
+    unwrapped,
+)
+from crm_cli.models.clip import RELEASE_TEXT, Contexts, TextTower
+from crm_cli.models.denoiser import MultiViewUNet
+from crm_cli.models.sampler import published_schedule
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def released(part: str) -> nn.Module:
+    with torch.device("meta"):
+        return RELEASE.build(part)
+
+
+# The names of the real files.
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [(CRM, "reconstruction"), (RGB, "rgb"), (CCM, "ccm")]
+    + [(file, part) for file in (RGB, CCM) for part in ("vision", "vae")],
+)
+def test_a_real_file_has_the_names_and_shapes_of_our_network_and_no_others(file: str, part: str) -> None:
+    given = from_published(part, published_keys(file))
+    assert shapes(given) == shapes(released(part).state_dict())
+
+
+@pytest.mark.parametrize("file", [RGB, CCM])
+def test_a_real_file_has_the_names_and_shapes_of_our_text_tower_and_no_others(file: str) -> None:
+    with torch.device("meta"):
+        tower = TextTower(RELEASE_TEXT)
+    assert shapes(text_tower(published_keys(file))) == shapes(tower.state_dict())
+
+
+@pytest.mark.parametrize(("file", "part"), [(RGB, "rgb"), (CCM, "ccm")])
+def test_all_that_is_left_out_of_a_real_file_is_what_inference_never_reads(file: str, part: str) -> None:
+    keys = published_keys(file)
+    used = {f"model.diffusion_model.{name}" for name in from_published(part, keys)}
+    used |= {f"{CLIP}visual.{name}" for name in from_published("vision", keys)}
+    used |= {CLIP + name for name in text_tower(keys)}
+    used |= {VAE + name for name in from_published("vae", keys)}
+    left = {name.removeprefix(CLIP) for name in keys.keys() - used}
+    assert len(left) == 2 * 12 + 2 + 1 + 2
+    assert RELEASE.towers is not None and all(name.startswith(RELEASE.towers.unused) for name in left)
+
+
+def test_the_two_denoisers_are_not_taken_for_each_other() -> None:
+    with pytest.raises(EnvironmentProblem, match=r"\[320, 8, 3, 3\], not \[320, 4, 3, 3\]"):
+        check_fit("rgb", released("rgb"), from_published("rgb", published_keys(CCM)))
+
+
+# Variants of the names.
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, OrderedDict[str, Tensor]]:
+    return published()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def mini(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return from_published(part, tensors, architecture="miniature")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_forward_module.", "module._forward_module."])
+def test_what_parallel_training_puts_before_every_name_is_taken_off(
+    files: dict[str, OrderedDict[str, Tensor]], prefix: str
+) -> None:
+    for name, parts in ((CRM, ["reconstruction"]), (RGB, ["rgb", "vision", "vae", "contexts"])):
+        wrapped = {prefix + key: tensor for key, tensor in files[name].items()}
+        for part in parts:
+            assert same(mini(part, wrapped), mini(part, files[name])), part
+
+
+def test_a_prefix_that_some_names_lack_stays() -> None:
+    tensors = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    assert unwrapped(tensors) == tensors
+
+
+def test_a_denoiser_saved_one_level_lower_is_the_same(files: dict[str, OrderedDict[str, Tensor]]) -> None:
+    assert same(mini("rgb", published(lowered=True)[RGB]), mini("rgb", files[RGB]))
+
+
+def test_the_older_names_of_attention_layers_are_the_same(files: dict[str, OrderedDict[str, Tensor]]) -> None:
+    older = published(older_attention=True)[CRM]
+    assert {"query", "key", "value", "proj_attn"} <= {word for name in older for word in name.split(".")}
+    assert same(mini("reconstruction", older), mini("reconstruction", files[CRM]))
+
+
+@pytest.mark.parametrize("part", ["rgb", "vision", "vae", "contexts"])
+def test_extras_of_training_are_left_out(files: dict[str, OrderedDict[str, Tensor]], part: str) -> None:
+    extras = published(extras=True)[RGB]
+    assert {"betas", f"{CLIP}attn_mask", f"{VAE}loss.logvar"} <= extras.keys() - files[RGB].keys()
+    assert same(mini(part, extras), mini(part, files[RGB]))
+
+
+def test_a_name_that_nobody_knows_is_refused(files: dict[str, OrderedDict[str, Tensor]]) -> None:
+    stranger = {**files[RGB], "model_ema.decay": torch.ones(1)}
+    with pytest.raises(EnvironmentProblem, match=r"model_ema\.decay is unknown.*E_WEIGHTS_WRONG") as caught:
+        mini("vae", stranger)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT and caught.value.remedy
+
+
+def test_a_stranger_in_the_reconstruction_is_left_out_with_a_warning(
+    files: dict[str, OrderedDict[str, Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = {**files[CRM], "renderer.light": torch.ones(3)}
+    assert same(mini("reconstruction", stranger), mini("reconstruction", files[CRM]))
+    assert "renderer.light" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("part", "harm", "message"),
+    [
+        ("rgb", lambda t: t.pop("model.diffusion_model.out.2.bias"), r"out\.2\.bias is missing"),
+        (
+            "rgb",
+            lambda t: t.update({"model.diffusion_model.out.3.bias": torch.ones(4)}),
+            r"out\.3\.bias is unknown",
+        ),
+        (
+            "vae",
+            lambda t: t.update({f"{VAE}quant_conv.bias": torch.ones(7)}),
+            r"its vae .* quant_conv\.bias is \[7\], not \[8\]",
+        ),
+        (
+            "vision",
+            lambda t: t.update({f"{CLIP}visual.class_embedding": torch.ones(32).long()}),
+            r"class_embedding is \[32\] of whole numbers, not \[32\]",
+        ),
+        ("contexts", lambda t: t.pop(f"{CLIP}ln_final.bias"), r"ln_final\.bias is missing"),
+    ],
+)
+def test_a_network_is_filled_whole_and_strictly_or_stays_as_it_was(
+    files: dict[str, OrderedDict[str, Tensor]],
+    part: str,
+    harm: Callable[[dict[str, Tensor]], object],
+    message: str,
+) -> None:
+    tensors = dict(files[RGB])
+    harm(tensors)
+    network = MINIATURE.build(part)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(EnvironmentProblem, match=message):
+        load_published(network, part, tensors, architecture="miniature")
+    assert same(network.state_dict(), before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_takes_the_published_values_in_its_own_precision(
+    files: dict[str, OrderedDict[str, Tensor]], device: str
+) -> None:
+    with torch.device(device):
+        network = MINIATURE.build("rgb")
+    load_published(network, "rgb", files[RGB], architecture="miniature")
+    assert isinstance(network, MultiViewUNet)
+    for name, tensor in network.state_dict().items():
+        stored = files[RGB][f"model.diffusion_model.{name}"]
+        assert stored.dtype == torch.float16 and tensor.dtype == torch.float32
+        assert torch.equal(tensor, stored.float()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_contexts_are_what_the_text_tower_makes_of_the_prompts_in_single_precision(
+    dtype: torch.dtype,
+) -> None:
+    tensors = published(dtype=dtype)[RGB]
+    assert MINIATURE.towers is not None
+    tower = TextTower(MINIATURE.towers.text)
+    # By hand: without the block that is not used and what follows the last one.
+    tower.load_state_dict({name: tensors[CLIP + name].float() for name in tower.state_dict()})
+    contexts = mini("contexts", tensors)["tokens"]
+    assert contexts.dtype == torch.float32
+    assert torch.equal(contexts, Contexts.of(tower).tokens)
+    assert (contexts[0] - contexts[1]).abs().max() > 0.1, "the prompts are two"
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", CLIP, "module.model."])
+def test_a_file_of_clip_alone_goes_by_any_of_its_names(
+    files: dict[str, OrderedDict[str, Tensor]], prefix: str
+) -> None:
+    renamed = from_tower_file("clip", clip_of(files, prefix))
+    assert same(mini("vision", renamed), mini("vision", files[RGB]))
+    assert same(mini("contexts", renamed), mini("contexts", files[RGB]))
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", VAE])
+def test_a_vae_is_found_by_itself_and_inside_a_larger_file(
+    files: dict[str, OrderedDict[str, Tensor]], prefix: str
+) -> None:
+    others = {"model.diffusion_model.out.2.bias": torch.ones(4), "cond_stage_model.x": torch.ones(1)}
+    tensors = vae_of(files, prefix) | (others if prefix else {})
+    assert same(mini("vae", from_tower_file("vae", tensors)), mini("vae", files[RGB]))
+
+
+@pytest.mark.parametrize(
+    ("tower", "probe"), [("clip", "visual.conv1.weight"), ("vae", "encoder.conv_in.weight")]
+)
+def test_a_file_without_the_tower_it_is_given_for_is_refused(
+    files: dict[str, OrderedDict[str, Tensor]], tower: str, probe: str
+) -> None:
+    with pytest.raises(EnvironmentProblem, match=rf"no {tower} in it: {re.escape(probe)} is missing"):
+        from_tower_file(tower, files[CRM])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_another_noise_schedule_is_worth_a_warning(
+    caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+) -> None:
+    levels = published_schedule().alpha_bar
+    check_schedule(Path("a.pth"), {"alphas_cumprod": levels.to(dtype)})
+    check_schedule(Path("a.pth"), {})
+    assert not caplog.records
+    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), 1000) ** 2
+    check_schedule(Path("b.pth"), {"module.alphas_cumprod": (1 - betas).cumprod(0).to(dtype)})
+    assert "b.pth" in caplog.text and caplog.records[0].levelno == logging.WARNING
+    assert len(SCHEDULE) == 12
+
+
+# Reading.
+
+
+def test_a_checkpoint_comes_back_value_for_value_though_its_tensors_share_a_storage(tmp_path: Path) -> None:
+    files = published()
+    assert len({tensor.untyped_storage().data_ptr() for tensor in mini("rgb", files[RGB]).values()}) == 1
+    for name, tensors in files.items():
+        torch.save(tensors, tmp_path / name)
+        assert same(read_checkpoint(tmp_path / name), tensors)
+    save_file({name: tensor.clone() for name, tensor in files[CCM].items()}, tmp_path / "a.safetensors")
+    assert same(read_checkpoint(tmp_path / "a.safetensors"), files[CCM])
+
+
+def test_transposed_and_expanded_views_parameters_and_other_types_come_back(tmp_path: Path) -> None:
+    base = torch.arange(12.0).view(3, 4)
+    tensors: dict[str, Tensor] = {"t": base.T, "slice": base[1:, ::2], "wide": torch.ones(1).expand(5)}
+    tensors |= {"parameter": nn.Parameter(base), "bf": base.bfloat16(), "d": base.double(), "i": base.long()}
+    torch.save(tensors, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert same(read, tensors)
+    assert [tensor.dtype for tensor in read.values()] == [tensor.dtype for tensor in tensors.values()]
+    assert not any(tensor.requires_grad for tensor in read.values())
+
+
+def test_one_level_around_the_tensors_is_looked_through(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": 3, "global_step": 7}, tmp_path / "a.ckpt")
+    assert list(read_checkpoint(tmp_path / "a.ckpt")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(1)], "holds list, not named tensors"),
+        (torch.ones(1), "holds Tensor, not named tensors"),
+        ({"a": torch.ones(1), "epoch": 3}, "epoch is int"),
+        ({"a": {"b": torch.ones(1)}}, "a is dict"),
+        ({3: torch.ones(1)}, "3 is Tensor"),
+        ({"state_dict": [torch.ones(1)]}, "state_dict is list"),
+    ],
+)
+def test_anything_but_named_tensors_is_refused_by_name(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(EnvironmentProblem, match=rf"{message}.*E_WEIGHTS_WRONG"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 30, 1000, -1, -100, -100_000])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: int) -> None:
+    file = tmp_path / "a.pth"
+    torch.save(published()[CRM], file)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN") as caught:
+        read_checkpoint(file)
+    assert str(file) in caught.value.cause and "\n" not in str(caught.value) and caught.value.remedy
+
+
+def legacy(file: Path) -> None:
+    torch.save({"a": torch.ones(3)}, file, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (legacy, "older formats are not read"),
+        (lambda file: file.write_bytes(b"<!DOCTYPE html><html>Sign in</html>"), "older formats are not read"),
+        (
+            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:71f\n"),
+            "not the file",
+        ),
+        (lambda file: file.write_bytes(b"\xff" * 7 + b"\x7f{"), "not a whole weights file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path / "a.pth")
+    with pytest.raises(EnvironmentProblem, match=f"{message}.*E_WEIGHTS_BROKEN"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_half_a_download_and_no_file_are_told_apart(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.pth.incomplete")
+    with pytest.raises(EnvironmentProblem, match=r"part of a download.*E_WEIGHTS_BROKEN"):
+        read_checkpoint(tmp_path / "a.pth.incomplete")
+    for missing in (tmp_path / "b.pth", tmp_path):
+        with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_MISSING"):
+            read_checkpoint(missing)
+
+
+# Pickles that do more than name tensors. Each would create the canary, were it run.
+
+CANARY = "canary"
+
+
+def word(text: str) -> bytes:
+    """A text as a pickle holds it."""
+    data = text.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def short(text: str) -> bytes:
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+TOUCH = f"touch {CANARY}"
+PYTHON = f"__import__('pathlib').Path('{CANARY}').touch()"
+HARMLESS = b"\x80\x02ccollections\nOrderedDict\n)R(" + word("weight")
+
+ATTACKS = {
+    "a shell": b"\x80\x02cos\nsystem\n" + word(TOUCH) + b"\x85R.",
+    "its other name": b"\x80\x02cposix\nsystem\n" + word(TOUCH) + b"\x85R.",
+    "code as text": b"\x80\x02cbuiltins\neval\n" + word(PYTHON) + b"\x85R.",
+    "by protocol 4": b"\x80\x04" + short("os") + short("system") + b"\x93" + short(TOUCH) + b"\x85R.",
+    "by protocol 0": f"(S'{TOUCH}'\nios\nsystem\n.".encode(),
+    "as an object": b"\x80\x02(cos\nsystem\n" + word(TOUCH) + b"o.",
+    "as a new object": b"\x80\x02csubprocess\nPopen\n(" + word("touch") + word(CANARY) + b"l\x85\x81.",
+    "through an attribute": b"\x80\x02cbuiltins\ngetattr\ncos\n__dict__\n"
+    + word("get")
+    + b"\x86R"
+    + word("system")
+    + b"\x85R"
+    + word(TOUCH)
+    + b"\x85R.",
+    "among tensors": HARMLESS + b"cos\nsystem\n" + word(TOUCH) + b"\x85Ru.",
+    "as a state": b"\x80\x02ccollections\nOrderedDict\n)R}" + word("_metadata") + b"cos\nsystem\n"
+    + word(TOUCH) + b"\x85Rsb.",
+    "a pickle in a pickle": b"\x80\x02ctorch.storage\n_load_from_bytes\nc_codecs\nencode\n"
+    + word("\x80\x02cos\nsystem\n(X" + struct.pack("<I", len(TOUCH)).decode() + TOUCH + "tR.")
+    + word("latin1")
+    + b"\x86R\x85R.",
+    "from a package of ours": b"\x80\x02ctorch.serialization\nos.system\n" + word(TOUCH) + b"\x85R.",
+}  # fmt: skip
+
+
+def archive(file: Path, pickled: bytes, *, method: int = zipfile.ZIP_STORED, name: str = "data.pkl") -> None:
+    with zipfile.ZipFile(file, "w", method) as stream:
+        stream.writestr(f"a/{name}", pickled)
+        stream.writestr("a/version", "3\n")
+        stream.writestr("a/data/0", bytes(64))
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_pickle_that_would_run_something_is_refused_before_anything_reads_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    archive(workplace / "a.pth", ATTACKS[attack])
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_UNSAFE") as caught:
+        read_checkpoint(workplace / "a.pth")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT and "a.pth" in caught.value.cause
+    assert not (workplace / CANARY).exists()
+
+
+@pytest.mark.parametrize(
+    "attack", ["a shell", "by protocol 0", "by protocol 4", "among tensors", "as an object"]
+)
+def test_the_attacks_above_do_work_on_a_reader_without_care(workplace: Path, attack: str) -> None:
+    import pickle  # noqa: TID251 what the reader must never do
+
+    pickle.loads(ATTACKS[attack])
+    assert (workplace / CANARY).exists()
+
+
+@pytest.mark.parametrize("attack", ["a shell", "by protocol 0", "by protocol 4"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_bare_pickle_is_not_read_at_all(workplace: Path, attack: str, name: str) -> None:
+    (workplace / name).write_bytes(ATTACKS[attack])
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
+        read_checkpoint(workplace / name)
+    assert not (workplace / CANARY).exists()
+
+
+TENSOR = (
+    b"\x80\x02}" + word("w") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + word("storage")
+    + b"ctorch\nFloatStorage\n" + word("0") + word("cpu") + b"K\x10tQ%s%s\x85%s\x85"
+    b"\x89ccollections\nOrderedDict\n)RtRs."
+)  # fmt: skip
+"""One tensor of 16 floats: offset, size and stride are filled in."""
+
+
+def test_the_hand_written_pickle_is_one_that_is_read(tmp_path: Path) -> None:
+    archive(tmp_path / "a.pth", TENSOR % (b"K\x04", b"K\x03", b"K\x02"))
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth")["w"], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (b"K\x00", b"K\xff", b"K\x01"),
+        (b"K\xff", b"K\x03", b"K\x01"),
+        (b"J\xff\xff\xff\xff", b"K\x03", b"K\x01"),
+        (b"K\x00", b"K\x03", b"J\xff\xff\xff\xff"),
+        (b"K\x00", b"J\xff\xff\xff\x7f", b"K\x01"),
+    ],
+)
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(
+    tmp_path: Path, numbers: tuple[bytes, bytes, bytes]
+) -> None:
+    archive(tmp_path / "a.pth", TENSOR % numbers)
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def twice(file: Path) -> None:
+    archive(file, TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+    with zipfile.ZipFile(file, "a") as stream, pytest.warns(UserWarning, match="Duplicate name"):
+        stream.writestr("a/data.pkl", ATTACKS["a shell"])
+
+
+def behind_another(file: Path) -> None:
+    archive(file, ATTACKS["a shell"])
+    data = file.read_bytes()
+    archive(file, TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+    file.write_bytes(data + file.read_bytes())
+
+
+def two_stems(file: Path) -> None:
+    archive(file, TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+    with zipfile.ZipFile(file, "a") as stream:
+        stream.writestr("b/data.pkl", ATTACKS["a shell"])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: archive(file, bytes(1 << 20), method=zipfile.ZIP_DEFLATED), "compressed"),
+        (lambda file: archive(file, bytes((1 << 24) + 1)), "larger than names of tensors"),
+        (lambda file: archive(file, TENSOR, name="other.pkl"), r"no data\.pkl"),
+        (twice, "not laid out as torch does"),
+        (behind_another, "not laid out as torch does"),
+        (two_stems, "not laid out as torch does"),
+    ],
+)
+def test_an_archive_that_another_reader_may_read_otherwise_is_refused(
+    workplace: Path, write: Callable[[Path], None], message: str
+) -> None:
+    write(workplace / "a.pth")
+    with pytest.raises(EnvironmentProblem, match=f"{message}.*E_WEIGHTS_BROKEN"):
+        read_checkpoint(workplace / "a.pth")
+    assert not (workplace / CANARY).exists()
