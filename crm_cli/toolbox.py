@@ -85,6 +85,8 @@ def open_toolbox(preset: Preset, *, device: str, threads: int, precision: str = 
     from crm_cli.models.weights import find
 
     device = resolve_device(device)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # noqa: TID251  # libraries that are not told use the current one
     torch.set_num_threads(threads)
     choose("matting", MATTES, device, preset.matting.method)
     mattes = {matte.name: matte() for matte in MATTES if matte.why_not(device) is None}
