@@ -2,9 +2,7 @@
 
 import gzip
 import importlib.util
-import json
 import math
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +22,9 @@ from crm_cli.models.clip import (
     TowerConfig,
     VisionTower,
 )
+
+KEYS = Path(__file__).parent / "published_keys"
+"""Name, shape and type of every published tensor."""
 
 CONFIG = TowerConfig(width=24, blocks=3, head_dim=8)
 """Three heads, of a width that is not theirs."""
@@ -57,6 +58,11 @@ def texts() -> Tensor:
     return torch.randint(clip.VOCABULARY, (2, 77), generator=torch.Generator().manual_seed(1))
 
 
+def listed_as(tensor: Tensor) -> str:
+    """A tensor's shape as the published key lists give it."""
+    return "x".join(map(str, tensor.shape))
+
+
 def error(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
@@ -85,20 +91,17 @@ def test_the_published_towers_have_the_published_number_of_parameters(
 
 @pytest.mark.parametrize("stage", ["pixel", "ccm"])
 def test_the_published_state_dict_has_our_names_and_shapes_and_the_unused(stage: str) -> None:
-    folder = os.environ.get("CRM_REFERENCE_KEYS")
-    if folder is None:
-        pytest.skip("CRM_REFERENCE_KEYS names no folder with the published key lists")
-    listed = json.loads((Path(folder) / f"{stage}-diffusion.keys.json").read_text())["tensors"]
     prefix = "clip_model.model."
+    listed = (KEYS / f"{stage}-diffusion.txt").read_text().splitlines()
     published = {
-        key.removeprefix(prefix): tuple(entry["shape"])
-        for key, entry in listed.items()
-        if key.startswith(prefix)
+        name.removeprefix(prefix): shape
+        for name, shape, _ in map(str.split, listed)
+        if name.startswith(prefix)
     }
     with torch.device("meta"):
         vision, text = VisionTower(RELEASE_VISION), TextTower(RELEASE_TEXT)
-    ours = {f"visual.{key}": tuple(tensor.shape) for key, tensor in vision.state_dict().items()}
-    ours |= {key: tuple(tensor.shape) for key, tensor in text.state_dict().items()}
+    ours = {f"visual.{key}": listed_as(tensor) for key, tensor in vision.state_dict().items()}
+    ours |= {key: listed_as(tensor) for key, tensor in text.state_dict().items()}
     unused = clip.unused(RELEASE_VISION, RELEASE_TEXT)
     assert ours == {key: shape for key, shape in published.items() if not key.startswith(unused)}
     # The mask is derived, and only some files hold it.
