@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -126,6 +127,7 @@ def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     return tensors
 
 
+@cache
 def _shapes(part: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         module = MINIATURE.build(part)
@@ -157,6 +159,13 @@ def _reconstruction(seed: int, *, older_attention: bool) -> OrderedDict[str, Ten
 
 
 def _towers(seed: int) -> dict[str, Tensor]:
+    towers = {CLIP + name: tensor for name, tensor in drawn(_clip_shapes(), seed).items()}
+    return towers | {VAE + name: tensor for name, tensor in drawn(_shapes("vae"), seed + 1).items()}
+
+
+@cache
+def _clip_shapes() -> dict[str, tuple[int, ...]]:
+    """Of both towers, each with a block more than is used and all that follows it."""
     assert MINIATURE.towers is not None
     vision, text = (
         TowerConfig(width=config.width, blocks=config.blocks + 1, head_dim=config.head_dim)
@@ -169,15 +178,13 @@ def _towers(seed: int) -> dict[str, Tensor]:
         for prefix, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
-    shapes |= {
+    return shapes | {
         "visual.ln_post.weight": (vision.width,),
         "visual.ln_post.bias": (vision.width,),
         "visual.proj": (vision.width, text.width),
         "text_projection": (text.width, text.width),
         "logit_scale": (),
     }
-    towers = {CLIP + name: tensor for name, tensor in drawn(shapes, seed).items()}
-    return towers | {VAE + name: tensor for name, tensor in drawn(_shapes("vae"), seed + 1).items()}
 
 
 def _alter(tensors: dict[str, Tensor], beginnings: Collection[str]) -> None:

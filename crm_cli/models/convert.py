@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,9 @@ def _unknown(cause: str) -> EnvironmentProblem:
     return EnvironmentProblem(cause, code="E_WEIGHTS_WRONG", remedy="use the published files")
 
 
+@cache
 def _built(architecture: str, part: str) -> nn.Module:
+    """A network without values, to compare names and shapes with."""
     with torch.device("meta"):
         return ARCHITECTURES[architecture].build(part)
 
