@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.installed import why_not_importable
-from crm_cli.run.conveyor import default_workers, usable_memory
-from crm_cli.toolbox import accelerators, survey, usable_cores
+from crm_cli.run.conveyor import default_workers
+from crm_cli.toolbox import accelerators, survey, usable_cores, usable_memory
 
 OPTIONAL = {
     "nvdiffrast": "pip install setuptools wheel ninja"

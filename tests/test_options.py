@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from crm_cli.errors import UsageError
 from crm_cli.models import weights as weights_module
@@ -58,11 +60,19 @@ def test_a_part_of_large_networks_counts_for_the_stage_that_reads_it(
     assert before.digest != after.digest and not before.is_small
 
 
-def test_the_largest_part_is_measured_over_all_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_part_is_measured_in_single_precision_over_all_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stored(name: str, numbers: int, dtype: np.typing.DTypeLike) -> WeightsFile:
+        save_file({"a": np.zeros((2, numbers), dtype)}, tmp_path / name, metadata={"crm": "{}"})
+        return WeightsFile(path=tmp_path / name, bytes=0, sha256="")
+
+    torn = WeightsFile(path=tmp_path / "torn", bytes=0, sha256="")
+    torn.path.write_bytes(b"\xff" * 20)
     whole = latent()
-    file = WeightsFile(path=Path("x"), bytes=40, sha256="")
-    parts = {**whole.parts, "rgb": (file, file), "vae": (replace(file, bytes=70),)}
-    assert used(replace(whole, parts=parts), monkeypatch).largest_bytes == 80
+    halves = (stored("r1", 30, np.float16), stored("r2", 20, np.float16))
+    parts = {**whole.parts, "rgb": halves, "vae": (stored("v", 45, np.float32),), "ccm": (torn,)}
+    assert used(replace(whole, parts=parts), monkeypatch).largest_bytes == 4 * 2 * 50
 
 
 def test_a_preset_is_read_with_what_suits_the_weights_that_were_found() -> None:

@@ -154,7 +154,8 @@ def _run(
     is_small = weights.is_small
     workers = min(options.jobs or default_workers(devices, is_small=is_small), to_convert)
     if workers and not is_small and devices[0] == "cpu":
-        problem = memory_problem(weights.largest_bytes, workers=workers)
+        is_half = options.precision in ("bfloat16", "float16")
+        problem = memory_problem(weights.largest_bytes // (2 if is_half else 1), workers=workers)
         if problem:
             yield Warned(message=problem)
     folder = options.out / ".crm" / "runs" / store.run

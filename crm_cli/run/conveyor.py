@@ -24,7 +24,7 @@ from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, O
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
 from crm_cli.run.worker import Launch
-from crm_cli.toolbox import usable_cores
+from crm_cli.toolbox import usable_cores, usable_memory
 
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
@@ -351,19 +351,6 @@ def _no_process(error: OSError) -> EnvironmentProblem:
     )
 
 
-def usable_memory() -> int | None:
-    """Bytes that workers may fill: what the machine has left, within the limit of the control group."""
-    free: list[int] = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
-        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text("ascii")))
-    return min(free, default=None)
-
-
 def check_device(wanted: str) -> None:
     """Refuse a name that no machine could have a device for."""
     if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,\d+)*", wanted):
@@ -443,8 +430,7 @@ def threads_each(devices: Sequence[str], *, is_small: bool, jobs: int | None) ->
 def memory_problem(weights_bytes: int, *, workers: int) -> str | None:
     """Say so where workers with large networks on a CPU will fill more memory than there is.
 
-    weights_bytes: of the largest part. The published ones are stored in single precision, which is what
-    they are calculated in at most.
+    weights_bytes: of the largest part, which has to be there as a whole while its stage runs.
     """
     memory, wanted = usable_memory(), workers * (MEMORY_PER_WORKER + weights_bytes)
     if memory is None or wanted <= memory:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
 from crm_cli.run.walk import Selection
 from crm_cli.run.worker import PIPELINE
+
+if TYPE_CHECKING:
+    from crm_cli.models.weights import WeightsSet
+
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file, as its format has it."""
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 """What the networks may calculate in; auto is what the device does best."""
@@ -26,7 +36,7 @@ class UsedWeights:
     stages: Mapping[str, str]
     """Digest of the weights that a stage reads, by stage."""
     largest_bytes: int = 0
-    """Size of the largest part, which is in memory as a whole while its stage runs."""
+    """What the largest part takes in single precision; 0 where that is not worth a thought."""
 
     @property
     def is_small(self) -> bool:
@@ -98,8 +108,23 @@ def used_weights(preset: Preset) -> UsedWeights:
         architecture=found.architecture,
         digest=found.digest,
         stages={"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")},
-        largest_bytes=max(sum(file.bytes for file in files) for files in found.parts.values()),
+        largest_bytes=0 if found.architecture == EMBEDDED else _largest_bytes(found),
     )
+
+
+def _largest_bytes(weights: WeightsSet) -> int:
+    """What the largest part takes in single precision, whatever it is stored in."""
+    return max(sum(_wide_bytes(file.path) for file in files) for files in weights.parts.values())
+
+
+def _wide_bytes(file: Path) -> int:
+    """What the numbers of a safetensors file take in single precision, by its header; 0 where it has none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
+        return sum(4 * math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return 0  # whoever loads it will say what is wrong with it
 
 
 def load_suited(name: str, overrides: Sequence[Override], engine: Engine) -> ResolvedPreset:
