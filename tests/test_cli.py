@@ -16,6 +16,8 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("CRM_")},
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    # Where nobody has put any weights.
+    "CRM_WEIGHTS_HOME": str(HERE / "nowhere"),
     "COLUMNS": "100",
     "TERM": "xterm",
 }
@@ -51,10 +53,11 @@ def test_help_imports_nothing_heavy() -> None:
         "sys.argv = ['crm', *sys.argv[1:]]\n"
         "try: main()\n"
         "except SystemExit as error: assert error.code == 0\n"
-        "heavy = {'torch', 'numpy', 'PIL', 'warp', 'yaml', 'cv2', 'scipy', 'rich', 'crm_cli.run.batch'}\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'warp', 'yaml', 'cv2', 'scipy', 'rich', 'tqdm'}\n"
+        "heavy |= {'huggingface_hub', 'crm_cli.run.batch', 'crm_cli.models.weights'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    for words in (["--help"], ["convert", "--help"], ["--version"]):
+    for words in (["--help"], ["convert", "--help"], ["weights", "fetch", "--help"], ["--version"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, env=ENVIRONMENT
         )
@@ -98,7 +101,7 @@ def test_photos_become_assets_and_status_counts_them(tmp_path: Path) -> None:
 def test_the_screen_of_a_log_has_one_line_for_each_photo(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "a.jpg", "b.jpg")
     lines = crm("convert", photos, "-o", tmp_path / "out", *QUICK).stderr.splitlines()
-    assert lines[0] == "2 photos: 2 to convert; 1 worker"
+    assert re.fullmatch(r"2 photos: 2 to convert; 1 worker; weights: fakes \([0-9a-f]{12}\)", lines[0])
     assert lines[1].startswith("[1/2] a.jpg: converted in ")
     assert lines[2].startswith("[2/2] b.jpg: converted in ")
 
@@ -113,6 +116,7 @@ def test_the_screen_of_a_log_has_one_line_for_each_photo(tmp_path: Path) -> None
         (["convert", "IN", "-o", "OUT", "--timeout", "lunch=3"], 2, "no such stage"),
         (["convert", "IN", "-o", "OUT", "--timeout", "bake=nan"], 2, "not a number of seconds"),
         (["convert", "IN", "-o", "OUT", "--device", "toaster"], 2, "--device toaster"),
+        (["convert", "IN", "-o", "OUT", "--precision", "float8"], 2, "--precision float8"),
         (["convert", "IN", "-o", "OUT", "--progress", "fireworks"], 2, "--progress fireworks"),
         (["convert", "IN", "-o", "OUT", "--jobs", "0"], 2, "--jobs"),
         (["convert", "IN", "-o", "OUT", "--preset", "nosuch"], 2, "nosuch"),
@@ -121,6 +125,10 @@ def test_the_screen_of_a_log_has_one_line_for_each_photo(tmp_path: Path) -> None
         (["convert", "NOWHERE", "-o", "OUT"], 7, "NOWHERE"),
         (["convert", "IN", "-o", "IN/a.jpg"], 5, "cannot be written"),
         (["status", "IN"], 7, "not an output folder"),
+        (["weights", "verify", "IN"], 6, "IN"),
+        (["weights", "convert", "IN"], 6, "CRM.pth"),
+        (["weights", "convert", "IN", "--architecture", "huge"], 2, "huge"),
+        (["weights", "fetch", "--repo", "a/b/c"], 2, "OWNER/NAME"),
     ],
 )
 def test_a_wrong_call_is_refused_with_its_code_before_anything_is_written(
@@ -216,7 +224,7 @@ def test_the_doctor_names_devices_tools_weights_and_the_commands_that_add_what_i
     told = crm("doctor").stdout
     assert re.search(r"^devices: cpu", told, re.MULTILINE)
     assert re.search(r"^ +rasteriser +torch +(used|works)$", told, re.MULTILINE)
-    assert re.search(r"^weights: embedded \([0-9a-f]{12}\)$", told, re.MULTILINE)
+    assert re.search(r"^weights: embedded \(.*\b[0-9a-f]{12}\b.*\)$", told, re.MULTILINE)
     if "nvdiffrast is not installed" in told:
         assert "pip install git+https://github.com/NVlabs/nvdiffrast --no-build-isolation" in told
 

@@ -367,8 +367,8 @@ def test_a_hub_that_fails_is_quoted(machine: Machine, server: HubStandIn, status
     ("address", "code", "word"),
     [
         ("http://localhost:1", "E_HUB_UNREACHABLE", "cannot be reached"),
-        ("ftp://localhost", "E_HUB_ENDPOINT", "not an address"),
-        ("mirror", "E_HUB_ENDPOINT", "not an address"),
+        ("ftp://localhost", "E_HUB_SETTING", "not an address"),
+        ("mirror", "E_HUB_SETTING", "not an address"),
     ],
 )
 def test_an_address_where_no_hub_is_is_named(machine: Machine, address: str, code: str, word: str) -> None:

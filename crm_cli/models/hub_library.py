@@ -81,11 +81,16 @@ def in_plain_words(repository: str, revision: str) -> Iterator[None]:
 
 
 def _require_address() -> None:
-    parts = urlsplit(endpoint())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(endpoint())
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        # Half an IPv6 address; older versions of the library take it.
+        is_address = False
+    if not is_address:
         raise EnvironmentProblem(
             f"HF_ENDPOINT={endpoint()}: not an address",
-            code="E_HUB_ENDPOINT",
+            code="E_HUB_SETTING",
             remedy="set it to https://HOST, or unset it",
         )
 
