@@ -1,13 +1,27 @@
+"""Which weights there are, whether they are whole, and their strict way into a network."""
+
+import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pickles import write_published
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, ExitCode, OutputError
-from crm_cli.models import weights
+from crm_cli.models import shards, weights
+from crm_cli.models.architectures import ARCHITECTURES
+from crm_cli.models.convert import convert
 
 METADATA = {"preset": "tiny", "seed": "7", "commit": "abc", "steps": "10", "held_out": '{"iou": 0.9}'}
 
@@ -110,33 +124,75 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [file]
 
 
+# Which set is meant.
+
+
+@pytest.fixture(autouse=True)
+def weights_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing of what the machine of the tests happens to have."""
+    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted folder, its denoisers in several files each; nobody changes it."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_BYTES", 1_000_000)
+        convert(write_published(folder / "in"), folder / "out", architecture="miniature")
+    return folder / "out"
+
+
+@pytest.fixture
+def published(converted: Path, weights_home: Path) -> Path:
+    """The same where `crm weights fetch` would leave it."""
+    return Path(shutil.copytree(converted, weights_home / "published"))
+
+
 def make_set(folder: Path, *, seed: int = 0) -> None:
     for name in weights.NAMES:
         weights.save(network(seed), folder / f"{name}.safetensors", {})
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"CRM_WEIGHTS_HOME": "/a", "XDG_DATA_HOME": "/b"}, "/a"),
+        ({"CRM_WEIGHTS_HOME": "~/a"}, "/home/me/a"),
+        ({"CRM_WEIGHTS_HOME": "", "XDG_DATA_HOME": "/b"}, "/b/crm/weights"),
+        ({"XDG_DATA_HOME": ""}, "/home/me/.local/share/crm/weights"),
+    ],
+)
+def test_converted_weights_live_where_the_variables_say(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    monkeypatch.delenv("CRM_WEIGHTS_HOME")
+    for name, value in ({"HOME": "/home/me"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert weights.home() == Path(expected)
+
+
 def test_a_folder_of_weights_is_found_and_its_digest_follows_its_contents(tmp_path: Path) -> None:
     make_set(tmp_path)
     found = weights.find(str(tmp_path))
-    assert list(found.parts) == ["rgb", "ccm", "reconstruction"]
+    assert list(found.parts) == ["rgb", "ccm", "reconstruction"] and found.architecture == "small"
     assert found.digest == weights.find(str(tmp_path)).digest
     weights.save(network(1), tmp_path / "ccm.safetensors", {})
-    assert found.digest != weights.find(str(tmp_path)).digest
+    changed = weights.find(str(tmp_path))
+    assert found.digest != changed.digest
+    assert found.digest_of("rgb", "ccm") != changed.digest_of("rgb", "ccm")
+    assert (
+        found.digest_of("rgb") == changed.digest_of("rgb") == weights.digest_of(tmp_path / "rgb.safetensors")
+    )
 
 
 def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
     make_set(tmp_path)
     (tmp_path / "ccm.safetensors").unlink()
-    with pytest.raises(EnvironmentProblem, match=r"no ccm\.safetensors") as caught:
+    with pytest.raises(EnvironmentProblem, match=r"no ccm\.safetensors.*E_WEIGHTS_MISSING") as caught:
         weights.find(str(tmp_path))
     assert "weights=embedded" in caught.value.remedy
-
-
-@pytest.fixture(autouse=True)
-def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing that the machine of the tests happens to have."""
-    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 @pytest.mark.parametrize("choice", ["auto", "embedded"])
@@ -146,8 +202,338 @@ def test_the_embedded_set_is_the_one_beside_the_package(
     make_set(tmp_path)
     monkeypatch.setattr(weights, "DIRECTORY", tmp_path)
     found = weights.find(choice)
-    assert found.name == "embedded"
+    assert found.name == weights.name_of(choice) == "embedded"
     assert [file.path for file in found.files_of("rgb")] == [tmp_path / "rgb.safetensors"]
+
+
+def test_photos_finished_with_the_embedded_set_stay_finished() -> None:
+    found = weights.find("embedded")
+    digests = {
+        name: hashlib.sha256((weights.DIRECTORY / f"{name}.safetensors").read_bytes()).hexdigest()
+        for name in weights.NAMES
+    }
+    assert found.digest_of("reconstruction") == digests["reconstruction"]
+    both = (digests["rgb"] + digests["ccm"]).encode()
+    assert found.digest_of("rgb", "ccm") == hashlib.sha256(both).hexdigest()
+    lines = "".join(f"{name} {digests[name]}\n" for name in weights.NAMES).encode()
+    assert found.digest == hashlib.sha256(lines).hexdigest()
+
+
+@pytest.mark.parametrize("choice", ["auto", "published"])
+def test_published_weights_go_before_embedded_ones(published: Path, choice: str) -> None:
+    found = weights.find(choice)
+    assert found.name == weights.name_of(choice) == "published"
+    assert found.directory == published and found.architecture == "miniature"
+    assert set(found.parts) == set(weights.PARTS["miniature"])
+    assert found.bytes == sum(file.stat().st_size for file in published.glob("*.safetensors"))
+
+
+def test_without_published_weights_their_name_says_how_to_get_them() -> None:
+    assert weights.find("auto").name == "embedded"
+    with pytest.raises(EnvironmentProblem, match=r"no such folder.*E_WEIGHTS_MISSING") as caught:
+        weights.find("published")
+    assert "crm weights fetch" in caught.value.remedy
+
+
+def test_a_folder_is_called_by_its_name(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights.find(str(converted)).name == weights.find(f"{converted}/").name == "out"
+    monkeypatch.chdir(converted)
+    assert weights.find(".").name == weights.name_of(".") == "out"
+
+
+def test_large_files_are_found_without_being_read(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "digest_of", lambda *_: pytest.fail("a file was read"))
+    for file in published.glob("*.safetensors"):
+        size = file.stat().st_size
+        file.write_bytes(b"")
+        os.truncate(file, size)
+    assert weights.find("auto").digest
+
+
+def test_finding_weights_imports_no_torch(published: Path) -> None:
+    look = "import sys; from crm_cli.models.weights import find; print(find('auto').name, 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["published", "False"]
+
+
+def lose_a_file(folder: Path) -> None:
+    sorted(folder.glob("rgb-*"))[1].unlink()
+
+
+def cut_a_file(folder: Path) -> None:
+    file = sorted(folder.glob("vae-*"))[0]
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def lose_everything(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def lose_the_disk(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.parent / "not mounted")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lose_a_file, r"rgb-00002-of-\d+\.safetensors: no such file.*E_WEIGHTS_BROKEN"),
+        (cut_a_file, r"vae-00001-of-\d+\.safetensors: \d+ bytes, not \d+.*E_WEIGHTS_BROKEN"),
+        (lambda folder: (folder / "weights.json").unlink(), r"no weights\.json.*E_WEIGHTS_BROKEN"),
+        (lose_everything, r"no weights\.json.*E_WEIGHTS_BROKEN"),
+        (lose_the_disk, r"leads nowhere.*E_WEIGHTS_BROKEN"),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "published"])
+def test_broken_published_weights_are_an_error_and_never_a_step_down(
+    published: Path, choice: str, harm: Callable[[Path], None], message: str
+) -> None:
+    harm(published)
+    with pytest.raises(EnvironmentProblem, match=message) as caught:
+        weights.find(choice)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert "crm weights fetch" in caught.value.remedy and "weights=embedded" in caught.value.remedy
+
+
+def change(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest | values
+
+
+def without(part: str) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest | {"parts": {k: v for k, v in manifest["parts"].items() if k != part}}
+
+
+def elsewhere(manifest: dict[str, Any]) -> object:
+    manifest["parts"]["vae"]["files"][0]["name"] = "../rgb.safetensors"
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change(format=2), "format 2"),
+        (change(architecture="enormous"), "architecture enormous"),
+        (change(parts={}), "no files of rgb"),
+        (change(parts=[]), "AttributeError"),
+        (without("contexts"), "no files of contexts"),
+        (elsewhere, r"\.\./rgb\.safetensors is not beside it"),
+        (lambda manifest: {}, "KeyError"),
+        (lambda manifest: [manifest], "TypeError"),
+        (lambda manifest: change(parts=manifest["parts"] | {"vae": {"files": [{}]}})(manifest), "KeyError"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(
+    published: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    file = published / "weights.json"
+    file.write_text(json.dumps(edit(json.loads(file.read_text()))))
+    with pytest.raises(EnvironmentProblem, match=rf"weights\.json: .*{message}.*E_WEIGHTS_BROKEN"):
+        weights.find("auto")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_list_that_is_no_json_is_refused_in_one_line(published: Path, text: bytes) -> None:
+    (published / "weights.json").write_bytes(text)
+    with pytest.raises(EnvironmentProblem, match=r"weights\.json.*E_WEIGHTS_BROKEN") as caught:
+        weights.find("auto")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [".", "CRM.pth"])
+def test_published_checkpoints_must_be_converted_first(tmp_path: Path, place: str) -> None:
+    (tmp_path / "CRM.pth").write_bytes(b"PK")
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_RAW") as caught:
+        weights.find(str(tmp_path / place))
+    assert f"crm weights convert {tmp_path / place}" in caught.value.remedy
+
+
+def test_both_diffusions_share_what_is_there_once(converted: Path) -> None:
+    found = weights.find(str(converted))
+    assert found.files_of("ccm.vae") == found.files_of("vae")
+    second = replace(found, parts={**found.parts, "ccm.vae": found.files_of("vision")})
+    assert second.files_of("ccm.vae") == found.files_of("vision") and second.digest != found.digest
+    with pytest.raises(KeyError):
+        found.files_of("ema")
+
+
+def test_what_is_known_is_told_with_its_state(published: Path) -> None:
+    embedded, converted = weights.known()
+    assert (embedded.name, embedded.is_default) == ("embedded", False)
+    assert (converted.name, converted.is_default, converted.directory) == ("published", True, published)
+    assert embedded.weights == weights.find("embedded") and converted.weights == weights.find("published")
+    cut_a_file(published)
+    embedded, converted = weights.known()
+    assert embedded.weights is not None and converted.weights is None and converted.is_default
+    assert converted.problem is not None and converted.problem.code == "E_WEIGHTS_BROKEN"
+    shutil.rmtree(published)
+    embedded, converted = weights.known()
+    assert embedded.is_default and not converted.is_default
+    assert converted.problem is not None and converted.problem.code == "E_WEIGHTS_MISSING"
+
+
+# Every byte.
+
+
+def test_a_whole_set_is_read_to_the_end(converted: Path) -> None:
+    found = weights.find(str(converted))
+    told: list[tuple[str, int, int]] = []
+    weights.verify(found, lambda *step: told.append(step))
+    weights.verify(weights.find("embedded"))
+    assert list(dict.fromkeys(part for part, _, _ in told)) == list(found.parts)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1][1:] == (found.bytes, found.bytes)
+
+
+@pytest.mark.parametrize("part", ["rgb", "contexts", "reconstruction"])
+@pytest.mark.parametrize("place", [0, 9, -1], ids=["length", "header", "values"])
+def test_one_wrong_bit_in_a_file_is_found_and_the_file_named(published: Path, part: str, place: int) -> None:
+    found = weights.find("auto")
+    file = found.files_of(part)[-1].path
+    data = bytearray(file.read_bytes())
+    data[place] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(EnvironmentProblem, match=rf"{file.name}: .*changed.*E_WEIGHTS_BROKEN") as caught:
+        weights.verify(weights.find("auto"))
+    assert "crm weights fetch" in caught.value.remedy
+
+
+def test_a_file_without_a_list_is_found_broken_by_its_header(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    file = tmp_path / "ccm.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        EnvironmentProblem, match=r"ccm\.safetensors: not a whole weights file.*E_WEIGHTS_BROKEN"
+    ):
+        weights.verify(weights.find(str(tmp_path)))
+
+
+def test_a_file_that_vanishes_is_named(published: Path) -> None:
+    found = weights.find("auto")
+    lose_a_file(published)
+    with pytest.raises(EnvironmentProblem, match=r"rgb-00002.*E_WEIGHTS_BROKEN"):
+        weights.verify(found)
+
+
+# Into a network.
+
+
+@pytest.mark.parametrize("architecture", ["small", "miniature"])
+def test_every_part_opens_whole_and_ready_for_inference(converted: Path, architecture: str) -> None:
+    found = weights.find(str(converted) if architecture == "miniature" else "embedded")
+    assert set(found.parts) == set(ARCHITECTURES[architecture].parts) == set(weights.PARTS[architecture])
+    for part in found.parts:
+        network = weights.open_part(found, part)
+        tensors = [*network.parameters(), *network.buffers()]
+        assert not network.training
+        assert all(
+            not t.requires_grad and t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors
+        )
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_nothing_of_a_network_is_missing_from_its_weights(name: str) -> None:
+    for part in ARCHITECTURES[name].parts:
+        with torch.device("meta"):
+            network = ARCHITECTURES[name].build(part)
+        # Whatever is not in the state dict would stay on the meta device.
+        assert len([*network.parameters(), *network.buffers()]) == len(network.state_dict()), part
+    assert ARCHITECTURES[name].parts.keys() == set(weights.PARTS[name])
+
+
+def test_a_network_on_the_meta_device_becomes_real(tmp_path: Path) -> None:
+    source = network()
+    weights.save(source, tmp_path / "a", {})
+    with torch.device("meta"):
+        target = network(1)
+    weights.load(target, [tmp_path / "a"])
+    assert torch.equal(target[0].weight, source[0].weight.half().float())
+    assert target[0].weight.requires_grad and isinstance(target[0].weight, nn.Parameter)
+    assert target[1].num_batches_tracked.dtype == torch.int64
+    target(torch.ones(2, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_takes_the_precision_it_is_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
+    source, target = network(0), network(1)
+    weights.save(source, tmp_path / "a", {})
+    weights.load(target, [tmp_path / "a"], dtype=dtype)
+    assert target[0].weight.dtype == target[1].running_mean.dtype == dtype
+    assert target[1].num_batches_tracked.dtype == torch.int64, "a count stays whole"
+    assert torch.equal(target[0].weight, source[0].weight.half().to(dtype))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+def test_weights_in_the_right_precision_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    big = 64 << 20
+    with torch.device("meta"):
+        target = nn.Linear(big // 2 // 1024, 1024, bias=False)
+    save_file({"weight": torch.ones(target.weight.shape, dtype=torch.float16)}, tmp_path / "a")
+    before = anonymous_memory()
+    weights.load(target, [tmp_path / "a"], dtype=torch.float16)
+    assert target.weight.sum(dtype=torch.float64) == big // 2
+    assert anonymous_memory() - before < big // 2
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that no file backs."""
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+
+def test_several_files_fill_one_network(tmp_path: Path) -> None:
+    state = network().state_dict()
+    halves = {"a": list(state)[:3], "b": list(state)[3:]}
+    for name, keys in halves.items():
+        save_file({key: state[key] for key in keys}, tmp_path / name)
+    target = network(1)
+    weights.load(target, [tmp_path / "a", tmp_path / "b"])
+    assert all(torch.equal(tensor, state[key]) for key, tensor in target.state_dict().items())
+    with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'a'}: .*is missing.*E_WEIGHTS_WRONG"):
+        weights.load(target, [tmp_path / "a"])
+    save_file({"0.weight": torch.ones(5, 3), "1.strange": torch.ones(1)}, tmp_path / "c")
+    with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'c'}: .*1\.strange is unknown"):
+        weights.load(target, [tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+
+
+def test_whole_numbers_are_not_taken_for_values(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2, 3).long(), "bias": torch.ones(2)}, tmp_path / "a")
+    with pytest.raises(EnvironmentProblem, match=r"weight is \[2, 3\] of whole numbers, not \[2, 3\]"):
+        weights.load(nn.Linear(3, 2), [tmp_path / "a"])
+
+
+def header(entry: dict[str, object], *, values: int = 8) -> bytes:
+    text = json.dumps({"weight": entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(values)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (1 << 62).to_bytes(8, "little") + b"{}" + bytes(100),
+        (200_000_000).to_bytes(8, "little") + b"{" + b" " * 1000,
+        header({"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}),
+        header({"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}),
+        header({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, values=16),
+        header({"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}),
+        header({"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}),
+        b"\x02\0\0\0\0\0\0\0\xff\xff",
+    ],
+    ids=[
+        "endless header",
+        "oversized header",
+        "ends late",
+        "too short",
+        "left over",
+        "huge",
+        "type",
+        "no text",
+    ],
+)
+def test_a_header_that_lies_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(EnvironmentProblem, match=r"not a whole weights file.*E_WEIGHTS_BROKEN") as caught:
+        weights.load(nn.Linear(2, 1, bias=False), [tmp_path / "a"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600 and caught.value.remedy
 
 
 @pytest.mark.parametrize("name", weights.NAMES)

@@ -213,7 +213,9 @@ def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProbl
             remedy=f"run `crm weights convert {directory}`",
         )
     code = "E_WEIGHTS_MISSING"
-    if not directory.is_dir():
+    if directory.is_symlink() and not directory.exists():
+        cause, code = "leads nowhere", "E_WEIGHTS_BROKEN"
+    elif not directory.is_dir():
         cause = "no such folder"
     elif directory == _folder_of("published"):
         cause, code = f"no {MANIFEST}", "E_WEIGHTS_BROKEN"
