@@ -257,7 +257,7 @@ def show_summary(console: Console, event: RunFinished) -> None:
             table.add_row(name, Text(str(count), justify="right"), detail)
     if event.weights:
         label = display_name(weights_label(event.weights, event.weights_digest))
-        table.add_row("weights", Text(label, justify="right"), "")
+        table.add_row("weights", "", Text(label))
     table.add_row("time", Text(f"{event.seconds:.1f} s", justify="right"), "")
     if event.seconds > 0 and event.counts.get("converted"):
         rate = event.counts["converted"] * 3600 / event.seconds

@@ -8,6 +8,7 @@ Needs 4 GB of memory in float32, half of it in the other precisions; the weights
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from collections import Counter
@@ -36,6 +37,10 @@ def main() -> None:
     _say(f"GFLOP/s by side {speeds}; found in {measured_s:.1f} s")
     step = Counter({side: 2 * count for side, count in denoiser_step(config).items()})
     _compare("guided step", pace.seconds(step), _guided_step(config, dtype), options.repeat, clock)
+    # macOS counts bytes, Linux kilobytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    _say(f"peak memory {peak_gb:.2f} GB")
     picture = decode(sizes.vae)
     vae = _filled(lambda: Vae(sizes.vae), dtype)
     latent = torch.randn(1, 4, LATENT_SIDE, LATENT_SIDE, dtype=dtype)
