@@ -173,6 +173,19 @@ def test_converted_weights_live_where_the_variables_say(
     assert weights.home() == Path(expected)
 
 
+def test_a_user_without_a_home_still_finds_the_embedded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("CRM_WEIGHTS_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert weights.home() == Path("/.local/share/crm/weights")
+    assert weights.find("auto").name == "embedded"
+    with pytest.raises(EnvironmentProblem, match="no such folder"):
+        weights.find("~stranger/weights")
+
+
 def test_a_folder_of_weights_is_found_and_its_digest_follows_its_contents(tmp_path: Path) -> None:
     make_set(tmp_path)
     found = weights.find(str(tmp_path))
@@ -250,9 +263,15 @@ def test_large_files_are_found_without_being_read(published: Path, monkeypatch: 
     assert weights.find("auto").digest
 
 
+LOOK = """
+import sys
+from crm_cli.models.weights import find
+print(find("auto").name, "torch" in sys.modules)
+"""
+
+
 def test_finding_weights_imports_no_torch(published: Path) -> None:
-    look = "import sys; from crm_cli.models.weights import find; print(find('auto').name, 'torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", look], check=True, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True)
     assert told.stdout.split() == ["published", "False"]
 
 

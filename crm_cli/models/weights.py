@@ -126,9 +126,17 @@ class Known:
 def home() -> Path:
     """Where converted weights are kept: CRM_WEIGHTS_HOME, or crm/weights in the user's data folder."""
     if chosen := os.environ.get("CRM_WEIGHTS_HOME"):
-        return Path(chosen).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "crm" / "weights"
+        return _expanded(chosen)
+    return _expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "crm" / "weights"
+
+
+def _expanded(path: str) -> Path:
+    """An absolute path, ~ being the user's home."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        # A user without a name and a home, as containers have them: there, home is the root.
+        return Path("/", path.removeprefix("~/"))
 
 
 def find(choice: str) -> WeightsSet:
@@ -140,14 +148,14 @@ def find(choice: str) -> WeightsSet:
     name = name_of(choice)
     if choice in ("auto", *_NAMED):
         return _open_folder(_folder_of(name), name)
-    return _open_folder(Path(choice).expanduser(), name)
+    return _open_folder(_expanded(choice), name)
 
 
 def name_of(choice: str) -> str:
     """What a preset's weights are called in files and reports: a folder by its name, not its path."""
     if choice == "auto":
         return "published" if _is_there(_folder_of("published")) else "embedded"
-    return choice if choice in _NAMED else Path(choice).expanduser().absolute().name
+    return choice if choice in _NAMED else _expanded(choice).name
 
 
 def _folder_of(name: str) -> Path:
