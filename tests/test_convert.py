@@ -105,10 +105,14 @@ def test_the_same_checkpoints_give_the_same_bytes_in_whatever_order_they_are_nam
 
 
 def test_a_checkpoint_is_known_by_what_is_in_it_and_not_by_its_name(source: Path, tmp_path: Path) -> None:
-    for number, name in enumerate((RGB, CRM, CCM)):
-        shutil.copyfile(source / name, tmp_path / f"unet-{number}")
-    found = convert([tmp_path / f"unet-{number}" for number in range(3)], tmp_path / "out")
+    given = [tmp_path / "a" / "unet-10000", tmp_path / "b" / "unet-10000", tmp_path / "crm"]
+    for file, name in zip(given, (CCM, RGB, CRM), strict=True):
+        file.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, file)
+    found = convert(given, tmp_path / "out")
     assert found.digest == convert([source], tmp_path / "again").digest
+    listed = json.loads((tmp_path / "out" / "weights.json").read_text())["source"]
+    assert list(listed) == [str(given[0]), str(given[1]), "crm"]
 
 
 @pytest.mark.parametrize(

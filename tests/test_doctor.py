@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from crm_cli import doctor
 from crm_cli.cli.app import app
 from crm_cli.doctor import examine
+from crm_cli.models import weights
 
 
 def test_a_machine_with_everything_can_convert() -> None:
@@ -62,3 +63,23 @@ def test_a_compiled_library_is_built_against_the_torch_that_is_there(name: str) 
     tools, build = doctor.OPTIONAL[name].split(" && ")
     assert {"wheel", "ninja"} <= set(tools.split())
     assert build.endswith(" --no-build-isolation")
+
+
+def test_the_weights_in_use_are_told_with_their_kind_digest_and_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path))
+    found = weights.find("embedded")
+    line = f"weights: embedded (small, {found.digest[:12]}, {weights.DIRECTORY})"
+    assert line in examine().lines
+
+
+def test_broken_weights_are_told_with_their_remedy_and_nothing_can_be_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path))
+    (tmp_path / "published").mkdir()
+    report = examine()
+    assert not report.can_convert
+    [line] = [line for line in report.lines if line.startswith("weights: ")]
+    assert "E_WEIGHTS_BROKEN" in line and "crm weights fetch" in line

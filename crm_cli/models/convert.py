@@ -145,10 +145,14 @@ class _Count:
 
 
 def _describe_sources(files: Sequence[Path], count: _Count) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file, by its name."""
+    """Size and digest of each file, by its name; by its path where two have the same."""
+    names = [file.name for file in files]
     try:
         return {
-            file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file, count.of(file.name))}
+            file.name if names.count(file.name) == 1 else str(file): {
+                "bytes": file.stat().st_size,
+                "sha256": digest_of(file, count.of(file.name)),
+            }
             for file in files
         }
     except OSError as error:
