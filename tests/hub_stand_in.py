@@ -7,12 +7,14 @@ Like the real one it answers a question about a large file with a redirect to a 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -85,6 +87,25 @@ class HubStandIn:
         if name in self.small:
             return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         return hashlib.sha256(data).hexdigest()
+
+
+def environment(hub: HubStandIn, folder: Path) -> dict[str, str]:
+    """Variables of a user who asks this hub and keeps everything in a folder."""
+    spare = ("HF_", "CRM_", "HUGGING", "TRANSFORMERS_")
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(spare) and not name.lower().endswith("_proxy")
+    }
+    return {
+        **own,
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "HF_HOME": str(folder / "hf"),
+        "HF_ENDPOINT": hub.endpoint,
+        "CRM_WEIGHTS_HOME": str(folder / "home"),
+        "COLUMNS": "200",
+        "TERM": "xterm",
+    }
 
 
 @contextmanager

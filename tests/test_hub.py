@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import COMMIT, Fault, HubStandIn, serving
+from hub_stand_in import COMMIT, Fault, HubStandIn, environment, serving
 
 from crm_cli.models import hub
 from crm_cli.models.weights import PUBLISHED_FILES
-
-HERE = Path(__file__).parent
 
 CHILD = """
 import json, sys
@@ -87,20 +84,7 @@ def server() -> Iterator[HubStandIn]:
 
 @pytest.fixture
 def machine(server: HubStandIn, tmp_path: Path) -> Machine:
-    spare = ("HF_", "CRM_", "HUGGING", "TRANSFORMERS_")
-    own = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(spare) and not name.lower().endswith("_proxy")
-    }
-    environment = {
-        **own,
-        "PYTHONPATH": str(HERE.parent),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": server.endpoint,
-        "NO_PROXY": "*",
-    }
-    return Machine(home=tmp_path / "hf", environment=environment)
+    return Machine(home=tmp_path / "hf", environment=environment(server, tmp_path))
 
 
 def contents(answer: Mapping[str, Any]) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ import pickles
 import pygltflib
 import pytest
 import torch
-from hub_stand_in import Fault, HubStandIn, serving
+from hub_stand_in import Fault, HubStandIn, environment, serving
 
 from crm_cli.cli import meter
 from crm_cli.cli.app import main
@@ -133,19 +133,7 @@ def server(published: Path) -> Iterator[HubStandIn]:
 
 @pytest.fixture
 def shell(tmp_path: Path, server: HubStandIn) -> Shell:
-    spare = ("HF_", "CRM_", "HUGGING", "TRANSFORMERS_")
-    own = {name: value for name, value in os.environ.items() if not name.startswith(spare)}
-    environment = {
-        **own,
-        "PYTHONPATH": str(HERE.parent),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": server.endpoint,
-        "NO_PROXY": "*",
-        "CRM_WEIGHTS_HOME": str(tmp_path / "home"),
-        "COLUMNS": "200",
-        "TERM": "xterm",
-    }
-    return Shell(environment=environment)
+    return Shell(environment=environment(server, tmp_path))
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -522,8 +510,8 @@ def test_a_terminal_shows_a_bar_for_each_file() -> None:
     )
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", code], stderr=follower, env=environment) as process:
+    own = {**os.environ, "PYTHONPATH": str(HERE.parent), "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=follower, env=own) as process:
         os.close(follower)
         seen = b""
         # Linux raises when the other side is closed.
