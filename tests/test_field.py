@@ -138,7 +138,8 @@ def test_chunks_come_back_in_order() -> None:
 def test_asking_everywhere_finds_what_slips_between_the_vertices_asked_first() -> None:
     def geometry(points: Tensor) -> tuple[Tensor, Tensor]:
         large = (points - points.new_tensor((-0.4, 0, 0))).norm(dim=1) - 0.3
-        grain = (points - points.new_tensor((0.5, 0.5, 0.5))).norm(dim=1) - 0.06  # one vertex, not asked first
+        # Around one vertex, which is not asked first.
+        grain = (points - points.new_tensor((0.5, 0.5, 0.5))).norm(dim=1) - 0.06
         return torch.minimum(large, grain), torch.zeros_like(points)
 
     grainy = Box((0, 0, 0))
