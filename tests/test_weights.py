@@ -1,5 +1,6 @@
 """Which weights there are, whether they are whole, and their strict way into a network."""
 
+import errno
 import hashlib
 import json
 import os
@@ -313,6 +314,23 @@ def test_broken_published_weights_are_an_error_and_never_a_step_down(
         weights.find(choice)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "crm weights fetch" in caught.value.remedy and "weights=embedded" in caught.value.remedy
+
+
+@pytest.mark.parametrize("is_home", [True, False])
+def test_a_folder_that_nobody_may_look_into_is_an_error_and_never_a_step_down(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_home: bool
+) -> None:
+    closed = published if is_home else tmp_path / "closed"
+
+    def refuse(path: Path, *_: object, **__: object) -> os.stat_result:
+        if closed in (path, *path.parents):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.stat(path)  # noqa: PTH116 the original of what is replaced
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(EnvironmentProblem, match=rf"{closed}.*: Permission denied"):
+        weights.find("auto" if is_home else str(closed))
 
 
 def change(**values: object) -> Callable[[dict[str, Any]], object]:

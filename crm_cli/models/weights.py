@@ -162,14 +162,20 @@ def _folder_of(name: str) -> Path:
     return DIRECTORY if name == "embedded" else home() / name
 
 
-def _is_there(folder: Path) -> bool:
+def _is_there(path: Path) -> bool:
     """Whether there is anything of this name: what cannot be looked at is, and reading it says why not."""
     try:
-        folder.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        return _exists(path)
     except OSError:
         return True
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything of this name; OSError where that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     return True
 
 
@@ -197,7 +203,7 @@ def known() -> list[Known]:
 
 def _open_folder(directory: Path, name: str) -> WeightsSet:
     try:
-        if (directory / MANIFEST).is_file():
+        if _exists(directory / MANIFEST):
             return _listed(directory, name)
         files = {part: directory / f"{part}.safetensors" for part in NAMES}
         missing = [file.name for file in files.values() if not file.is_file()]
@@ -248,7 +254,7 @@ def _remedy(path: Path) -> str:
         return "reinstall crm-cli"
     if _folder_of("published") in places:
         return f"run `crm weights fetch`, or {USE_EMBEDDED}"
-    if any((place / MANIFEST).exists() for place in places):
+    if any(_is_there(place / MANIFEST) for place in places):
         return f"run `crm weights convert` once more, or {USE_EMBEDDED}"
     return f"{USE_EMBEDDED}, or complete the folder"
 
