@@ -224,7 +224,7 @@ class LiveScreen(PlainScreen):
         for name, (stage, since) in list(self._running.items())[:SHOWN_RUNNING]:
             spent = duration(time.monotonic() - since)
             steps = self._steps.get(name)
-            far = _steps(steps) if steps and steps.stage == stage else ""
+            far = _steps(steps) if steps else ""
             rows.add_row(Text(stage, style="cyan"), Text(spent), Text(display_name(name)), Text(far))
         return Group(head, rows)
 

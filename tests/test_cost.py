@@ -22,6 +22,8 @@ def test_work_is_done_at_the_pace_of_the_nearest_side_that_was_measured() -> Non
     pace = Pace({8: 10.0, 32: 100.0, 128: 1000.0})
     counts = Counter({4: 10, 8: 20, 32: 300, 64: 0, 256: 5000})
     assert pace.seconds(counts) == 10 / 10 + 20 / 10 + 300 / 100 + 5000 / 1000
+    # Near is what is as often halved: 64 is half of 128, and 16 a quarter of it.
+    assert Pace({16: 1.0, 128: 10.0}).seconds(Counter({64: 50})) == 5
 
 
 def test_the_forecast_is_the_counted_operations_at_the_measured_pace_and_the_rest(

@@ -143,12 +143,13 @@ def test_the_reconstruction_s_operations_are_those_that_torch_counts(
     assert counted(lambda: network(torch.zeros(shape), 20)) == planes(config.unet, config.plane_px)
     heads = built(lambda: Reconstruction(config))
     features = config.unet.out_channels
-    size = {"grid": 16, "is_dense": True, "texture_px": 128}
     points = counted(lambda: heads.sdfMlp(torch.zeros(17**3, features)))
+    fewer = counted(lambda: heads.sdfMlp(torch.zeros(9**3 + 2 * 5 * 16**2, features)))
     texels = counted(lambda: heads.rgbMlp(torch.zeros(128**2, features)))
     cubes = counted(lambda: heads.weightMlp(torch.zeros(5 * 16**2, 8 * features)))
-    whole = planes(config.unet, config.plane_px) + points + texels + cubes
-    assert reconstruct(config, **size) == whole
+    rest = planes(config.unet, config.plane_px) + texels + cubes
+    assert reconstruct(config, grid=16, is_dense=True, texture_px=128) == rest + points
+    assert reconstruct(config, grid=16, is_dense=False, texture_px=128) == rest + fewer
 
 
 def suited(name: str, *assignments: str) -> Preset:

@@ -9,6 +9,7 @@ from rich.console import Console
 from crm_cli import screen
 from crm_cli.run.events import (
     AssetFinished,
+    AttemptFailed,
     Event,
     Forecast,
     Plan,
@@ -136,11 +137,17 @@ def test_the_live_picture_shows_the_steps_of_the_running_stage_alone(watch: Watc
     assert "8 of 40, 20 s left" in drawn(live) and "7 of 40" not in drawn(live)
     live.show(StageStarted(path=PATH, stage="reconstruct"))
     assert "of 40" not in drawn(live)
-    # A late word of a stage that has ended says nothing of the one that runs.
-    live.show(step(9))
-    assert "of 40" not in drawn(live)
     live.show(AssetFinished(path=PATH, status="converted"))
     assert "shoes" not in drawn(live)
+
+
+def test_a_second_attempt_begins_without_the_steps_of_the_first(watch: Watch) -> None:
+    live = LiveScreen(paper())
+    live.show(StageStarted(path=PATH, stage="imagine"))
+    live.show(step(39))
+    live.show(AttemptFailed(path=PATH, reason="the worker died"))
+    live.show(StageStarted(path=PATH, stage="imagine"))
+    assert "imagine" in drawn(live) and "of 40" not in drawn(live)
 
 
 @pytest.mark.parametrize(
