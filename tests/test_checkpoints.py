@@ -1,5 +1,6 @@
 """Published checkpoints: read without running them, and their names in our networks."""
 
+import copy
 import logging
 import math
 import re
@@ -480,9 +481,19 @@ def two_stems(file: Path) -> None:
         stream.writestr("b/data.pkl", ATTACKS["a shell"])
 
 
+def counted_twice(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as stream:
+        stream.writestr("a/data.pkl", TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+        stream.writestr("a/data/0", bytes(1 << 20))
+        again = copy.copy(stream.getinfo("a/data/0"))
+        again.filename = "a/data/1"
+        stream.filelist.append(again)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (counted_twice, "its records are larger than itself"),
         (lambda file: archive(file, bytes(1 << 20), method=zipfile.ZIP_DEFLATED), "compressed"),
         (lambda file: archive(file, bytes((1 << 24) + 1)), "larger than names of tensors"),
         (lambda file: archive(file, TENSOR, name="other.pkl"), r"no data\.pkl"),

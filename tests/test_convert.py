@@ -167,6 +167,17 @@ def test_towers_that_differ_are_both_kept(tmp_path: Path, differing: str, part: 
     assert all(torch.equal(t, stored(found, part)[name]) for name, t in network.state_dict().items())
 
 
+def test_towers_of_another_precision_are_both_kept(tmp_path: Path) -> None:
+    def halve(files: Published) -> None:
+        for name in [name for name in files[RGB] if name.startswith(VAE)]:
+            files[CCM][name] = files[CCM][name].half()
+            files[RGB][name] = files[CCM][name].float()
+
+    found = convert(write_published(tmp_path / "in", change=halve), tmp_path / "out")
+    assert {tensor.dtype for tensor in stored(found, "vae").values()} == {torch.float32}
+    assert {tensor.dtype for tensor in stored(found, "ccm.vae").values()} == {torch.float16}
+
+
 def test_a_difference_in_what_is_never_read_is_none(source: Path, tmp_path: Path) -> None:
     unused = [f"{CLIP}visual.transformer.resblocks.2.", f"{CLIP}visual.proj", f"{CLIP}text_projection"]
     given = write_published(tmp_path / "in", differing=unused)
