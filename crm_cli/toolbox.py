@@ -96,6 +96,8 @@ def open_toolbox(preset: Preset, *, device: str, threads: int, precision: str = 
     if is_small and precision == "auto":
         precision = "float32"
     dtype = getattr(torch, resolve_precision(precision, device))
+    # Who asks for single precision gets it: by default convolutions on a GPU round to ten bits.
+    torch.backends.cudnn.allow_tf32 = dtype != torch.float32
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=None if is_small else _room(device))
     networks.preload()
     return Toolbox(

@@ -180,7 +180,7 @@ class PublishedImagination:
         place = next(vae.parameters())
         noise = draw_noise(shape, generators).flatten(0, 1).to(place.device)
         latents = vae.encode(pictures.flatten(0, 1).to(place), noise)
-        return latents.unflatten(0, pictures.shape[:2])
+        return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
 
     def _draw(self, stage: str, cutouts: Sequence[Cutout], shown: Shown, progress: Progress) -> Tensor:
         """One diffusion: pictures [B 6 3 S S] in [0, 1], in the order of the denoisers."""
@@ -197,7 +197,8 @@ class PublishedImagination:
         latents = latents[:, : len(VIEWS)]  # the reference's own frame has been carried along for nothing
         vae = cast(Vae, self._networks[self._part(stage, "vae")])
         drawn = vae.decode(latents.flatten(0, 1).to(next(vae.parameters()))).cpu()
-        return from_vae(drawn, truncate=self._preset.views.truncate).unflatten(0, latents.shape[:2])
+        pictures = from_vae(drawn, truncate=self._preset.views.truncate)
+        return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
 
 
 def coverage(views: Tensor) -> Tensor:

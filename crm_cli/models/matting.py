@@ -225,9 +225,8 @@ def cut_out(photo: Photo, matted: Matted, *, size_px: int, fill: float) -> Cutou
     rgb = np.where(covered > 0, np.clip(canvas[..., :3] / np.maximum(covered, 1 / 255), 0, 1), 0)
     covered = np.minimum(covered, 1)
     few = [f"the subject is only {longest} px long: details will be soft [W_MATTE_SMALL]"]
-    return _cutout(
-        np.dstack([rgb, covered]), photo, matted, crop=crop, warnings=tuple(few) if longest < FEW_PX else ()
-    )
+    rgba = np.dstack([rgb, covered]).astype(np.float32, copy=False)
+    return _cutout(rgba, photo, matted, crop=crop, warnings=tuple(few) if longest < FEW_PX else ())
 
 
 def whole_canvas(photo: Photo, matted: Matted) -> Cutout:
