@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from crm_cli import __version__
@@ -90,16 +91,18 @@ def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: 
     assert scores and all(np.isfinite(score) for score in scores.values())
 
     task = open_task(network, seed=99)
-    info = weights.load(task.network, file)
+    weights.load(task.network, [file])
+    with safe_open(file, "pt") as opened:
+        metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
     average = averaged(course.folder / "checkpoint.safetensors")
     for name, tensor in task.network.state_dict().items():
         assert torch.equal(tensor, average[name].half().to(tensor.dtype)), name
     # Half precision costs the scores next to nothing.
     again = measure(task, make_examples(course)[1])
     assert again == pytest.approx(scores, rel=0.02, abs=0.002)
-    assert json.loads(info.metadata["held_out"]) == scores
-    assert json.loads(info.metadata["settings"])["steps"] == 4
-    assert {key: info.metadata[key] for key in ("network", "commit", "examples", "crm_version")} == {
+    assert json.loads(metadata["held_out"]) == scores
+    assert json.loads(metadata["settings"])["steps"] == 4
+    assert {key: metadata[key] for key in ("network", "commit", "examples", "crm_version")} == {
         "network": network,
         "commit": "abc123",
         "examples": "4",
@@ -107,7 +110,7 @@ def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: 
     }
     other = next(name for name in NETWORKS if name != network)
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_WRONG"):
-        weights.load(open_task(other, seed=0).network, file)
+        weights.load(open_task(other, seed=0).network, [file])
 
 
 def test_a_course_learns(data: Path, tmp_path: Path) -> None:
