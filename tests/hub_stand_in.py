@@ -50,6 +50,8 @@ class Fault:
     contents: bytes | None = None
     """Sent instead of what the digest is of."""
     ignores_ranges: bool = False
+    busy: int = 0
+    """How often the store answers 503 first."""
 
     def strikes(self) -> bool:
         """Whether a body is cut this time."""
@@ -183,6 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
         """A file or its end, as far as the fault lets it come."""
         hub = self.stand_in
         fault = hub.faults.get(name, Fault())
+        if fault.busy:
+            fault.busy -= 1
+            self._refuse(503, "")
+            return
         data = hub.files[name] if fault.contents is None else fault.contents
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(match[1]) if match and not fault.ignores_ranges else 0

@@ -41,6 +41,12 @@ print(json.dumps({**answer, "said": said, "heavy": "torch" in sys.modules}))
 
 FILES = {name: random.Random(name).randbytes(300_000 + 7 * len(name)) for name in PUBLISHED_FILES}
 
+KNOWN = {
+    "digests": {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()},
+    "sizes": {name: len(data) for name, data in FILES.items()},
+}
+"""As if these were the published files."""
+
 BIG = "pixel-diffusion.pth"
 
 
@@ -134,16 +140,12 @@ def test_a_second_fetch_downloads_nothing_and_hashes_nothing(machine: Machine, s
     assert second["said"] == []
 
 
-def test_files_of_known_digests_are_not_even_asked_about_again(tmp_path: Path, machine: Machine) -> None:
-    known = {
-        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()},
-        "sizes": {name: len(data) for name, data in FILES.items()},
-    }
+def test_files_of_known_digests_are_not_even_asked_about_again(machine: Machine) -> None:
     with serving(HubStandIn(files=FILES, repository=hub.REPOSITORY)) as official:
         there = machine.where(HF_ENDPOINT=official.endpoint)
-        there.fetch(repository=hub.REPOSITORY, **known)
+        there.fetch(repository=hub.REPOSITORY, **KNOWN)
         official.requests.clear()
-        assert contents(there.fetch(repository=hub.REPOSITORY, **known)) == FILES
+        assert contents(there.fetch(repository=hub.REPOSITORY, **KNOWN)) == FILES
         assert official.requests == []
 
 
@@ -212,6 +214,21 @@ def test_a_server_without_ranges_begins_anew(machine: Machine, server: HubStandI
     assert contents(machine.fetch()) == FILES
 
 
+def test_a_store_that_is_busy_is_asked_again(machine: Machine, server: HubStandIn) -> None:
+    server.faults[BIG] = Fault(busy=2)
+    assert contents(machine.fetch(pauses_s=[0, 0])) == FILES
+    server.faults["ccm-diffusion.pth"] = Fault(busy=3)
+    other = machine.where(HF_HOME=str(machine.home / "other"))
+    assert "answers 503" in other.fetch(pauses_s=[0, 0])["text"]
+
+
+def test_what_is_longer_than_the_file_is_no_beginning_of_it(machine: Machine, server: HubStandIn) -> None:
+    part = machine.storage / "blobs" / f"{server.digest(BIG)}.crm.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(FILES[BIG] + b"more")
+    assert contents(machine.fetch()) == FILES
+
+
 def test_a_server_that_falls_silent_is_asked_again(machine: Machine, server: HubStandIn) -> None:
     server.faults[BIG] = Fault(cut_after=100_000, times=1, hangs=True)
     assert contents(machine.where(HF_HUB_DOWNLOAD_TIMEOUT="1").fetch()) == FILES
@@ -232,7 +249,7 @@ def test_wrong_bytes_are_refused_by_name_and_digests_and_come_anew_next_time(
     assert contents(machine.fetch()) == FILES
 
 
-def test_a_small_file_is_checked_by_the_digest_git_gives_it(tmp_path: Path, machine: Machine) -> None:
+def test_a_small_file_is_checked_by_the_digest_git_gives_it(machine: Machine) -> None:
     small = frozenset({"CRM.pth"})
     with serving(HubStandIn(files=FILES, small=small)) as hub:
         hub.faults["CRM.pth"] = Fault(contents=bytes(len(FILES["CRM.pth"])))
@@ -253,8 +270,7 @@ def test_a_body_shorter_than_the_hub_said_is_not_taken_for_the_file(
 
 
 def test_another_file_under_a_published_name_is_refused_before_it_is_downloaded(machine: Machine) -> None:
-    sizes = {name: len(data) for name, data in FILES.items()}
-    for expected in ({"sizes": sizes}, {"digests": dict.fromkeys(FILES, "0" * 64)}, {}):
+    for expected in ({"sizes": KNOWN["sizes"]}, {"digests": KNOWN["digests"]}, {}):
         with serving(HubStandIn(files=FILES, repository=hub.REPOSITORY)) as official:
             there = machine.where(HF_ENDPOINT=official.endpoint)
             answer = there.fetch(repository=hub.REPOSITORY, **expected)
@@ -264,16 +280,12 @@ def test_another_file_under_a_published_name_is_refused_before_it_is_downloaded(
 
 
 def test_a_mirror_that_lies_about_a_published_file_is_found_out(machine: Machine) -> None:
-    known = {
-        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()},
-        "sizes": {name: len(data) for name, data in FILES.items()},
-    }
     liar = HubStandIn(files=FILES, repository=hub.REPOSITORY)
     liar.faults["CRM.pth"] = Fault(contents=bytes(len(FILES["CRM.pth"])), etag="no-digest-at-all")
     with serving(liar):
-        answer = machine.where(HF_ENDPOINT=liar.endpoint).fetch(repository=hub.REPOSITORY, **known)
+        answer = machine.where(HF_ENDPOINT=liar.endpoint).fetch(repository=hub.REPOSITORY, **KNOWN)
     assert (answer["code"], answer["exit"]) == ("E_WEIGHTS_DIGEST", 6)
-    assert known["digests"]["CRM.pth"] in answer["text"]
+    assert KNOWN["digests"]["CRM.pth"] in answer["text"]
 
 
 def test_a_token_is_sent_to_the_hub_and_never_to_its_store(machine: Machine, server: HubStandIn) -> None:

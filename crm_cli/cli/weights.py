@@ -33,7 +33,7 @@ OutOption = Annotated[
 
 @weights_app.command("list")
 def list_weights(as_json: JsonOption = False) -> None:
-    """Say which weights are known, in which state, and which `auto` takes."""
+    """Name all weights, their state, and which `auto` takes."""
     from crm_cli.models.weights import known
 
     rows = [_row(one) for one in known()]
@@ -82,7 +82,7 @@ def convert(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[SOURCE]...",
+            metavar="SOURCE",
             help="The three published files, or a folder of them; without it, what `fetch` has downloaded.",
         ),
     ] = None,
@@ -97,7 +97,7 @@ def convert(
     repository: RepositoryOption = None,
     revision: RevisionOption = "main",
 ) -> None:
-    """Turn published files into weights that load fast and cannot run code."""
+    """Turn the published files into weights for `crm convert`."""
     from crm_cli.models import hub
 
     files = sources
@@ -118,7 +118,7 @@ def convert(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME|DIR]...", help="Which weights; without it, all that are there."),
+        typer.Argument(metavar="NAME|DIR", help="Which weights; without it, all that are there."),
     ] = None,
 ) -> None:
     """Read every byte and compare digests."""
