@@ -44,6 +44,8 @@ class Fault:
     """How often; None: always."""
     status: int | None = None
     """Refuse with this."""
+    answers: int = 0
+    """How many questions are answered before that."""
     etag: str | None = None
     size: int | None = None
     """What is said of the file, and is not so."""
@@ -52,6 +54,11 @@ class Fault:
     ignores_ranges: bool = False
     busy: int = 0
     """How often the store answers 503 first."""
+
+    def refuses(self) -> bool:
+        """Whether a question is refused this time."""
+        self.answers -= 1
+        return self.status is not None and self.answers < 0
 
     def strikes(self) -> bool:
         """Whether a body is cut this time."""
@@ -161,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and not self._is_token_right():
             code = "GatedRepo" if hub.is_gated else "RepoNotFound"
             self._refuse(403 if self._has_token() else 401, code)
-        elif fault.status is not None:
-            self._refuse(fault.status, "")
+        elif fault.refuses():
+            self._refuse(fault.status or 500, "")
         elif revision not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound")
         elif name not in hub.files:

@@ -123,12 +123,20 @@ def test_nothing_is_asked_but_for_the_files_and_nothing_is_told_about_the_machin
     assert {path.split("/")[1] for path in paths} == {"test", "store"}
 
 
+def test_the_bytes_are_those_of_the_commit_that_was_asked_about(machine: Machine, server: HubStandIn) -> None:
+    machine.fetch()
+    asked = [request.path for request in server.requests if (request.method, request.status) == ("GET", 302)]
+    assert asked == [f"/test/crm/resolve/{COMMIT}/{name}" for name in PUBLISHED_FILES]
+
+
 def test_progress_counts_every_byte_and_ends_at_the_whole(machine: Machine) -> None:
     said = machine.fetch()["said"]
     for name, data in FILES.items():
         counts = [done for what, done, of in said if what == name]
         assert counts == sorted(counts) and counts[-1] == len(data)
         assert {of for what, _, of in said if what == name} == {len(data)}
+        # Small files are hashed at once, and each only once.
+        assert [done for what, done, _ in said if what == f"checking {name}"] == [len(data)]
 
 
 def test_a_second_fetch_downloads_nothing_and_hashes_nothing(machine: Machine, server: HubStandIn) -> None:
@@ -359,6 +367,19 @@ def test_a_hub_that_fails_is_quoted(machine: Machine, server: HubStandIn, status
     assert f"answers {status}" in answer["text"]
 
 
+def test_a_hub_that_fails_behind_the_download_is_quoted_and_the_file_kept(
+    machine: Machine, server: HubStandIn
+) -> None:
+    server.faults["CRM.pth"] = Fault(status=418, answers=2)
+    answer = machine.fetch()
+    assert (answer["code"], answer["exit"]) == ("E_HUB_UNREACHABLE", 6)
+    assert "answers 418" in answer["text"]
+    server.faults.clear()
+    server.requests.clear()
+    assert contents(machine.fetch()) == FILES
+    assert not any(request.path.endswith("CRM.pth") for request in server.downloads())
+
+
 @pytest.mark.parametrize(
     ("address", "code", "word"),
     [
@@ -396,10 +417,16 @@ def test_a_digest_that_would_lead_out_of_the_cache_is_no_digest(machine: Machine
 
 
 def test_a_full_disk_is_told_before_the_first_byte(machine: Machine, server: HubStandIn) -> None:
-    free = "import types; hub.shutil.disk_usage = lambda place: types.SimpleNamespace(free=800_000)"
-    answer = machine.fetch(first=free)
+    free = "import types; hub.shutil.disk_usage = lambda place: types.SimpleNamespace(free={})"
+    answer = machine.fetch(first=free.format(800_000))
     assert (answer["code"], answer["exit"]) == ("E_DISK_FULL", 5)
     assert "0.0 GB free" in answer["text"] and server.downloads() == []
+    part = machine.storage / "blobs" / f"{server.digest(BIG)}.crm.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(FILES[BIG][:100_000])
+    rest = sum(map(len, FILES.values())) - 100_000
+    assert machine.fetch(first=free.format(rest - 1))["code"] == "E_DISK_FULL"
+    assert contents(machine.fetch(first=free.format(rest))) == FILES
 
 
 def test_a_cache_that_cannot_be_written_is_named(machine: Machine) -> None:
