@@ -242,7 +242,8 @@ def whole_canvas(photo: Photo, matted: Matted) -> Cutout:
     inside[..., 3] = matted.alpha
     inside[..., :3] = (photo.rgb if matted.rgb is None else matted.rgb) * (matted.alpha > 0)[..., None]
     crop = Crop(centre_x=side / 2 - column, centre_y=side / 2 - row, side_px=side)
-    return _cutout(square / 255, photo, matted, crop=crop)
+    square /= 255
+    return _cutout(square, photo, matted, crop=crop)
 
 
 def _cutout(
