@@ -347,6 +347,8 @@ def test_the_files_are_what_the_library_itself_would_write(files: Published, tmp
         "wide": torch.ones(3, dtype=torch.float64),
         "whole": torch.tensor(7),
         "none": torch.ones(0, 4),
+        "strided": torch.arange(6.0)[::2],
+        "turned": torch.arange(6.0).view(2, 3).T,
     }
     reported: list[int] = []
     [written] = shards.write_part(tmp_path, "a", tensors, reported.append)
