@@ -31,6 +31,7 @@ from crm_cli.cli.app import main
 from crm_cli.models import hub
 from crm_cli.models.convert import convert
 from crm_cli.models.weights import MANIFEST, PUBLISHED_FILES, find
+from crm_cli.preset import Override, load_preset
 
 HERE = Path(__file__).parent
 BOTTLE = HERE / "photos" / "bottle.png"
@@ -199,6 +200,9 @@ def test_the_published_weights_come_from_the_hub_and_make_an_asset(
     assert f"published ({weights.digest[:12]})" in done.err
     extras = pygltflib.GLTF2().load(str(out / "bottle.glb")).asset.extras
     assert (extras["weights"], extras["weights_sha256"]) == ("published", weights.digest)
+    settings = ("weights=published", "export.formats=glb", "rgb.steps=2", "ccm.steps=2")
+    suited = load_preset("tiny", [*map(Override.from_assignment, settings)], architecture="miniature")
+    assert extras["preset_sha256"] == suited.preset.fingerprint()
     [record] = [json.loads(file.read_text()) for file in (out / ".crm" / "records").rglob("*.json")]
     assert (record["weights_name"], record["weights_digest"]) == ("published", weights.digest)
     assert record["weights"]["mesh"] == weights.digest_of("reconstruction")
@@ -508,7 +512,7 @@ def test_a_terminal_shows_a_bar_for_each_file() -> None:
         "from crm_cli.cli import meter\n"
         "meter.DELAY_S = 0\n"
         "with meter.metering() as tell:\n"
-        "    for name, size in (('one', 1000), ('two', 2000)):\n"
+        "    for name, size in (('one', 1000), ('two', 2000), ('three', 2000)):\n"
         "        for done in range(0, size + 1, 100): tell(name, done, size)\n"
     )
     leader, follower = pty.openpty()
@@ -525,3 +529,4 @@ def test_a_terminal_shows_a_bar_for_each_file() -> None:
     assert process.returncode == 0
     assert b"one: 100%" in seen and b"1.00k/1.00k" in seen
     assert b"two: 100%" in seen and b"2.00k/2.00k" in seen
+    assert b"three:   0%" in seen and b"three: 100%" in seen
