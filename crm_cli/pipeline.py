@@ -273,7 +273,7 @@ class Line:
         return cls(open_toolbox(preset, device=device, threads=threads, precision=precision), preset)
 
     def forecast_s(self) -> float | None:
-        """Seconds one photo will take, measured in a moment; None where it is too quick to be worth saying."""
+        """Seconds one photo will take, measured in a moment; None where that is not worth saying."""
         architecture = self._tools.weights.architecture
         if architecture == EMBEDDED or self._tools.device != "cpu":
             return None

@@ -22,7 +22,8 @@ from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, 
 from crm_cli.models import convert as conversion
 from crm_cli.models import hub, shards, weights
 from crm_cli.models.checkpoints import CLIP, VAE, Tensors, from_published, read_checkpoint
-from crm_cli.models.weights import WeightsSet, find, open_part, verify
+from crm_cli.models.loading import open_part
+from crm_cli.models.weights import WeightsSet, find, verify
 
 
 def convert(sources: list[Path], folder: Path, **options: object) -> WeightsSet:

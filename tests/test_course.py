@@ -30,7 +30,7 @@ from crm_cli.learn.course import (
 from crm_cli.learn.data import HELD_OUT, write_shard
 from crm_cli.learn.train import Batch, Progress, TrainSettings, averaged
 from crm_cli.mesh.raster import WarpRaster
-from crm_cli.models import weights
+from crm_cli.models import loading
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
 from crm_cli.models.reconstruction import TINY
 
@@ -91,9 +91,9 @@ def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: 
     assert scores and all(np.isfinite(score) for score in scores.values())
 
     task = open_task(network, seed=99)
-    weights.load(task.network, [file])
+    loading.load(task.network, [file])
     with safe_open(file, "pt") as opened:
-        metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
+        metadata = json.loads(opened.metadata()[loading.METADATA_KEY])
     average = averaged(course.folder / "checkpoint.safetensors")
     for name, tensor in task.network.state_dict().items():
         assert torch.equal(tensor, average[name].half().to(tensor.dtype)), name
@@ -110,7 +110,7 @@ def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: 
     }
     other = next(name for name in NETWORKS if name != network)
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_WRONG"):
-        weights.load(open_task(other, seed=0).network, [file])
+        loading.load(open_task(other, seed=0).network, [file])
 
 
 def test_a_course_learns(data: Path, tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def published_line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     settings = [f"weights={weights.directory}", "rgb.steps=2", "ccm.steps=2", "reconstruction.grid=32"]
     overrides = [Override.from_assignment(text) for text in settings]
     preset = load_preset("tiny", overrides, architecture=weights.architecture).preset
-    return Line.open(preset, device="cpu", threads=1, precision="float32")
+    return Line(open_toolbox(preset, device="cpu", threads=1, precision="float32"), preset)
 
 
 def test_networks_of_the_published_structure_make_an_asset(published_line: Line, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from crm_cli.models import clip, field, weights
+from crm_cli.models import clip, field, loading
 from crm_cli.models.architectures import RELEASE
 from crm_cli.models.clip import RELEASE_TEXT, TextTower
 from crm_cli.models.denoiser import MultiViewUNet
@@ -151,7 +151,7 @@ def main(part: str, folder: Path) -> None:
     build, answer = PARTS[part]
     with torch.device("meta"):
         network = build()
-    weights.load(network, sorted(folder.glob("weights-*.safetensors")), device="cpu", dtype=torch.float32)
+    loading.load(network, sorted(folder.glob("weights-*.safetensors")), device="cpu", dtype=torch.float32)
     network.eval().requires_grad_(False)
     with torch.inference_mode():
         answers = answer(network)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, ExitCode, OutputError
-from crm_cli.models import shards, weights
+from crm_cli.models import loading, shards, weights
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.convert import convert
 
@@ -35,11 +35,11 @@ def network(seed: int = 0, width: int = 5) -> nn.Module:
 
 def test_what_is_saved_loads_equal_up_to_half_precision(tmp_path: Path) -> None:
     source, target = network(0), network(1)
-    digest = weights.save(source, tmp_path / "a.safetensors", METADATA)
-    weights.load(target, [tmp_path / "a.safetensors"])
+    digest = loading.save(source, tmp_path / "a.safetensors", METADATA)
+    loading.load(target, [tmp_path / "a.safetensors"])
     assert digest == weights.digest_of(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as opened:
-        assert json.loads(opened.metadata()[weights.METADATA_KEY]) == METADATA
+        assert json.loads(opened.metadata()[loading.METADATA_KEY]) == METADATA
     for (name, loaded), original in zip(
         target.state_dict().items(), source.state_dict().values(), strict=True
     ):
@@ -49,20 +49,20 @@ def test_what_is_saved_loads_equal_up_to_half_precision(tmp_path: Path) -> None:
 
 
 def test_the_same_network_gives_the_same_bytes_whatever_the_order_of_its_metadata(tmp_path: Path) -> None:
-    weights.save(network(), tmp_path / "a", METADATA)
-    weights.save(network(), tmp_path / "b", dict(reversed(METADATA.items())))
+    loading.save(network(), tmp_path / "a", METADATA)
+    loading.save(network(), tmp_path / "b", dict(reversed(METADATA.items())))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_half_precision_is_on_disk(tmp_path: Path) -> None:
-    weights.save(nn.Linear(100, 100), tmp_path / "a", {})
+    loading.save(nn.Linear(100, 100), tmp_path / "a", {})
     assert 2 * 10_100 < (tmp_path / "a").stat().st_size < 2 * 10_100 + 1000
 
 
 def test_a_file_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
-    weights.save(network(width=6), tmp_path / "a", {})
+    loading.save(network(width=6), tmp_path / "a", {})
     with pytest.raises(EnvironmentProblem, match=r"0\.weight is \[6, 3\], not \[5, 3\].* 3 more") as caught:
-        weights.load(network(), [tmp_path / "a"])
+        loading.load(network(), [tmp_path / "a"])
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert str(tmp_path / "a") in str(caught.value)
     assert caught.value.remedy
@@ -78,25 +78,25 @@ def test_a_file_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> 
 def test_a_missing_or_left_over_tensor_is_refused(
     tmp_path: Path, saved: nn.Module, loaded: nn.Module, message: str
 ) -> None:
-    weights.save(saved, tmp_path / "a", {})
+    loading.save(saved, tmp_path / "a", {})
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     with pytest.raises(EnvironmentProblem, match=message):
-        weights.load(loaded, [tmp_path / "a"])
+        loading.load(loaded, [tmp_path / "a"])
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("kept", [0, 5, 60, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
     file = tmp_path / "a"
-    weights.save(network(), file, METADATA)
+    loading.save(network(), file, METADATA)
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
-        weights.load(network(), [file])
+        loading.load(network(), [file])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match=r"gone\.safetensors.*E_WEIGHTS_MISSING"):
-        weights.load(network(), [tmp_path / "gone.safetensors"])
+        loading.load(network(), [tmp_path / "gone.safetensors"])
 
 
 def test_a_diverged_network_is_not_saved(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path) -> None:
     with torch.no_grad():
         module[0].bias[0] = 1e6
     with pytest.raises(ValueError, match=r"0\.bias"):
-        weights.save(module, tmp_path / "a", {})
+        loading.save(module, tmp_path / "a", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -112,7 +112,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a"
-    weights.save(network(0), file, {})
+    loading.save(network(0), file, {})
     before = file.read_bytes()
 
     def full(_: int) -> None:
@@ -120,7 +120,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match="No space left"):
-        weights.save(network(1), file, {})
+        loading.save(network(1), file, {})
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 
@@ -153,7 +153,7 @@ def published(converted: Path, weights_home: Path) -> Path:
 
 def make_set(folder: Path, *, seed: int = 0) -> None:
     for name in weights.NAMES:
-        weights.save(network(seed), folder / f"{name}.safetensors", {})
+        loading.save(network(seed), folder / f"{name}.safetensors", {})
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_folder_of_weights_is_found_and_its_digest_follows_its_contents(tmp_pa
     found = weights.find(str(tmp_path))
     assert list(found.parts) == ["rgb", "ccm", "reconstruction"] and found.architecture == "small"
     assert found.digest == weights.find(str(tmp_path)).digest
-    weights.save(network(1), tmp_path / "ccm.safetensors", {})
+    loading.save(network(1), tmp_path / "ccm.safetensors", {})
     changed = weights.find(str(tmp_path))
     assert found.digest != changed.digest
     assert found.digest_of("rgb", "ccm") != changed.digest_of("rgb", "ccm")
@@ -460,7 +460,7 @@ def test_every_part_opens_whole_and_ready_for_inference(converted: Path, archite
     found = weights.find(str(converted) if architecture == "miniature" else "embedded")
     assert set(found.parts) == set(ARCHITECTURES[architecture].parts) == set(weights.PARTS[architecture])
     for part in found.parts:
-        network = weights.open_part(found, part)
+        network = loading.open_part(found, part)
         tensors = [*network.parameters(), *network.buffers()]
         assert not network.training
         assert all(
@@ -480,10 +480,10 @@ def test_nothing_of_a_network_is_missing_from_its_weights(name: str) -> None:
 
 def test_a_network_on_the_meta_device_becomes_real(tmp_path: Path) -> None:
     source = network()
-    weights.save(source, tmp_path / "a", {})
+    loading.save(source, tmp_path / "a", {})
     with torch.device("meta"):
         target = network(1)
-    weights.load(target, [tmp_path / "a"])
+    loading.load(target, [tmp_path / "a"])
     assert torch.equal(target[0].weight, source[0].weight.half().float())
     assert target[0].weight.requires_grad and isinstance(target[0].weight, nn.Parameter)
     assert target[1].num_batches_tracked.dtype == torch.int64
@@ -493,8 +493,8 @@ def test_a_network_on_the_meta_device_becomes_real(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_network_takes_the_precision_it_is_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     source, target = network(0), network(1)
-    weights.save(source, tmp_path / "a", {})
-    weights.load(target, [tmp_path / "a"], dtype=dtype)
+    loading.save(source, tmp_path / "a", {})
+    loading.load(target, [tmp_path / "a"], dtype=dtype)
     assert target[0].weight.dtype == target[1].running_mean.dtype == dtype
     assert target[1].num_batches_tracked.dtype == torch.int64, "a count stays whole"
     assert torch.equal(target[0].weight, source[0].weight.half().to(dtype))
@@ -507,7 +507,7 @@ def test_weights_in_the_right_precision_are_mapped_and_not_copied(tmp_path: Path
         target = nn.Linear(big // 2 // 1024, 1024, bias=False)
     save_file({"weight": torch.ones(target.weight.shape, dtype=torch.float16)}, tmp_path / "a")
     before = anonymous_memory()
-    weights.load(target, [tmp_path / "a"], dtype=torch.float16)
+    loading.load(target, [tmp_path / "a"], dtype=torch.float16)
     assert target.weight.sum(dtype=torch.float64) == big // 2
     assert anonymous_memory() - before < big // 2
 
@@ -523,19 +523,19 @@ def test_several_files_fill_one_network(tmp_path: Path) -> None:
     for name, keys in halves.items():
         save_file({key: state[key] for key in keys}, tmp_path / name)
     target = network(1)
-    weights.load(target, [tmp_path / "a", tmp_path / "b"])
+    loading.load(target, [tmp_path / "a", tmp_path / "b"])
     assert all(torch.equal(tensor, state[key]) for key, tensor in target.state_dict().items())
     with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'a'}: .*is missing.*E_WEIGHTS_WRONG"):
-        weights.load(target, [tmp_path / "a"])
+        loading.load(target, [tmp_path / "a"])
     save_file({"0.weight": torch.ones(5, 3), "1.strange": torch.ones(1)}, tmp_path / "c")
     with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'c'}: .*1\.strange is unknown"):
-        weights.load(target, [tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+        loading.load(target, [tmp_path / "a", tmp_path / "b", tmp_path / "c"])
 
 
 def test_whole_numbers_are_not_taken_for_values(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2, 3).long(), "bias": torch.ones(2)}, tmp_path / "a")
     with pytest.raises(EnvironmentProblem, match=r"weight is \[2, 3\] of whole numbers, not \[2, 3\]"):
-        weights.load(nn.Linear(3, 2), [tmp_path / "a"])
+        loading.load(nn.Linear(3, 2), [tmp_path / "a"])
 
 
 def header(entry: dict[str, object], *, values: int = 8) -> bytes:
@@ -569,14 +569,14 @@ def header(entry: dict[str, object], *, values: int = 8) -> bytes:
 def test_a_header_that_lies_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(EnvironmentProblem, match=r"not a whole weights file.*E_WEIGHTS_BROKEN") as caught:
-        weights.load(nn.Linear(2, 1, bias=False), [tmp_path / "a"])
+        loading.load(nn.Linear(2, 1, bias=False), [tmp_path / "a"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600 and caught.value.remedy
 
 
 @pytest.mark.parametrize("name", weights.NAMES)
 def test_shipped_weights_are_trained_and_say_from_what(name: str) -> None:
     with safe_open(weights.DIRECTORY / f"{name}.safetensors", "pt") as opened:
-        metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
+        metadata = json.loads(opened.metadata()[loading.METADATA_KEY])
         # What starts at zero is trained last: an untrained file would still be full of zeros there.
         silent = [key for key in opened.keys() if not opened.get_tensor(key).any()]  # noqa: SIM118
     settings = json.loads(metadata["settings"])

@@ -19,8 +19,8 @@ from crm_cli.learn.data import HELD_OUT, Shards, build
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB
+from crm_cli.models.loading import save
 from crm_cli.models.reconstruction import SMALL
-from crm_cli.models.weights import save
 
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
 

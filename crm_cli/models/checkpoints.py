@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.models.architectures import ARCHITECTURES, Towers
 from crm_cli.models.clip import Contexts, TextTower
+from crm_cli.models.loading import form, mismatches, shortened
 from crm_cli.models.sampler import published_schedule
 from crm_cli.models.weights import PUBLISHED_FILES as PUBLISHED_FILES
-from crm_cli.models.weights import SECOND, form, mismatches, shortened
+from crm_cli.models.weights import SECOND
 
 ALLOWED_GLOBALS = {
     "collections OrderedDict",

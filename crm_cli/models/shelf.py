@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from crm_cli.models.architectures import ARCHITECTURES
-from crm_cli.models.weights import WeightsSet, open_part
+from crm_cli.models.loading import open_part
+from crm_cli.models.weights import WeightsSet
 
 STAY_WIDE = {"reconstruction", "contexts"}
 """Parts that are always single precision: a surface lies where small differences change their sign, and text

@@ -1,0 +1,176 @@
+"""The strict way of weights into a network, and out of one.
+
+Weights are safetensors files: half precision or the published one on disk, the precision asked for in
+memory. They either fill every parameter of a network and have nothing left over, or they are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from crm_cli.errors import EnvironmentProblem, OutputError
+from crm_cli.models.architectures import ARCHITECTURES
+from crm_cli.models.weights import WeightsSet, blaming, remedy_for
+
+METADATA_KEY = "crm"
+"""All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
+
+SHOWN_MISMATCHES = 3
+"""A wrong file has hundreds; the first few tell which network it belongs to."""
+
+
+def open_part(
+    weights: WeightsSet,
+    part: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Build and fill one network of a set, ready for inference.
+
+    dtype: What it computes in; None: single precision.
+    """
+    with torch.device("meta"):
+        module = ARCHITECTURES[weights.architecture].build(part)
+    load(module, [file.path for file in weights.files_of(part)], device=device, dtype=dtype)
+    return module.eval().requires_grad_(False)
+
+
+def load(
+    module: nn.Module,
+    files: Sequence[Path],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill every parameter and buffer of a network from its files, or raise EnvironmentProblem.
+
+    Tensors are mapped from disk, go to the device one by one and become the network's own: it may be
+    built on the meta device, and host memory never holds more than one tensor beside it.
+
+    Args:
+        module: Left as it was where its files are refused.
+        files: Together they hold its state dict.
+        device: Where the network is afterwards.
+        dtype: Of its floating-point tensors afterwards; None: what they are before.
+    """
+    wanted = module.state_dict()
+    state = {}
+    with contextlib.ExitStack() as stack:
+        holders = _open_files(stack, files, str(device))
+        _check_fit(wanted, holders, files[0])
+        for name, tensor in wanted.items():
+            with blaming(holders[name].file):
+                given = holders[name].tensors.get_tensor(name)
+            is_cast = dtype is not None and tensor.is_floating_point()
+            state[name] = given.to(dtype if is_cast else tensor.dtype)
+    module.load_state_dict(state, assign=True)
+
+
+class _Holder(NamedTuple):
+    """Where a tensor is read from."""
+
+    file: Path
+    tensors: Any  # safetensors.safe_open, which has no types
+
+
+def _open_files(stack: contextlib.ExitStack, files: Sequence[Path], device: str) -> dict[str, _Holder]:
+    """The holder of each tensor; files stay open as long as the stack."""
+    holders: dict[str, _Holder] = {}
+    for file in files:
+        with blaming(file):
+            tensors = stack.enter_context(safetensors.safe_open(file, "pt", device=device))
+            holders.update(dict.fromkeys(tensors.keys(), _Holder(file, tensors)))
+    return holders
+
+
+def _check_fit(wanted: Mapping[str, Tensor], holders: Mapping[str, _Holder], first: Path) -> None:
+    """Raise unless the files hold just the wanted tensors in their shapes; only headers are read."""
+    given = {}
+    for name, holder in holders.items():
+        piece = holder.tensors.get_slice(name)
+        given[name] = form(piece.get_shape(), is_floating="F" in piece.get_dtype())
+    wrong = mismatches(
+        {name: form(tensor.shape, is_floating=tensor.is_floating_point()) for name, tensor in wanted.items()},
+        given,
+    )
+    if wrong:
+        file = next((holders[name].file for name in wrong if name in holders), first)
+        raise EnvironmentProblem(
+            f"{file}: belongs to another network: {shortened(wrong)}",
+            code="E_WEIGHTS_WRONG",
+            remedy=remedy_for(file),
+        )
+
+
+def form(shape: Sequence[int], *, is_floating: bool) -> str:
+    """What has to agree between a tensor in a file and one in a network, as a message shows it."""
+    return f"{list(shape)}" + ("" if is_floating else " of whole numbers")
+
+
+def mismatches(wanted: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each tensor that is missing, unknown or of another form; see `form`."""
+    found = {name: f"{name} is missing" for name in wanted if name not in given}
+    found |= {name: f"{name} is unknown" for name in given if name not in wanted}
+    found |= {
+        name: f"{name} is {given[name]}, not {wanted[name]}"
+        for name in wanted
+        if name in given and given[name] != wanted[name]
+    }
+    return found
+
+
+def shortened(wrong: Mapping[str, str]) -> str:
+    """The first few mismatches, and how many more there are."""
+    more = len(wrong) - SHOWN_MISMATCHES
+    return "; ".join([*wrong.values()][:SHOWN_MISMATCHES]) + (f"; {more} more" if more > 0 else "")
+
+
+def save(module: nn.Module, file: Path, metadata: Mapping[str, str]) -> str:
+    """Write a network in half precision; return the file's digest.
+
+    The same network and metadata give the same bytes. The file appears whole or not at all.
+    """
+    tensors = {name: _halved(name, tensor) for name, tensor in module.state_dict().items()}
+    stored = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)}
+    data: bytes = safetensors.torch.save(tensors, stored)
+    try:
+        _write_whole(file, data)
+    except OSError as error:
+        raise OutputError(
+            f"{file}: {error.strerror}", code="E_OUTPUT", remedy="free space or fix rights"
+        ) from error
+    return hashlib.sha256(data).hexdigest()
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.detach().cpu().contiguous()
+    half = tensor.detach().to("cpu", torch.float16).contiguous()
+    if not half.isfinite().all():
+        raise ValueError(f"{name}: not finite in half precision; training has diverged")
+    return half
+
+
+def _write_whole(file: Path, data: bytes) -> None:
+    part = file.with_name(f".{file.name}-{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
