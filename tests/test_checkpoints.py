@@ -509,3 +509,17 @@ def test_an_archive_that_another_reader_may_read_otherwise_is_refused(
     with pytest.raises(EnvironmentProblem, match=f"{message}.*E_WEIGHTS_BROKEN"):
         read_checkpoint(workplace / "a.pth")
     assert not (workplace / CANARY).exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "file"), [("rgb", RGB), ("vision", RGB), ("vae", RGB), ("reconstruction", CRM)]
+)
+def test_a_modules_own_state_dict_is_taken_as_it_is(
+    files: dict[str, OrderedDict[str, Tensor]], part: str, file: str
+) -> None:
+    alone = from_published(part, files[file], architecture="miniature")
+    network = MINIATURE.build(part)
+    load_published(network, part, alone, architecture="miniature")
+    filled = network.state_dict()
+    assert filled.keys() == alone.keys()
+    assert all(torch.equal(filled[name], tensor.to(filled[name].dtype)) for name, tensor in alone.items())

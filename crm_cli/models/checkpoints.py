@@ -59,6 +59,14 @@ VAE = "vae_model."
 VAE_UNUSED = ("loss.",)
 """What training has of a VAE beyond it."""
 
+ALONE = {
+    "time_embed.0.weight": UNET[0],
+    "visual.conv1.weight": CLIP,
+    "class_embedding": f"{CLIP}visual.",
+    "encoder.conv_in.weight": VAE,
+}
+"""A name that tells the state dict of one module alone, and its place in a published checkpoint."""
+
 RECONSTRUCTION = ("unet2.", "sdfMlp.", "rgbMlp.", "weightMlp.")
 
 Tower = Literal["clip", "vae"]
@@ -254,11 +262,12 @@ def _misfit(cause: str) -> EnvironmentProblem:
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """The same without what training in parallel puts before every name."""
+    """The same without what training in parallel puts before every name; a module alone in its place."""
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
             return unwrapped(_below(wrapper, tensors))
-    return tensors
+    place = next((place for probe, place in ALONE.items() if probe in tensors), "")
+    return {place + name: tensor for name, tensor in tensors.items()}
 
 
 def from_tower_file(tower: Tower, tensors: Tensors) -> dict[str, Tensor]:
