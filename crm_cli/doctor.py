@@ -31,6 +31,7 @@ COMPILED = {"nvdiffrast": "nvdiffrast.torch", "kaolin": "kaolin.ops.conversions"
 REQUIRED = {
     "torch": "torch",
     "safetensors": "safetensors",
+    "huggingface-hub": "huggingface_hub",
     "numpy": "numpy",
     "scipy": "scipy",
     "pillow": "PIL",

@@ -93,6 +93,7 @@ def test_photos_become_assets_and_status_counts_them(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "shoes" / "b.obj").exists()
     told = crm("status", tmp_path / "out").stdout
     assert "2 finished" in told and "input_c.jpg: nothing in the picture [E_EMPTY]" in told
+    assert re.search(r"^2 made with fakes \([0-9a-f]{12}\)$", told, re.MULTILINE)
     plain = json.loads(crm("status", tmp_path / "out", "--json").stdout)
     assert plain["finished"] == 2 and plain["failures"][0]["asset"] == "input_c.jpg"
     assert plain["is_running"] is False
@@ -211,6 +212,14 @@ def test_a_flag_beats_the_environment_which_beats_set(tmp_path: Path) -> None:
     ):
         crm(*words, *flags, "-o", tmp_path / out, **environment)
         assert [path.name for path in (tmp_path / out).glob("a.*")] == [f"a.{expected}"]
+
+
+def test_what_is_left_to_the_weights_is_shown_for_both() -> None:
+    shown = crm("presets", "show", "--set", "ccm.steps=7").stdout
+    assert re.search(
+        r"^rgb\.steps: auto  # .*; 1 with the embedded weights, 20 with the published$", shown, re.MULTILINE
+    )
+    assert re.search(r"^ccm\.steps: 7  # calls of the network$", shown, re.MULTILINE)
 
 
 def test_presets_are_listed_and_shown_with_their_origin() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from pickles import write_published
 
 from crm_cli.cli.app import app
 from crm_cli.errors import ExitCode
@@ -141,3 +142,27 @@ def test_the_files_named_in_the_readme_exist() -> None:
     named = [text for text in inline() if re.fullmatch(r"(?:crm_cli|tests|presets)/[\w./]*", text)]
     assert named
     assert [text for text in named if not (ROOT / text).exists()] == []
+
+
+def test_the_comparison_runs_as_it_stands_but_for_the_size(tmp_path: Path) -> None:
+    [code] = re.findall(r"<!-- compare -->\n```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    smaller = {
+        '"release"': '"miniature"',
+        "part, tensors)": 'part, tensors, architecture="miniature")',
+        "1, 77, 1024": "1, 77, 32",
+    }
+    for published, mini in smaller.items():
+        assert published in code
+        code = code.replace(published, mini)
+    write_published(tmp_path)
+    names: dict[str, Any] = {"pixel_diffusion": tmp_path / "pixel-diffusion.pth"}
+    exec(code, names)
+    assert names["noise"].shape == (1, 7, 4, 32, 32)
+    assert names["noise"].std() > 0
+    assert names["tokens"].shape == (1, 257, 32) and names["reference"].shape == (1, 4, 32, 32)
+
+
+def test_the_presets_table_names_the_presets_of_the_published_weights() -> None:
+    for name, steps, solver in re.findall(r"^\| `(\w+)` \| (\d+) \+ \d+, (\w+)", README, re.MULTILINE):
+        sampling = load_preset(name).preset.rgb
+        assert (sampling.steps, sampling.solver) == (int(steps), solver.lower())

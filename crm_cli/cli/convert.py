@@ -73,7 +73,11 @@ def convert(
     ] = "auto",
     timeouts: Annotated[
         list[str] | None,
-        typer.Option("--timeout", metavar="STAGE=SECONDS", help="Change a stage's deadline."),
+        typer.Option(
+            "--timeout",
+            metavar="STAGE=SECONDS",
+            help="Change a stage's deadline, counted from its start or its last sign of life.",
+        ),
     ] = None,
     max_mpixels: Annotated[
         float,

@@ -36,13 +36,22 @@ def show_preset(
     ] = None,
 ) -> None:
     """Print every setting of a preset with its meaning."""
-    from crm_cli.preset import load_preset, settings, value_of
+    from crm_cli.preset import AUTO, load_preset, settings, value_of
 
     resolved = load_preset(name, read_overrides(assignments or []))
     for key, setting in settings().items():
-        value = json.dumps(value_of(resolved.preset, key), ensure_ascii=False)
+        is_auto = key in resolved.autos
+        value = AUTO if is_auto else json.dumps(value_of(resolved.preset, key), ensure_ascii=False)
         end = f"from {_origin(resolved, key)}" if origin else setting.about
+        if is_auto and setting.suited is not None:
+            end += f"; {_plain(setting.suited.embedded)} with the embedded weights,"
+            end += f" {_plain(setting.suited.published)} with the published"
         say(f"{key}: {value}  # {end}", to_stdout=True)
+
+
+def _plain(value: float) -> str:
+    """A number as a person writes it."""
+    return f"{value:g}"
 
 
 def _origin(resolved: ResolvedPreset, key: str) -> str:

@@ -24,6 +24,8 @@ def status(out: OutArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(to_plain(standing)))
         return
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
+    for label, count in standing.weights.items():
+        say(f"{count} made with {label}", to_stdout=True)
     if standing.damaged:
         say(f"{standing.damaged} with files missing or changed; convert again to redo them", to_stdout=True)
     for failure in standing.failures:
