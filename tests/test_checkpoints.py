@@ -490,9 +490,57 @@ def counted_twice(file: Path) -> None:
         stream.filelist.append(again)
 
 
+def by_another_case(file: Path) -> None:
+    # torch finds the first of both, whatever the case of its letters.
+    with zipfile.ZipFile(file, "w") as stream:
+        stream.writestr("a/DATA.PKL", ATTACKS["a shell"])
+        stream.writestr("a/version", "3\n")
+        stream.writestr("a/data.pkl", TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+        stream.writestr("a/data/0", bytes(64))
+
+
+def by_another_list(file: Path) -> None:
+    """Two lists of records: Python takes the one that lies last, torch the one that the end points to."""
+    archive(file, TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+    data = file.read_bytes()
+    start = data.index(b"PK\1\2")
+    records, seen = data[:start], data[start : data.index(b"PK\5\6")]
+    archive(file, ATTACKS["a shell"])
+    hidden = file.read_bytes()
+    hidden = hidden[: hidden.index(b"PK\3\4", 4)]
+    entry = seen[: seen.index(b"PK\1\2", 4)]
+    other = bytearray(entry)
+    other[16:28] = hidden[14:26]  # checksum and both sizes
+    other[42:46] = len(records).to_bytes(4, "little")
+    other += seen[len(entry) :]
+    records += hidden
+
+    def end_of(entries: bytes, place: int) -> bytes:
+        numbers = (44, 45, 45, 0, 0, 3, 3, len(entries), place)
+        return entries + b"PK\6\6" + struct.pack("<QHHIIQQQQ", *numbers)
+
+    records += end_of(bytes(other), len(records))
+    pointed_to = len(records) - 56
+    records += end_of(seen, len(records)) + b"PK\6\7" + struct.pack("<IQI", 0, pointed_to, 1)
+    file.write_bytes(
+        records + b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 65535, 65535, -1 % 2**32, -1 % 2**32, 0)
+    )
+
+
+def encrypted(file: Path) -> None:
+    archive(file, TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+    data = bytearray(file.read_bytes())
+    for place in (6, data.index(b"PK\1\2") + 8):
+        data[place] |= 1
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (by_another_case, "not laid out as torch does"),
+        (by_another_list, "not laid out as torch does"),
+        (encrypted, "encrypted"),
         (counted_twice, "its records are larger than itself"),
         (lambda file: archive(file, bytes(1 << 20), method=zipfile.ZIP_DEFLATED), "compressed"),
         (lambda file: archive(file, bytes((1 << 24) + 1)), "larger than names of tensors"),
@@ -503,9 +551,10 @@ def counted_twice(file: Path) -> None:
     ],
 )
 def test_an_archive_that_another_reader_may_read_otherwise_is_refused(
-    workplace: Path, write: Callable[[Path], None], message: str
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], message: str
 ) -> None:
     write(workplace / "a.pth")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(EnvironmentProblem, match=f"{message}.*E_WEIGHTS_BROKEN"):
         read_checkpoint(workplace / "a.pth")
     assert not (workplace / CANARY).exists()

@@ -147,8 +147,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 def _read_archive(file: Path) -> dict[str, Tensor]:
     try:
         pickled = _pickled(file)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise _refusal(file, f"not a whole file ({error})", "E_WEIGHTS_BROKEN") from error
+    # Encrypted and unknown records, and whatever torch's reader stumbles over, are RuntimeErrors.
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise _refusal(file, f"not a whole file ({reason})", "E_WEIGHTS_BROKEN") from error
     _look_through(file, pickled)
     try:
         loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # noqa: TID251 looked through
@@ -176,7 +178,17 @@ def _pickled(file: Path) -> bytes:
             raise zipfile.BadZipFile("no data.pkl")
         if archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
             raise zipfile.BadZipFile("its data.pkl is larger than names of tensors are")
-        return archive.read(name)
+        pickled = archive.read(name)
+    if pickled != _as_torch_reads_it(file):
+        raise zipfile.BadZipFile("not laid out as torch does")
+    return pickled
+
+
+def _as_torch_reads_it(file: Path) -> bytes:
+    """The pickle that torch.load finds: it looks for records and compares names in its own way."""
+    with file.open("rb") as stream:
+        pickled: bytes = torch._C.PyTorchFileReader(stream).get_record("data.pkl")
+    return pickled
 
 
 def _look_through(file: Path, pickled: bytes) -> None:
