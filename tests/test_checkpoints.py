@@ -491,11 +491,11 @@ def counted_twice(file: Path) -> None:
 
 
 def by_another_case(file: Path) -> None:
-    # torch finds the first of both, whatever the case of its letters.
+    # torch takes letters of both cases for the same, and finds one of the two.
     with zipfile.ZipFile(file, "w") as stream:
         stream.writestr("a/DATA.PKL", ATTACKS["a shell"])
-        stream.writestr("a/version", "3\n")
         stream.writestr("a/data.pkl", TENSOR % (b"K\x00", b"K\x03", b"K\x01"))
+        stream.writestr("a/version", "3\n")
         stream.writestr("a/data/0", bytes(64))
 
 
