@@ -1,11 +1,13 @@
 """The strict way of weights into a network, and out of one."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from miniature import write
+from miniature import networks, write
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -98,18 +100,26 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def interrupt(_: int) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("fault", "error"), [(full, OutputError), (interrupt, KeyboardInterrupt)])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[int], None],
+    error: type[BaseException],
 ) -> None:
     file = tmp_path / "a"
     loading.save(network(0), file, {})
     before = file.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match="No space left"):
+    monkeypatch.setattr("os.fsync", fault)
+    with pytest.raises(error):
         loading.save(network(1), file, {})
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
@@ -187,9 +197,43 @@ def test_several_files_fill_one_network(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in target.state_dict().items())
     with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'a'}: .*is missing.*E_WEIGHTS_WRONG"):
         loading.load(target, [tmp_path / "a"])
-    save_file({"0.weight": torch.ones(5, 3), "1.strange": torch.ones(1)}, tmp_path / "c")
+    save_file({"1.strange": torch.ones(1)}, tmp_path / "c")
     with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'c'}: .*1\.strange is unknown"):
         loading.load(target, [tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    save_file(state, tmp_path / "a")
+    save_file({"0.bias": torch.ones(5)}, tmp_path / "b")
+    with pytest.raises(EnvironmentProblem, match=rf"{tmp_path / 'b'}: .*0\.bias is in a as well"):
+        loading.load(network(1), [tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_weights_that_were_replaced_are_not_mixed_with_those_that_were_found(
+    tmp_path: Path, is_listed: bool
+) -> None:
+    def fill(folder: Path, seed: int) -> None:
+        folder.mkdir()
+        if is_listed:
+            write(folder, networks(seed))
+        else:
+            for name in weights.NAMES:
+                loading.save(ARCHITECTURES["small"].build(name), folder / f"{name}.safetensors", {})
+
+    folder = tmp_path / "set"
+    fill(folder, 0)
+    found = weights.find(str(folder))
+    before = loading.open_part(found, "rgb")
+    kept = {name: tensor.clone() for name, tensor in before.state_dict().items()}
+    folder.rename(tmp_path / "old")
+    fill(folder, 1)
+    shutil.rmtree(tmp_path / "old")
+    with pytest.raises(EnvironmentProblem, match=r"its ccm has been replaced"):
+        loading.open_part(found, "ccm")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in before.state_dict().items())
+    assert loading.open_part(weights.find(str(folder)), "ccm")
 
 
 def test_whole_numbers_are_not_taken_for_values(tmp_path: Path) -> None:

@@ -245,9 +245,27 @@ def elsewhere(manifest: dict[str, Any]) -> object:
     return manifest
 
 
+def misname(manifest: dict[str, Any]) -> object:
+    manifest["parts"]["ema"] = manifest["parts"]["vae"]
+    return manifest
+
+
+def empty_the_second(manifest: dict[str, Any]) -> object:
+    manifest["parts"]["ccm.vae"] = {"files": []}
+    return manifest
+
+
+def endless(manifest: dict[str, Any]) -> object:
+    manifest["parts"]["vae"]["files"][0]["bytes"] = float("inf")
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (misname, "ema is no part of miniature"),
+        (empty_the_second, r"no files of ccm\.vae"),
+        (endless, "OverflowError"),
         (change(format=2), "format 2"),
         (change(architecture="enormous"), "architecture enormous"),
         (change(parts={}), "no files of rgb"),

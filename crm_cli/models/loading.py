@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, OutputError
 from crm_cli.models.architectures import ARCHITECTURES
-from crm_cli.models.weights import WeightsSet, blaming, remedy_for
+from crm_cli.models.weights import WeightsSet, blaming, remedy_for, require_unchanged
 
 METADATA_KEY = "crm"
 """All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
@@ -44,6 +44,8 @@ def open_part(
     with torch.device("meta"):
         module = ARCHITECTURES[weights.architecture].build(part)
     load(module, [file.path for file in weights.files_of(part)], device=device, dtype=dtype)
+    # Only now: what has been mapped stays, whatever happens to the folder afterwards.
+    require_unchanged(weights, part)
     return module.eval().requires_grad_(False)
 
 
@@ -91,7 +93,10 @@ def _open_files(stack: contextlib.ExitStack, files: Sequence[Path], device: str)
     for file in files:
         with blaming(file):
             tensors = stack.enter_context(safetensors.safe_open(file, "pt", device=device))
-            holders.update(dict.fromkeys(tensors.keys(), _Holder(file, tensors)))
+        for name in tensors.keys():  # noqa: SIM118 not a mapping
+            if name in holders:
+                raise _misfit(file, f"{name} is in {holders[name].file.name} as well")
+            holders[name] = _Holder(file, tensors)
     return holders
 
 
@@ -106,12 +111,15 @@ def _check_fit(wanted: Mapping[str, Tensor], holders: Mapping[str, _Holder], fir
         given,
     )
     if wrong:
-        file = next((holders[name].file for name in wrong if name in holders), first)
-        raise EnvironmentProblem(
-            f"{file}: belongs to another network: {shortened(wrong)}",
-            code="E_WEIGHTS_WRONG",
-            remedy=remedy_for(file),
+        raise _misfit(
+            next((holders[name].file for name in wrong if name in holders), first), shortened(wrong)
         )
+
+
+def _misfit(file: Path, cause: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{file}: belongs to another network: {cause}", code="E_WEIGHTS_WRONG", remedy=remedy_for(file)
+    )
 
 
 def form(shape: Sequence[int], *, is_floating: bool) -> str:
@@ -171,6 +179,6 @@ def _write_whole(file: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -250,7 +250,7 @@ def _listed(directory: Path, name: str) -> WeightsSet:
     """The set that a folder's weights.json lists, its files checked by their sizes."""
     try:
         weights = _read_manifest(directory, name)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         cause = f"not a list of weights ({type(error).__name__}: {error})"
         raise _broken(directory / MANIFEST, cause) from error
     for files in weights.parts.values():
@@ -270,7 +270,9 @@ def _read_manifest(directory: Path, name: str) -> WeightsSet:
         part: tuple(_entry(directory, entry) for entry in stored["files"])
         for part, stored in manifest["parts"].items()
     }
-    for part in PARTS[architecture]:
+    for part in {**dict.fromkeys(PARTS[architecture]), **parts}:
+        if part.removeprefix(SECOND) not in PARTS[architecture]:
+            raise ValueError(f"{part} is no part of {architecture}")
         if not parts.get(part):
             raise ValueError(f"no files of {part}")
     return WeightsSet(name=name, architecture=architecture, directory=directory, parts=parts)
@@ -289,6 +291,20 @@ def _check_size(file: WeightsFile) -> None:
     found = file.path.stat().st_size
     if found != file.bytes:
         raise _broken(file.path, f"{found} bytes, not {file.bytes}")
+
+
+def require_unchanged(weights: WeightsSet, part: str) -> None:
+    """Raise EnvironmentProblem if a part's files are other ones than were found.
+
+    A folder can be replaced at any time, and one of the same architecture has files of the same names and
+    sizes: a run that fetches its networks one by one would mix two sets.
+    """
+    if _open_folder(weights.directory, weights.name).files_of(part) != weights.files_of(part):
+        raise EnvironmentProblem(
+            f"{weights.directory}: its {part} has been replaced since it was found",
+            code="E_WEIGHTS_BROKEN",
+            remedy="start again",
+        )
 
 
 @contextlib.contextmanager
