@@ -33,7 +33,7 @@ from crm_cli.models.cost import forecast_s
 from crm_cli.models.field import Field, surface
 from crm_cli.models.imagine import open_imagination
 from crm_cli.models.reconstruction import PlaneField, Reconstruction
-from crm_cli.models.sampler import dice
+from crm_cli.models.sampler import Progress, dice, ignore
 from crm_cli.preset import EMBEDDED, Preset
 from crm_cli.records import (
     Asset,
@@ -96,9 +96,7 @@ class Imagine:
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._imagine = open_imagination(toolbox.weights.architecture, toolbox.networks, preset)
 
-    def __call__(
-        self, cutouts: Sequence[Cutout], report_step: Callable[[int, int], None] = lambda done, of: None
-    ) -> list[SixViews]:
+    def __call__(self, cutouts: Sequence[Cutout], report_step: Progress = ignore) -> list[SixViews]:
         """Draw what the photos do not show; report_step is told the evaluations done, and of how many."""
         return self._imagine(cutouts, report_step)
 
@@ -283,7 +281,7 @@ class Line:
         self,
         job: Job,
         report_stage: Callable[[str], None],
-        report_step: Callable[[int, int], None] = lambda done, of: None,
+        report_step: Progress = ignore,
     ) -> Asset:
         """Make one asset; PhotoError where the photo does not allow it.
 

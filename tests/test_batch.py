@@ -734,6 +734,12 @@ def test_an_unknown_precision_is_refused_before_anything_is_written(photos: Path
     assert not (photos.parent / "out").exists()
 
 
+def test_steps_that_a_solver_cannot_make_are_refused_before_anything_is_written(photos: Path) -> None:
+    with pytest.raises(UsageError, match=r"^9 sampling steps: .* \[E_STEPS\]; use 10, 20"):
+        run(photos, "ccm.solver=ddim", "ccm.steps=9")
+    assert not (photos.parent / "out").exists()
+
+
 def test_another_precision_redoes_nothing(photos: Path) -> None:
     run(photos)
     assert set(statuses(run(photos, precision="bfloat16")).values()) == {"cached"}

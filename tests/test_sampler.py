@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from crm_cli.errors import UsageError
 from crm_cli.models import sampler
 from crm_cli.models.agree import hull_depth
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB, DenoiserConfig, MultiViewUNet, to_frames, to_views
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
+from crm_cli.models.steps import even_timesteps
 
 ALPHA_BAR = sampler.published_schedule().alpha_bar
 
@@ -60,45 +60,6 @@ def test_the_schedule_has_the_published_values() -> None:
     assert ALPHA_BAR[999].item() == 0
     assert ALPHA_BAR.dtype == torch.float64 and ALPHA_BAR.shape == (1000,)
     assert (ALPHA_BAR.diff() < 0).all()
-
-
-def test_published_timesteps_are_reproduced_with_their_oddities() -> None:
-    assert sampler.ddim_timesteps(50) == tuple(range(981, 0, -20))
-    assert sampler.ddim_timesteps(1) == (1,)
-    assert (len(sampler.ddim_timesteps(30)), sampler.ddim_timesteps(30)[0]) == (31, 991)
-    assert len(sampler.ddim_timesteps(75)) == 77
-    for steps in (10, 20, 25, 40, 50, 100, 125, 200, 250):
-        assert len(sampler.ddim_timesteps(steps)) == steps
-        assert sampler.ddim_timesteps(steps)[-1] == 1
-
-
-def test_step_counts_that_the_published_code_cannot_do_are_refused() -> None:
-    def is_refused(steps: int) -> bool:
-        try:
-            sampler.ddim_timesteps(steps)
-        except UsageError:
-            return True
-        return False
-
-    wrong_index = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
-    no_signal = set(range(334, 501))
-    refused = {steps for steps in range(-1, 1003) if is_refused(steps)}
-    assert refused == wrong_index | no_signal | {-1, 0, 1001, 1002}
-
-
-@pytest.mark.parametrize("steps", [1, 2, 5, 20, 980])
-def test_even_timesteps_are_as_many_as_asked_and_fall_from_981(steps: int) -> None:
-    timesteps = sampler.even_timesteps(steps)
-    assert len(timesteps) == len(set(timesteps)) == steps
-    assert list(timesteps) == sorted(timesteps, reverse=True)
-    assert timesteps[0] == 981
-    assert steps == 1 or timesteps[-1] == 1
-
-
-@pytest.mark.parametrize("steps", [0, 981])
-def test_impossible_even_step_counts_are_refused(steps: int) -> None:
-    with pytest.raises(UsageError, match="E_STEPS"):
-        sampler.even_timesteps(steps)
 
 
 def test_noised_latents_have_the_level_of_their_timestep() -> None:
@@ -169,7 +130,7 @@ def test_guided_ddim_is_the_published_loop_from_the_betas_on(steps: int, scale: 
 
 def test_unipc_is_the_papers_algorithm() -> None:
     # UniPC-2 with data prediction and B(h) = e^h - 1, in λ and matrices (arXiv 2302.04867).
-    timesteps = sampler.even_timesteps(12)
+    timesteps = even_timesteps(12)
     levels = [ALPHA_BAR[t].item() for t in timesteps] + [ALPHA_BAR[0].item()]
     alpha = [math.sqrt(level) for level in levels]
     sigma = [math.sqrt(1 - level) for level in levels]

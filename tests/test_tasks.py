@@ -7,7 +7,7 @@ from crm_cli.learn import tasks
 from crm_cli.models import agree
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
 from crm_cli.models.reconstruction import TINY
-from crm_cli.models.sampler import FIRST_TIMESTEP
+from crm_cli.models.steps import FIRST_TIMESTEP
 
 SIZE = 16
 

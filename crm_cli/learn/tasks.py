@@ -17,7 +17,8 @@ from crm_cli.models.agree import SOLID, hull_depth, maps_of, on_grey
 from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
-from crm_cli.models.sampler import FIRST_TIMESTEP, Schedule, published_schedule
+from crm_cli.models.sampler import Schedule, published_schedule
+from crm_cli.models.steps import FIRST_TIMESTEP
 from crm_cli.records import SixViews
 
 PATCH = 4

@@ -26,7 +26,8 @@ from crm_cli.models.encoders import (
     tower_picture,
     vae_picture,
 )
-from crm_cli.models.sampler import SOLVERS, Progress, dice, draw_noise, sample
+from crm_cli.models.sampler import Progress, dice, draw_noise, sample
+from crm_cli.models.steps import planned
 from crm_cli.models.vae import Vae
 from crm_cli.preset import EMBEDDED, Preset, Sampling
 from crm_cli.records import Cutout, SixViews
@@ -90,9 +91,9 @@ def diffuse(
     """
     place = next(network.parameters())
     objects = len(generators)
-    is_guided = sampling.guidance != 1 and sampling.guided > 0
-    conditions = _prepare(network, [hidden, shown] if is_guided else [shown])
-    conditional = conditions.last(objects) if is_guided else conditions
+    _, guided = planned(sampling)
+    conditions = _prepare(network, [hidden, shown] if guided else [shown])
+    conditional = conditions.last(objects) if guided else conditions
     given = shown.concat if shown.concat is not None else shown.reference
     assert given is not None
     config = network.config
@@ -124,7 +125,7 @@ def _prepare(network: MultiViewUNet, halves: Sequence[Shown]) -> Conditions:
 
 def _stages(preset: Preset, progress: Progress) -> tuple[Progress, Progress]:
     """The progress of both diffusions as one."""
-    rgb, ccm = (len(SOLVERS[s.solver].timesteps(s.steps)) for s in (preset.rgb, preset.ccm))
+    (rgb, _), (ccm, _) = planned(preset.rgb), planned(preset.ccm)
     return (
         lambda done, _: progress(done, rgb + ccm),
         lambda done, _: progress(rgb + done, rgb + ccm),

@@ -17,6 +17,7 @@ from crm_cli.models.clip import TowerConfig
 from crm_cli.models.denoiser import DenoiserConfig
 from crm_cli.models.layers import RESAMPLER_HEAD_DIM
 from crm_cli.models.reconstruction import ReconstructionConfig
+from crm_cli.models.steps import planned
 from crm_cli.models.unet import UNetConfig
 from crm_cli.models.vae import VaeConfig
 from crm_cli.preset import Preset
@@ -299,13 +300,10 @@ def planes(config: UNetConfig, plane_px: int) -> int:
 
 def photo_operations(architecture: str, preset: Preset) -> Counter[int]:
     """One photo through every network, by side."""
-    from crm_cli.models.sampler import SOLVERS
-
     sizes = SIZES[architecture]
     counts: Counter[int] = Counter()
     for config, sampling in ((sizes.rgb, preset.rgb), (sizes.ccm, preset.ccm)):
-        steps = len(SOLVERS[sampling.solver].timesteps(sampling.steps))
-        guided = 0 if sampling.guidance == 1 else round(sampling.guided * steps)
+        steps, guided = planned(sampling)
         for side, count in denoiser_step(config).items():
             counts[side] += (steps + guided) * count
         counts[LATENT_SIDE] += (2 if guided else 1) * denoiser_preparation(config)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from crm_cli.errors import UsageError
+from crm_cli.models.steps import FIRST_TIMESTEP, TIMESTEPS, guided_steps, timesteps
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """Prediction [B ...] of noisy latents [B ...] at timesteps int64 [B]."""
@@ -23,11 +23,9 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
 """Told after each evaluation: how many are done, of how many."""
 
-TIMESTEPS = 1000
-FIRST_TIMESTEP = 981
-"""Where sampling starts: the first of the published 50 steps. At 999 ᾱ is 0 and noise predictions say
-nothing of x0; already at 998 an error in them would count 2254-fold, at 981 it counts 120-fold."""
-LAST_TIMESTEP = 1
+
+def ignore(done: int, of: int) -> None:
+    """What hears of progress where nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,39 +68,8 @@ def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> T
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
-def ddim_timesteps(steps: int) -> tuple[int, ...]:
-    """The published timesteps for a wanted number of steps, falling.
-
-    As published, `steps` that do not divide 1000 give more timesteps than asked. Those for which the
-    published code fails (index 1000) or divides by zero (t = 999) are refused.
-    (thu-ml/CRM, imagedream/ldm/models/diffusion/ddim.py)
-    """
-    if not 1 <= steps <= TIMESTEPS:
-        raise _bad_steps(steps, f"must be 1 to {TIMESTEPS}")
-    timesteps = tuple(t + 1 for t in range(0, TIMESTEPS, TIMESTEPS // steps))[::-1]
-    if timesteps[0] >= TIMESTEPS - 1:
-        raise _bad_steps(steps, f"its first timestep would be {timesteps[0]}, where there is no signal")
-    return timesteps
-
-
-def even_timesteps(steps: int) -> tuple[int, ...]:
-    """Exactly `steps` timesteps, evenly spaced from 981 down to 1; 981 alone for one step."""
-    span = FIRST_TIMESTEP - LAST_TIMESTEP
-    if not 1 <= steps <= span:
-        raise _bad_steps(steps, f"must be 1 to {span}")
-    return tuple(FIRST_TIMESTEP - round(step * span / max(steps - 1, 1)) for step in range(steps))
-
-
-def _bad_steps(steps: int, why: str) -> UsageError:
-    return UsageError(f"{steps} sampling steps: {why}", code="E_STEPS", remedy="use 10, 20, 25, 40 or 50")
-
-
 class Solver(Protocol):
     """A way from noise to a clean latent."""
-
-    def timesteps(self, steps: int) -> tuple[int, ...]:
-        """Where to evaluate the denoiser, falling."""
-        ...
 
     def integrate(
         self, clean_at: Callable[[Tensor, int], Tensor], x: Tensor, levels: Sequence[float]
@@ -117,10 +84,6 @@ class Solver(Protocol):
 
 class Ddim:
     """First order, as published (arXiv 2010.02502, eq. 12 with σ = 0)."""
-
-    def timesteps(self, steps: int) -> tuple[int, ...]:
-        """As published."""
-        return ddim_timesteps(steps)
 
     def integrate(
         self, clean_at: Callable[[Tensor, int], Tensor], x: Tensor, levels: Sequence[float]
@@ -138,10 +101,6 @@ class UniPc:
     order: the first knows no history; the last may end at ᾱ = 1, infinitely far in log
     signal-to-noise ratio.
     """
-
-    def timesteps(self, steps: int) -> tuple[int, ...]:
-        """Evenly spaced from 981."""
-        return even_timesteps(steps)
 
     def integrate(
         self, clean_at: Callable[[Tensor, int], Tensor], x: Tensor, levels: Sequence[float]
@@ -245,7 +204,7 @@ def sample(
     guidance: float = 1.0,
     guided_share: float = 1.0,
     schedule: Schedule | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> Tensor:
     """Turn noise [B ...] into latents.
 
@@ -256,7 +215,7 @@ def sample(
     Args:
         denoise: Prediction of x at t; in guided steps it gets a doubled batch, see `guided`.
         noise: Unit noise, from `draw_noise`.
-        steps: Evaluations of the denoiser; the published solver may make more, see `ddim_timesteps`.
+        steps: Evaluations of the denoiser; the published solver may make more, see `steps.ddim_timesteps`.
         solver: A key of SOLVERS.
         prediction: What the denoiser predicts.
         guidance: Scale; at 1 only the conditional branch is run.
@@ -266,17 +225,16 @@ def sample(
     """
     alpha_bar = (schedule or published_schedule()).alpha_bar.tolist()
     is_one_shot = steps == 1 and prediction == "x0"
-    timesteps = (FIRST_TIMESTEP,) if is_one_shot else SOLVERS[solver].timesteps(steps)
-    levels = [alpha_bar[t] for t in timesteps] + [alpha_bar[0] if prediction == "eps" else 1.0]
+    asked_at = (FIRST_TIMESTEP,) if is_one_shot else timesteps(solver, steps)
+    levels = [alpha_bar[t] for t in asked_at] + [alpha_bar[0] if prediction == "eps" else 1.0]
 
-    guided_steps = 0 if guidance == 1 else round(guided_share * len(timesteps))
+    guided_until = guided_steps(guidance, guided_share, of=len(asked_at))
     with_guidance = guided(denoise, guidance)
 
     def clean_at(x: Tensor, i: int) -> Tensor:
-        t = torch.full(x.shape[:1], timesteps[i], device=x.device)
-        answer = (with_guidance if i < guided_steps else denoise)(x, t).to(x.dtype)
-        if progress is not None:
-            progress(i + 1, len(timesteps))
+        t = torch.full(x.shape[:1], asked_at[i], device=x.device)
+        answer = (with_guidance if i < guided_until else denoise)(x, t).to(x.dtype)
+        progress(i + 1, len(asked_at))
         return answer if prediction == "x0" else clean_from_noise(x, answer, levels[i])
 
     wide = torch.promote_types(noise.dtype, torch.float32)

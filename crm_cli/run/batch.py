@@ -54,7 +54,15 @@ from crm_cli.run.events import (
 )
 from crm_cli.run.forecast import forecast
 from crm_cli.run.journal import Journal, last_failures
-from crm_cli.run.options import PRODUCTION, Engine, RunOptions, Stop, UsedWeights, check_precision
+from crm_cli.run.options import (
+    PRODUCTION,
+    Engine,
+    RunOptions,
+    Stop,
+    UsedWeights,
+    check_precision,
+    check_steps,
+)
 from crm_cli.run.plan import Planned, Planner
 from crm_cli.run.report import RunFacts, write_report
 from crm_cli.run.store import (
@@ -109,6 +117,7 @@ def convert(
             refuse_foreign(options.out, len(found.photos))
     check_device(options.device)
     check_precision(options.precision)
+    check_steps(preset)
     deadlines(("cpu",), options.deadlines_s)
     weights = engine.weights(preset)
     if preset.weights == AUTO:

@@ -97,6 +97,14 @@ def check_precision(wanted: str) -> None:
         )
 
 
+def check_steps(preset: Preset) -> None:
+    """Refuse numbers of steps that a solver cannot make."""
+    from crm_cli.models.steps import planned
+
+    for sampling in (preset.rgb, preset.ccm):
+        planned(sampling)
+
+
 def used_weights(preset: Preset) -> UsedWeights:
     """What a preset's weights are on this machine."""
     from crm_cli.models.weights import find
