@@ -2,15 +2,18 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +273,29 @@ def test_a_checkpoint_of_another_network_is_refused_by_file_and_tensor(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+def test_a_precision_that_nobody_publishes_is_refused_by_tensor(files: Published, tmp_path: Path) -> None:
+    for name, tensors in files.items():
+        dtype = torch.float8_e4m3fn if name == CRM else torch.float32
+        save_file(
+            {key: t.to(dtype) for key, t in tensors.items()}, (tmp_path / name).with_suffix(".safetensors")
+        )
+    with pytest.raises(EnvironmentProblem, match=r"CRM\.safetensors: .* as float8_e4m3fn.*E_WEIGHTS_WRONG"):
+        convert([tmp_path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_no_training_should_leave_are_worth_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    def spoil(files: Published) -> None:
+        files[CRM]["sdfMlp.fc1.bias"][3] = value
+
+    convert(write_published(tmp_path / "in", change=spoil), tmp_path / "out")
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "reconstruction: sdfMlp.fc1.bias: not finite" in record.getMessage()
+
+
 def cut(folder: Path) -> None:
     data = (folder / CCM).read_bytes()
     (folder / CCM).write_bytes(data[: len(data) // 2])
@@ -408,7 +434,7 @@ def test_a_link_to_a_larger_disk_stays_a_link(source: Path, tmp_path: Path) -> N
     assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "weights.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["notes.txt", CRM, "sub"])
+@pytest.mark.parametrize("name", ["notes.txt", CRM, "sub", "model-00001-of-00002.safetensors"])
 def test_a_folder_of_something_else_is_not_replaced(source: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     convert([source], out)
@@ -418,6 +444,19 @@ def test_a_folder_of_something_else_is_not_replaced(source: Path, tmp_path: Path
         convert([source], out)
     assert caught.value.exit_code == ExitCode.OUTPUT
     assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_a_disk_that_is_mounted_there_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(OutputError, match=r"disk: the root of a disk.*E_WEIGHTS_FOLDER"):
+        convert([tmp_path / "nothing"], tmp_path / "disk")
+
+
+def test_a_home_that_does_not_exist_is_no_bug(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="E_OUTPUT"):
+        convert([source], Path("~no-such-user/../../dev/null/weights"))
 
 
 def test_a_file_in_the_place_of_the_folder_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -540,6 +579,75 @@ def test_a_conversion_at_work_is_not_debris(source: Path, tmp_path: Path) -> Non
         (place / "half").write_text("written")
         convert([source], out)
         assert (place / "half").read_text() == "written"
+
+
+def test_two_conversions_that_end_at_once_both_end_well(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    convert([source], out)
+    rename = Path.rename
+    others: list[threading.Thread] = []
+    failures: list[BaseException] = []
+
+    def convert_meanwhile() -> None:
+        try:
+            convert([source], out)
+        except BaseException as error:
+            failures.append(error)
+
+    def let_another_in(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if not others:
+            others.append(threading.Thread(target=convert_meanwhile))
+            others[0].start()
+            # Long enough for the other to come here, were it not kept waiting.
+            others[0].join(2)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", let_another_in)
+    verify(convert([source], out))
+    others[0].join()
+    assert failures == []
+    assert list(tmp_path.iterdir()) == [out]
+    verify(find(str(out)))
+
+
+def test_a_disk_that_locks_only_files_open_for_writing_is_swept_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = shards.fcntl.flock
+
+    def lock_like_nfs(file: Any, operation: int) -> None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        if shards.fcntl.fcntl(descriptor, shards.fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(descriptor, operation)
+
+    debris = tmp_path / ".out-77-0123abcd.part"
+    debris.mkdir()
+    (debris / shards.LOCK).touch()
+    monkeypatch.setattr(shards.fcntl, "flock", lock_like_nfs)
+    verify(convert([source], tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_what_another_user_writes_is_not_debris(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / ".out-77-0123abcd.part"
+    other.mkdir()
+    (other / shards.LOCK).touch()
+    opened = Path.open
+
+    def refuse(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if path == other / shards.LOCK and mode != "rb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    verify(convert([source], tmp_path / "out"))
+    assert other.is_dir()
 
 
 def test_folders_of_like_names_are_nobodys_debris(source: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from crm_cli.models.checkpoints import (
     unwrapped,
 )
 from crm_cli.models.hub import require_room
-from crm_cli.models.shards import appearing, bytes_of, require_replaceable, write_part, write_whole
+from crm_cli.models.shards import DTYPES, appearing, bytes_of, require_replaceable, write_part, write_whole
 from crm_cli.models.weights import (
     FORMAT,
     LATENT_NAMES,
@@ -46,6 +46,7 @@ from crm_cli.models.weights import (
     WeightsFile,
     WeightsSet,
     digest_of,
+    expanded,
     find,
     ignore,
 )
@@ -101,7 +102,7 @@ def convert(
             code="E_WEIGHTS_NAME",
             remedy=f"one of {', '.join(name for name, one in ARCHITECTURES.items() if one.towers)}",
         )
-    folder = folder.expanduser().resolve()
+    folder = expanded(str(folder)).resolve()
     require_replaceable(folder)
     checkpoints = [Checkpoint(file=file, tensors=read_checkpoint(file)) for file in _files(sources)]
     given: dict[Tower, Path | None] = {"clip": clip, "vae": vae}
@@ -266,6 +267,10 @@ def _part(checkpoint: Checkpoint, part: str, architecture: str) -> dict[str, Ten
     with _naming(checkpoint.file):
         tensors = from_published(part, checkpoint.tensors, architecture=architecture)
         check_fit(part, _built(architecture, part), tensors)
+        for name, tensor in tensors.items():
+            if tensor.dtype not in DTYPES:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise _unknown(f"its {part} has {name} as {kind}; published are half and single precision")
     return tensors
 
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from crm_cli.errors import OutputError
-from crm_cli.models.weights import MANIFEST, WeightsFile
+from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile
 
 SHARD_BYTES = 10**9
 """Larger parts are split: every file system takes this, and a broken file costs little."""
@@ -33,10 +34,15 @@ DTYPES = {
     torch.int64: "I64",
 }
 
+log = logging.getLogger(__name__)
+
 LOCK = ".lock"
 """Held by whoever writes an unfinished folder; one that nobody holds is debris."""
 
-OURS = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+OURS = re.compile(
+    rf"({re.escape(SECOND)})?({'|'.join(LATENT_NAMES)})-\d{{5}}-of-\d{{5}}\.safetensors",
+)
+"""Files of a converted folder; others split theirs in the same way, and may have them nowhere else."""
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
@@ -55,6 +61,7 @@ def write_part(
     files, done = [], 0
     for number, names in enumerate(shards, 1):
         file = folder / f"{part}-{number:05}-of-{len(shards):05}.safetensors"
+        _warn_of_infinite(part, {name: tensors[name] for name in names})
         with file.open("xb") as stream:
             digest = hashlib.sha256()
             for place, data in enumerate(_serialised({name: tensors[name] for name in names})):
@@ -79,6 +86,21 @@ def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
         size += tensor.nbytes
     if names:
         yield names
+
+
+def _warn_of_infinite(part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Say so where values are those of a training that diverged: photos would fail, and nobody knew why."""
+    strange = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        log.warning("%s: %s%s: not finite, nothing can be made with them", part, strange[0], more)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Extremes take a tenth of the time of asking every value, and are not finite where one is not.
+    return all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def _serialised(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -123,8 +145,16 @@ def require_replaceable(folder: Path) -> None:
         others = [
             name for name in _contents(folder) if name not in (MANIFEST, LOCK) and not OURS.fullmatch(name)
         ]
+        is_mount = folder.is_mount()
     except OSError as error:
         raise _unwritable(folder, error) from error
+    if is_mount:
+        # A folder takes its place by a rename, and the root of a disk has none beside it.
+        raise OutputError(
+            f"{folder}: the root of a disk, which cannot be replaced",
+            code="E_WEIGHTS_FOLDER",
+            remedy="choose a folder in it",
+        )
     if others:
         raise OutputError(
             f"{folder}: holds {sorted(others)[0]}, and would be replaced as a whole",
@@ -150,18 +180,34 @@ def appearing(folder: Path) -> Iterator[Path]:
     part = folder.with_name(f".{folder.name}-{mark}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        part.mkdir()
-        with (part / LOCK).open("xb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            with _in_turn(folder.parent):
+                _sweep(folder)
+                part.mkdir()
+                lock = stack.enter_context((part / LOCK).open("xb"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield part
-            _sync_folder(part)
-            _swap(part, folder, folder.with_name(f".{folder.name}-{mark}.old"))
-        (folder / LOCK).unlink()
+            with _in_turn(folder.parent):
+                (part / LOCK).unlink()
+                _sync_folder(part)
+                _swap(part, folder, folder.with_name(f".{folder.name}-{mark}.old"))
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """Let one process at a time move things in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Network disks cannot lock a folder; there, two that end at the same moment may disturb each other.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _swap(part: Path, folder: Path, old: Path) -> None:
@@ -191,10 +237,12 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_held(file: Path) -> bool:
+    """Whether a process writes there; another user's folder counts as such."""
     try:
-        with file.open("rb") as lock:
+        # Network disks lock only what can be written.
+        with file.open("r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     except FileNotFoundError:
         return False

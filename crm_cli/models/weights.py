@@ -113,11 +113,11 @@ class Known:
 def home() -> Path:
     """Where converted weights are kept: CRM_WEIGHTS_HOME, or crm/weights in the user's data folder."""
     if chosen := os.environ.get("CRM_WEIGHTS_HOME"):
-        return _expanded(chosen)
-    return _expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "crm" / "weights"
+        return expanded(chosen)
+    return expanded(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "crm" / "weights"
 
 
-def _expanded(path: str) -> Path:
+def expanded(path: str) -> Path:
     """An absolute path, ~ being the user's home."""
     try:
         return Path(path).expanduser().absolute()
@@ -135,14 +135,14 @@ def find(choice: str) -> WeightsSet:
     name = name_of(choice)
     if choice in ("auto", *_NAMED):
         return _open_folder(_folder_of(name), name)
-    return _open_folder(_expanded(choice), name)
+    return _open_folder(expanded(choice), name)
 
 
 def name_of(choice: str) -> str:
     """What a preset's weights are called in files and reports: a folder by its name, not its path."""
     if choice == "auto":
         return "published" if _is_there(_folder_of("published")) else "embedded"
-    return choice if choice in _NAMED else _expanded(choice).name
+    return choice if choice in _NAMED else expanded(choice).name
 
 
 def _folder_of(name: str) -> Path:
