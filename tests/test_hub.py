@@ -448,5 +448,42 @@ def test_two_processes_never_write_one_file(machine: Machine, server: HubStandIn
     assert (answer["code"], answer["exit"]) == ("E_LOCKED", 11)
 
 
+MEANWHILE = """
+import fcntl, types
+from pathlib import Path
+
+def let_another_finish(stream, operation):
+    part = Path(stream.name)
+    target = part.with_name(part.name.removesuffix(".crm.incomplete"))
+    if {is_new}:
+        target.write_bytes(part.read_bytes())
+        stream.truncate(0)
+    else:
+        part.rename(target)
+
+download.fcntl = types.SimpleNamespace(LOCK_EX=0, LOCK_NB=0, flock=let_another_finish)
+"""
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_another_process_has_brought_meanwhile_is_not_brought_again(
+    machine: Machine, server: HubStandIn, is_new: bool
+) -> None:
+    blobs = machine.storage / "blobs"
+    blobs.mkdir(parents=True)
+    for name, data in FILES.items():
+        (blobs / f"{server.digest(name)}.crm.incomplete").write_bytes(data)
+    answer = machine.fetch(first=MEANWHILE.format(is_new=is_new))
+    assert contents(answer) == FILES and server.downloads() == []
+    assert machine.blobs() == {server.digest(name): len(data) for name, data in FILES.items()}
+
+
+def test_a_body_without_an_end_is_not_read_to_it(machine: Machine, server: HubStandIn) -> None:
+    server.faults[BIG] = Fault(contents=FILES[BIG] + bytes(50_000_000))
+    answer = machine.fetch()
+    assert (answer["code"], answer["exit"]) == ("E_WEIGHTS_DIGEST", 6)
+    assert max(done for what, done, _ in answer["said"] if what == BIG) < len(FILES[BIG]) + 10_000_000
+
+
 def test_the_files_can_be_asked_for_by_their_commit(machine: Machine) -> None:
     assert contents(machine.fetch(revision=COMMIT)) == FILES

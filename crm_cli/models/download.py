@@ -50,6 +50,11 @@ def download(
             raise Locked(
                 f"{part}: another process downloads it", code="E_LOCKED", remedy="wait for it"
             ) from error
+        if target.is_file():
+            # Another process has brought it between the caller's look and this lock.
+            part.unlink(missing_ok=True)
+            check(target)
+            return
         if stream.tell() > size:
             stream.truncate(0)
         _read_rest(url, stream, size=size, report=lambda done: progress(name, done, size))
@@ -65,7 +70,7 @@ def _read_rest(url: str, stream: IO[bytes], *, size: int, report: Callable[[int]
     while (before := stream.seek(0, os.SEEK_END)) < size:
         failure: Exception | None = None
         try:
-            _append(url, stream, report)
+            _append(url, stream, size, report)
         except transport_error as error:
             if status_of(error) not in {None, *PASSING}:
                 raise
@@ -80,8 +85,8 @@ def _read_rest(url: str, stream: IO[bytes], *, size: int, report: Callable[[int]
         tries += 1
 
 
-def _append(url: str, stream: IO[bytes], report: Callable[[int], None]) -> None:
-    """One request for everything behind what is there."""
+def _append(url: str, stream: IO[bytes], size: int, report: Callable[[int], None]) -> None:
+    """One request for everything behind what is there; no more than there is room for."""
     hub = library()
     done = stream.tell()
     headers = hub.utils.build_hf_headers(library_name="crm", library_version=__version__)
@@ -99,6 +104,8 @@ def _append(url: str, stream: IO[bytes], report: Callable[[int], None]) -> None:
             stream.write(block)
             done += len(block)
             report(done)
+            if done > size:
+                return
 
 
 def _cut_off(url: str, done: int, size: int) -> EnvironmentProblem:
