@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.models.architectures import ARCHITECTURES
+from crm_cli.models.archives import read_checkpoint
 from crm_cli.models.checkpoints import (
     RECONSTRUCTION,
     TOWER_FILES,
@@ -30,7 +31,6 @@ from crm_cli.models.checkpoints import (
     from_published,
     from_tower_file,
     has_tower,
-    read_checkpoint,
     text_tower,
     unwrapped,
 )
