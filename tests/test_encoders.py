@@ -82,6 +82,11 @@ def test_published_networks_see_the_cutout_on_grey_127() -> None:
     assert np.array_equal(np.asarray(opaque).transpose(2, 0, 1), (shown.rgb * 255).round().numpy())
 
 
+def test_a_resampled_cutout_becomes_the_nearest_bytes() -> None:
+    between = replace(cutout(4), rgb=torch.full((3, 4, 4), 100.6 / 255), alpha=torch.ones(1, 4, 4))
+    assert np.unique(np.asarray(square_on_grey(between))).tolist() == [101]
+
+
 def test_the_vae_sees_256_pixels_from_minus_one_to_one() -> None:
     flat = Image.new("RGB", (64, 64), (0, 127, 255))
     seen = vae_picture(flat)
