@@ -265,10 +265,13 @@ class Line:
         self._deliver = Deliver(toolbox, preset)
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str = "auto") -> Line:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str = "auto", sharers: int = 1
+    ) -> Line:
         """Load what the stations need, once; the process takes numbers next to zero for zero, for speed."""
         torch.set_flush_denormal(True)
-        return cls(open_toolbox(preset, device=device, threads=threads, precision=precision), preset)
+        toolbox = open_toolbox(preset, device=device, threads=threads, precision=precision, sharers=sharers)
+        return cls(toolbox, preset)
 
     def forecast_s(self) -> float | None:
         """Seconds one photo will take, measured in a moment; None where that is not worth saying."""

@@ -72,10 +72,13 @@ class Toolbox:
     """What the networks calculate in, but for the reconstruction."""
 
 
-def open_toolbox(preset: Preset, *, device: str, threads: int, precision: str = "auto") -> Toolbox:
+def open_toolbox(
+    preset: Preset, *, device: str, threads: int, precision: str = "auto", sharers: int = 1
+) -> Toolbox:
     """Open the tools a preset asks for, or raise EnvironmentProblem.
 
     precision: float32, bfloat16 or float16; auto is what the device does best.
+    sharers: how many processes like this one share the device.
     """
     import torch
 
@@ -98,7 +101,8 @@ def open_toolbox(preset: Preset, *, device: str, threads: int, precision: str = 
     dtype = getattr(torch, resolve_precision(precision, device))
     # Who asks for single precision gets it: by default convolutions on a GPU round to ten bits.
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-    networks = Shelf(weights, device=device, dtype=dtype, room_bytes=None if is_small else _room(device))
+    room_bytes = None if is_small else _room(device, sharers)
+    networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
     networks.preload()
     return Toolbox(
         device=device,
@@ -133,15 +137,18 @@ def _processor_flags() -> set[str]:
     return set()
 
 
-def _room(device: str) -> int | None:
-    """Bytes that networks may take on a device; None where nobody knows."""
+def _room(device: str, sharers: int) -> int | None:
+    """Bytes that networks may take on a device; None where nobody knows.
+
+    Workers open at the same time and all find the same memory free, so each takes its share alone.
+    """
     import torch
 
     if device == "cpu":
         free = usable_memory()
-        return None if free is None else max(0, free - WORK_BYTES_CPU)
+        return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
     free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
-    return max(0, free - WORK_BYTES)
+    return max(0, free // sharers - WORK_BYTES)
 
 
 def choose(protocol: str, table: Sequence[type[AnyTool]], device: str, wanted: str = "auto") -> type[AnyTool]:

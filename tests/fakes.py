@@ -50,16 +50,17 @@ Steps = Callable[[int, int], None]
 class FakeLine:
     """Writes one small file a format, from the photo's bytes, the preset and, as sums do, the threads."""
 
-    def __init__(self, preset: Preset, threads: int, precision: str) -> None:
+    def __init__(self, preset: Preset, threads: int, precision: str, sharers: int) -> None:
         self._preset = preset
         self._threads = threads
         self._precision = precision
+        self._sharers = sharers
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         assert "torch" not in sys.modules
-        return cls(preset, threads, precision)
+        return cls(preset, threads, precision, sharers)
 
     def forecast_s(self) -> float | None:
         return None
@@ -108,8 +109,10 @@ class ToldLine(FakeLine):
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")
-        told = f"{self._preset.weights} {self._threads} {self._precision}"
-        (job.scratch / path).write_text(told)
+        told = f"{self._preset.weights} {self._threads} {self._precision} {self._sharers}"
+        file = job.scratch / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(told)
         return WrittenFile(path=path, size=len(told), sha256=hashlib.sha256(told.encode()).hexdigest())
 
 
@@ -139,7 +142,7 @@ class ClosedLine(FakeLine):
     """A line that cannot be opened on this machine."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
         raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
 
 
@@ -147,7 +150,7 @@ class DeadLine(FakeLine):
     """A line whose library crashes while it is loaded."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> FakeLine:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
 

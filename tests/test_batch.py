@@ -686,10 +686,9 @@ def without(record: CommitRecord, *names: str) -> bytes:
     return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
-def told(out: Path) -> set[tuple[str, str]]:
-    """Threads and precision with which the assets were made."""
-    words = [path.read_text().split() for path in out.rglob("*.glb")]
-    return {(threads, precision) for _, threads, precision in words}
+def told(out: Path) -> set[tuple[str, ...]]:
+    """Threads, precision and sharers of the device with which the assets were made."""
+    return {tuple(path.read_text().split()[1:]) for path in out.rglob("*.glb")}
 
 
 @pytest.mark.parametrize(
@@ -715,7 +714,7 @@ def test_large_networks_get_one_worker_with_all_cores_unless_jobs_are_asked_for(
     engine = fakes.engine("ToldLine", architecture=architecture)
     events = run(photos, engine=engine, jobs=jobs, precision="bfloat16")
     assert next(event for event in events if isinstance(event, Plan)).workers == workers
-    assert told(photos.parent / "out") == {(threads, "bfloat16")}
+    assert told(photos.parent / "out") == {(threads, "bfloat16", str(workers))}
 
 
 def test_what_is_left_to_do_does_not_change_the_threads_of_large_networks(
@@ -725,7 +724,7 @@ def test_what_is_left_to_do_does_not_change_the_threads_of_large_networks(
     engine = fakes.engine("ToldLine", architecture="release")
     run(photos, engine=engine, jobs=2, select=Selection(limit=1))
     run(photos, engine=engine, jobs=2)
-    assert told(photos.parent / "out") == {("3", "auto")}
+    assert told(photos.parent / "out") == {("3", "auto", "1"), ("3", "auto", "2")}
 
 
 def test_an_unknown_precision_is_refused_before_anything_is_written(photos: Path) -> None:

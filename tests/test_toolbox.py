@@ -10,11 +10,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from miniature import write
 
 from crm_cli import toolbox
 from crm_cli.errors import EnvironmentProblem, ExitCode
 from crm_cli.mesh.raster import RASTERS
 from crm_cli.models import weights
+from crm_cli.models.shelf import Shelf
 from crm_cli.preset import Override, Preset, load_preset
 from crm_cli.toolbox import Toolbox, accelerators, choose, open_toolbox, resolve_device, survey
 
@@ -227,8 +229,28 @@ def test_the_embedded_networks_stay_single_precision_unless_asked(opened: Toolbo
 
 def test_networks_take_what_the_device_has_free_but_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 5_000_000_000)
-    assert toolbox._room("cpu") == 2_000_000_000
+    assert toolbox._room("cpu", 1) == 2_000_000_000
     monkeypatch.setattr(toolbox, "usable_memory", lambda: None)
-    assert toolbox._room("cpu") is None
+    assert toolbox._room("cpu", 1) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900_000_000, 8_000_000_000))
-    assert toolbox._room("cuda:0") == 0
+    assert toolbox._room("cuda:0", 1) == 0
+
+
+def test_workers_that_share_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox, "usable_memory", lambda: 12_000_000_000)
+    assert toolbox._room("cpu", 2) == 3_000_000_000
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (8_000_000_000, 8_000_000_000))
+    assert toolbox._room("cuda:0", 4) == 900_000_000
+
+
+def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = write(tmp_path / "mini")
+    monkeypatch.setattr(toolbox, "WORK_BYTES_CPU", 0)
+    monkeypatch.setattr(toolbox, "usable_memory", lambda: 30_000_000)
+    asked = preset_with(f"weights={found.directory}")
+    alone = open_toolbox(asked, device="cpu", threads=1, precision="float32").networks
+    shared = open_toolbox(asked, device="cpu", threads=1, precision="float32", sharers=30).networks
+    assert isinstance(alone, Shelf) and isinstance(shared, Shelf)
+    assert set(alone.loaded) == set(found.parts) and shared.loaded == ()

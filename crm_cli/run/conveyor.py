@@ -167,7 +167,11 @@ class Conveyor:
     def _start(self) -> _Worker:
         """Start a worker on the first empty seat."""
         seat = self._seats.index(None)
-        launch = replace(self._launch, device=self._devices[seat % len(self._devices)])
+        launch = replace(
+            self._launch,
+            device=self._devices[seat % len(self._devices)],
+            sharers=-(-len(self._seats) // len(self._devices)),
+        )
         worker = _Worker(launch, log=self._logs / f"worker-{seat + 1}.log", deadlines_s=self._deadlines_s)
         self._seats[seat] = worker
         self._selector.register(worker.reports, selectors.EVENT_READ, worker)

@@ -48,7 +48,7 @@ class Line(Protocol):
     """The stations that turn one photo into an asset, opened and ready."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str) -> Line:
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> Line:
         """Load what the stations need."""
 
     def forecast_s(self) -> float | None:
@@ -72,6 +72,8 @@ class Launch:
     device: str
     threads: int
     precision: str = "auto"
+    sharers: int = 1
+    """How many workers share its device."""
     line: str = PIPELINE
     """Never taken from a preset: a preset can name no code."""
 
@@ -120,7 +122,11 @@ def open_line(launch: Launch) -> Line:
     module, _, name = launch.line.partition(":")
     factory: type[Line] = getattr(importlib.import_module(module), name)
     return factory.open(
-        launch.preset, device=launch.device, threads=launch.threads, precision=launch.precision
+        launch.preset,
+        device=launch.device,
+        threads=launch.threads,
+        precision=launch.precision,
+        sharers=launch.sharers,
     )
 
 
