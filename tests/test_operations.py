@@ -22,7 +22,6 @@ from crm_cli.models.operations import (
     denoiser_pieces,
     denoiser_preparation,
     denoiser_step,
-    embedding_operations,
     encode,
     linear,
     look,
@@ -84,14 +83,11 @@ def test_a_denoiser_s_operations_are_those_that_torch_counts(config: DenoiserCon
 
 
 @pytest.mark.parametrize(
-    ("config", "as_coded", "hoisted"),
-    [
-        (denoiser.RELEASE_RGB, 3_269_043_699_712, 3.1251e12),
-        (denoiser.RELEASE_CCM, 2_710_449_586_176, 2.5870e12),
-    ],
+    ("config", "as_coded"),
+    [(denoiser.RELEASE_RGB, 3_269_043_699_712), (denoiser.RELEASE_CCM, 2_710_449_586_176)],
 )
 def test_a_guided_step_of_the_published_denoisers_is_what_was_counted_in_the_published_code(
-    config: DenoiserConfig, as_coded: int, hoisted: float
+    config: DenoiserConfig, as_coded: int
 ) -> None:
     # As published every frame has its prompts prepared anew in each step, and a time embedding of its own.
     step = 2 * denoiser_step(config).total()
@@ -100,7 +96,6 @@ def test_a_guided_step_of_the_published_denoisers_is_what_was_counted_in_the_pub
     time = linear(1, config.width, width) + linear(1, width, width)
     repeated = config.frames * (prompts + time) - time + _cameras(config)
     assert step + 2 * repeated == as_coded
-    assert step - 2 * embedding_operations(config) == pytest.approx(hoisted, abs=5e7)
 
 
 def _cameras(config: DenoiserConfig) -> int:

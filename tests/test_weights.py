@@ -184,6 +184,11 @@ def cut_a_file(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def lengthen_a_file(folder: Path) -> None:
+    with sorted(folder.glob("vae-*"))[0].open("ab") as stream:
+        stream.write(b"\0")
+
+
 def lose_everything(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -199,6 +204,7 @@ def lose_the_disk(folder: Path) -> None:
     [
         (lose_a_file, r"rgb-00002-of-\d+\.safetensors: no such file.*E_WEIGHTS_BROKEN"),
         (cut_a_file, r"vae-00001-of-\d+\.safetensors: \d+ bytes, not \d+.*E_WEIGHTS_BROKEN"),
+        (lengthen_a_file, r"vae-00001-of-\d+\.safetensors: \d+ bytes, not \d+.*E_WEIGHTS_BROKEN"),
         (lambda folder: (folder / "weights.json").unlink(), r"no weights\.json.*E_WEIGHTS_BROKEN"),
         (lose_everything, r"no weights\.json.*E_WEIGHTS_BROKEN"),
         (lose_the_disk, r"leads nowhere.*E_WEIGHTS_BROKEN"),

@@ -134,7 +134,7 @@ def _look_through(file: Path, pickled: bytes) -> None:
             if opcode.name == "GLOBAL" and argument not in ALLOWED_GLOBALS:
                 cause = f"would run {str(argument).replace(' ', '.')!r}, which no tensor needs"
                 raise _refusal(file, cause, "E_WEIGHTS_UNSAFE")
-            if opcode.name not in ALLOWED_OPCODES or (opcode.name == "PROTO" and argument != 2):
+            if opcode.name not in ALLOWED_OPCODES:
                 cause = f"holds {opcode.name}, which torch does not write for tensors"
                 raise _refusal(file, cause, "E_WEIGHTS_UNSAFE")
     except (ValueError, IndexError, UnicodeDecodeError) as error:

@@ -132,14 +132,6 @@ def denoiser_step(config: DenoiserConfig, side: int = LATENT_SIDE) -> Counter[in
     return counts
 
 
-def embedding_operations(config: DenoiserConfig) -> int:
-    """The part of `denoiser_step` that only time and cameras decide: alike for all objects."""
-    width = config.embedding_width
-    residuals = [piece for piece in denoiser_pieces(config) if piece.kind == "residual"]
-    added = sum(linear(config.frames, width, piece.channels_out) for piece in residuals)
-    return _time_embedding(config) + added
-
-
 def _time_embedding(config: DenoiserConfig) -> int:
     width = config.embedding_width
     return linear(1, config.width, width) + linear(1, width, width)
