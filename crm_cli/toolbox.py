@@ -36,6 +36,10 @@ BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 """Processors without one of these compute bfloat16 many times slower than single precision."""
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Limits of the container or service that this process belongs to; its own group, as seen from inside."""
+
+
 class Tool(Protocol):
     """What the chooser needs to know of an implementation."""
 
@@ -208,7 +212,7 @@ def usable_cores() -> int:
     """Cores this process may use: its affinity, within the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        quota, period = (CONTROL_GROUP / "cpu.max").read_text("ascii").split()
         cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
 
@@ -221,6 +225,19 @@ def usable_memory() -> int | None:
             if line.startswith("MemAvailable:"):
                 free.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
-        free.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text("ascii")))
+        limit = int((CONTROL_GROUP / "memory.max").read_text("ascii"))
+        taken = int((CONTROL_GROUP / "memory.current").read_text("ascii"))
+        free.append(limit - taken + _cached_files())
     return min(free, default=None)
+
+
+def _cached_files() -> int:
+    """Bytes that a control group counts as taken and gives up for the asking: files read some time ago.
+
+    After fetching and converting weights these are gigabytes.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in (CONTROL_GROUP / "memory.stat").read_text("ascii").splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0

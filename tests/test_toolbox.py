@@ -254,3 +254,32 @@ def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
     shared = open_toolbox(asked, device="cpu", threads=1, precision="float32", sharers=30).networks
     assert isinstance(alone, Shelf) and isinstance(shared, Shelf)
     assert set(alone.loaded) == set(found.parts) and shared.loaded == ()
+
+
+def test_usable_memory_stays_within_the_control_group_but_for_cached_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(toolbox, "CONTROL_GROUP", tmp_path)
+    machine = toolbox.usable_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    unlimited = toolbox.usable_memory()
+    assert machine is None or (unlimited is not None and unlimited > 1_000_000)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert toolbox.usable_memory() == 300_000
+    (tmp_path / "memory.stat").write_text(
+        "anon 100000\ninactive_anon 7\ninactive_file 500000\nactive_file 9\n"
+    )
+    assert toolbox.usable_memory() == 800_000
+
+
+def test_usable_cores_stay_within_the_quota_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(toolbox, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16), raising=False)
+    assert toolbox.usable_cores() == 16
+    (tmp_path / "cpu.max").write_text("350000 100000\n")
+    assert toolbox.usable_cores() == 4
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert toolbox.usable_cores() == 16
