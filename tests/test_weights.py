@@ -302,10 +302,13 @@ def test_a_list_that_is_no_json_is_refused_in_one_line(published: Path, text: by
 
 @pytest.mark.parametrize("place", [".", "CRM.pth"])
 def test_published_checkpoints_must_be_converted_first(tmp_path: Path, place: str) -> None:
-    (tmp_path / "CRM.pth").write_bytes(b"PK")
+    folder = tmp_path / "my downloads"
+    folder.mkdir()
+    (folder / "CRM.pth").write_bytes(b"PK")
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_RAW") as caught:
-        weights.find(str(tmp_path / place))
-    assert f"crm weights convert {tmp_path / place}" in caught.value.remedy
+        weights.find(str(folder / place))
+    # As a shell takes it.
+    assert f"crm weights convert '{folder / place}'" in caught.value.remedy
 
 
 def test_both_diffusions_share_what_is_there_once(converted: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -211,7 +212,7 @@ def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProbl
         return EnvironmentProblem(
             f"{directory}: published checkpoints, which must be converted once",
             code="E_WEIGHTS_RAW",
-            remedy=f"run `crm weights convert {directory}`",
+            remedy=f"run `crm weights convert {shlex.quote(str(directory))}`",
         )
     code = "E_WEIGHTS_MISSING"
     if directory.is_symlink() and not directory.exists():
