@@ -194,6 +194,10 @@ def lose_everything(folder: Path) -> None:
     folder.mkdir()
 
 
+def move_away(folder: Path) -> None:
+    folder.rename(folder.with_name(f".{folder.name}-77-0123abcd.old"))
+
+
 def lose_the_disk(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.symlink_to(folder.parent / "not mounted")
@@ -207,6 +211,7 @@ def lose_the_disk(folder: Path) -> None:
         (lengthen_a_file, r"vae-00001-of-\d+\.safetensors: \d+ bytes, not \d+.*E_WEIGHTS_BROKEN"),
         (lambda folder: (folder / "weights.json").unlink(), r"no weights\.json.*E_WEIGHTS_BROKEN"),
         (lose_everything, r"no weights\.json.*E_WEIGHTS_BROKEN"),
+        (move_away, r"its conversion was killed.*E_WEIGHTS_BROKEN"),
         (lose_the_disk, r"leads nowhere.*E_WEIGHTS_BROKEN"),
     ],
 )

@@ -8,6 +8,7 @@ in one or more files. Finding a set needs no torch: whoever plans a run asks for
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -142,7 +143,8 @@ def find(choice: str) -> WeightsSet:
 def name_of(choice: str) -> str:
     """What a preset's weights are called in files and reports: a folder by its name, not its path."""
     if choice == "auto":
-        return "published" if _is_there(_folder_of("published")) else "embedded"
+        folder = _folder_of("published")
+        return "published" if _is_there(folder) or _is_moved_away(folder) else "embedded"
     return choice if choice in _NAMED else expanded(choice).name
 
 
@@ -156,6 +158,11 @@ def _is_there(path: Path) -> bool:
         return _exists(path)
     except OSError:
         return True
+
+
+def _is_moved_away(folder: Path) -> bool:
+    """Whether a conversion was killed after it moved a folder away, before the new one took its place."""
+    return any(folder.parent.glob(f".{glob.escape(folder.name)}-*.old"))
 
 
 def _exists(path: Path) -> bool:
@@ -217,6 +224,8 @@ def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProbl
     code = "E_WEIGHTS_MISSING"
     if directory.is_symlink() and not directory.exists():
         cause, code = "leads nowhere", "E_WEIGHTS_BROKEN"
+    elif not directory.exists() and _is_moved_away(directory):
+        cause, code = "its conversion was killed, the next one puts it back", "E_WEIGHTS_BROKEN"
     elif not directory.is_dir():
         cause = "no such folder"
     elif directory == _folder_of("published"):
