@@ -172,6 +172,27 @@ def test_without_guidance_nobody_reads_the_negative_prompt(parts: dict[str, nn.M
     assert not torch.equal(imagine(parts, guided, cutout())[0].ccm, imagine(changed, guided, cutout())[0].ccm)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("stage", "name", "shape"), [("rgb", "reference", (4, 8, 8)), ("ccm", "concat", (6, 4, 8, 8))]
+)
+def test_where_guidance_has_ended_the_conditional_half_alone_is_asked(
+    parts: dict[str, nn.Module], stage: str, name: str, shape: tuple[int, ...]
+) -> None:
+    unet = parts[stage]
+    assert isinstance(unet, MultiViewUNet)
+    text, image = parts["contexts"].tokens.flip(0), noise("", "image", 2, 257, 32)
+    given = noise("", name, 2, *shape)
+    both = unet.prepare(text=text, image=image, **{name: given})
+    x, t = noise("", "x", 1, unet.config.frames, 4, 8, 8), torch.tensor([501])
+    hidden, shown = (
+        unet(x, t, unet.prepare(text=text[k], image=image[k], **{name: given[k]}))
+        for k in (slice(0, 1), slice(1, 2))
+    )
+    assert (hidden - shown).abs().max() > 1e-2
+    torch.testing.assert_close(unet(x, t, both.last(1)), shown)
+
+
 @pytest.mark.parametrize("part", ["vision", "vae", "contexts"])
 def test_a_second_diffusion_with_parts_of_its_own_reads_those(parts: dict[str, nn.Module], part: str) -> None:
     preset = preset_with("views.truncate=false")

@@ -92,7 +92,8 @@ def test_the_exact_preset_is_the_published_system() -> None:
     for sampling in (preset.rgb, preset.ccm):
         assert (sampling.solver, sampling.guidance, sampling.guided) == ("ddim", 5.0, 1.0)
     assert preset.cutout.framing == "canvas"
-    assert preset.views.truncate
+    assert preset.views.truncate and not preset.views.use_photo
+    assert (preset.mesh.faces, preset.mesh.smooth) == (1_000_000, 0)
     assert (preset.reconstruction.grid, preset.reconstruction.dense) == (80, True)
 
 

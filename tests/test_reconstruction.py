@@ -309,6 +309,16 @@ def test_an_untrained_embedded_network_is_the_hull(config: object) -> None:
     torch.testing.assert_close(field.colour(points), hull.colour(points))
 
 
+def test_the_embedded_network_corrects_the_hull_in_world_units() -> None:
+    views = trace(block(0.6, 0.4, 0.7), 64)
+    model = Reconstruction(TINY).requires_grad_(False)
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model.sdfMlp.fc3.bias[0] = 2.0
+    torch.testing.assert_close(model.field(views).geometry(points)[0], Hull(views).sdf(points) + 0.2)
+    model.sdfMlp.fc3.bias[1:] = 50.0  # every view in doubt as far as it can be
+    torch.testing.assert_close(model.field(views).geometry(points)[0], Hull(views).sdf(points) + 0.2 - 0.5)
+
+
 def test_the_embedded_network_is_small() -> None:
     assert sum(value.numel() for value in Reconstruction(SMALL).parameters()) < 600_000
 

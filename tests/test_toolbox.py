@@ -227,6 +227,13 @@ def test_the_embedded_networks_stay_single_precision_unless_asked(opened: Toolbo
     assert next(asked.networks["reconstruction"].parameters()).dtype == torch.float32
 
 
+def test_who_asks_for_single_precision_gets_all_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, may_round in (("float32", False), ("bfloat16", True)):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not may_round)
+        open_toolbox(preset_with(), device="cpu", threads=1, precision=precision)
+        assert torch.backends.cudnn.allow_tf32 == may_round
+
+
 def test_networks_take_what_the_device_has_free_but_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 5_000_000_000)
     assert toolbox._room("cpu", 1) == 2_000_000_000
