@@ -6,7 +6,6 @@ once, also while every worker is deep inside a native library.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter, deque
@@ -73,11 +72,12 @@ from crm_cli.run.store import (
     Store,
     hash_file,
     looks_unchanged,
+    new_run,
     output_error,
     refuse_newer,
     write_atomically,
 )
-from crm_cli.run.walk import Found, walk
+from crm_cli.run.walk import Found, absolute, walk
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE, Launch
 
@@ -128,7 +128,7 @@ def convert(
         planner = _planner(Records.scan(options.out), recipe, options)
         yield from _announce([planner.decide(photo) for photo in found.photos], weights)
         return
-    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    run = new_run()
     try:
         store = Store.open(
             options.out, run=run, wait_lock_s=options.wait_lock_s, is_unwanted=lambda: stop.signal is not None
@@ -303,8 +303,11 @@ class _Batch:
         self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
         about = {
             "run": self._store.run,
+            "started": self._facts.started.isoformat(),
+            "device": self._facts.device,
             "preset": asdict(self._preset),
-            "options": self._options,
+            # Whoever reads it may stand in another folder.
+            "options": replace(self._options, inputs=tuple(map(absolute, self._options.inputs))),
             "weights": self._weights,
         }
         self._write_file("run.json", dumps(about))

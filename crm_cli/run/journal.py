@@ -24,8 +24,16 @@ from crm_cli.run.store import output_error, sync_folder
 from crm_cli.run.wire import dumps, from_plain
 
 JournalEvent = Literal[
-    "run_start", "attempt_start", "stage_done", "asset_done", "asset_failed", "interrupted", "run_end"
+    "run_start",
+    "attempt_start",
+    "stage_done",
+    "asset_done",
+    "asset_failed",
+    "interrupted",
+    "withdrawn",
+    "run_end",
 ]
+"""`withdrawn`: a repair took an asset's record away, so that it does not count as finished any more."""
 
 RETRYABLE: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout", "quality", "io"})
 """Classes that may end otherwise next time; the rest need another photo or another folder."""
@@ -44,6 +52,8 @@ class LastFailure:
     kind: ErrorClass
     code: str
     message: str
+    attempt: int = 1
+    run: str = ""
 
 
 class Journal:

@@ -8,12 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from crm_cli.errors import NoInput
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
-from crm_cli.run.store import Records, refuse_newer
+from crm_cli.run.store import CommitRecord, Records, refuse_newer, refuse_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +34,7 @@ class Standing:
 
 def status(out: Path) -> Standing:
     """Read an output folder; NoInput where it is none."""
-    if not (out / ".crm").is_dir():
-        raise NoInput(f"{out}: not an output folder of crm", code="E_NOT_OUT", remedy="check the path")
+    refuse_none(out)
     refuse_newer(out)
     # Before the records: an asset finished meanwhile then answers its failure, never the other way round.
     failures = last_failures(out)
@@ -45,10 +43,8 @@ def status(out: Path) -> Standing:
     weights: Counter[str] = Counter()
     for record in records.newest():
         is_intact = records.intact(record)
-        failure = failures.get(record.asset)
-        # A kill right after the commit leaves the success out of the journal.
-        if failure and is_intact and record.t > failure.t:
-            del failures[record.asset]
+        if is_intact:
+            answer(failures, record)
         finished += is_intact
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
@@ -61,12 +57,19 @@ def status(out: Path) -> Standing:
         low_confidence=low,
         weights=weights,
         failures=tuple(failures.values()),
-        is_running=_is_locked(out / ".crm" / "lock"),
+        is_running=is_locked(out / ".crm" / "lock"),
         last_run=_last_summary(out),
     )
 
 
-def _is_locked(path: Path) -> bool:
+def answer(failures: dict[PurePosixPath, LastFailure], record: CommitRecord) -> None:
+    """Take a finished asset's older failure away: a kill right after the commit keeps the journal from it."""
+    failure = failures.get(record.asset)
+    if failure and record.t > failure.t:
+        del failures[record.asset]
+
+
+def is_locked(path: Path) -> bool:
     """Whether a run holds the lock; asked by sharing it for an instant, shorter than a starting run waits."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

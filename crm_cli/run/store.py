@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
+from crm_cli.errors import Locked, NoInput, OutputError, PhotoError, UsageError
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
 from crm_cli.records import Checks
 from crm_cli.run.wire import dumps, from_plain, to_plain
@@ -248,9 +248,12 @@ class Records:
         for name in self.names.get(asset_id, ()):
             if name.endswith(wanted):
                 with contextlib.suppress(OSError, ValueError, RecursionError):
-                    raw = (_private(self.out) / "records" / asset_id[:2] / name).read_bytes()
-                    found.append(CommitRecord.from_bytes(raw))
+                    found.append(CommitRecord.from_bytes(self.path(name).read_bytes()))
         return sorted(found, key=lambda record: record.t, reverse=True)
+
+    def path(self, name: str) -> Path:
+        """Where a record or intent of this name is."""
+        return _private(self.out) / "records" / name[:2] / name
 
     def newest(self) -> Iterator[CommitRecord]:
         """Yield the latest record of every asset."""
@@ -444,6 +447,33 @@ class Store:
         for name in self.records.names.get(record.id, ()):
             if name not in names:
                 (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[str]:
+    """Hold the lock of a standing output folder and change nothing else; gives a name for what is done."""
+    refuse_none(out)
+    refuse_newer(out)
+    run = new_run()
+    try:
+        lock = _take_lock(_private(out) / "lock", run=run, wait_s=0.0, is_unwanted=lambda: False)
+    except OSError as error:
+        raise output_error(out, error) from error
+    try:
+        yield run
+    finally:
+        os.close(lock)
+
+
+def new_run() -> str:
+    """A name that no other run has; names sort as runs began."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+
+
+def refuse_none(out: Path) -> None:
+    """Raise NoInput where a folder is no output folder."""
+    if not _private(out).is_dir():
+        raise NoInput(f"{out}: not an output folder of crm", code="E_NOT_OUT", remedy="check the path")
 
 
 def refuse_newer(out: Path) -> None:

@@ -100,6 +100,11 @@ def walk(inputs: Sequence[Path], out: Path, *, select: Selection, keep_ext: bool
     return Walk(photos=tuple(photos[: select.limit]), passed_over=tuple(passed_over))
 
 
+def absolute(path: Path) -> Path:
+    """Make a path absolute; a linked folder keeps the name that the caller gave."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def _candidates(
     given: Path, out: Path, select: Selection, passed_over: list[PassedOver]
 ) -> Iterator[tuple[Path, PurePosixPath]]:
@@ -110,8 +115,7 @@ def _candidates(
         raise NoInput(
             f"{display_name(given)}: {error.strerror}", code="E_INPUT_MISSING", remedy="check the path"
         ) from error
-    # Absolute, but a linked folder keeps the name that the caller gave.
-    given = Path(os.path.abspath(given))  # noqa: PTH100
+    given = absolute(given)
     if is_folder:
         if out.exists() and given.samefile(out):
             raise UsageError(
