@@ -23,7 +23,7 @@ from crm_cli.fragments import interpolate
 from crm_cli.frame import BACK, FRONT
 from crm_cli.mesh.bake import draw_charts
 from crm_cli.models import agree
-from crm_cli.models.field import surface
+from crm_cli.models.field import Field, surface
 from crm_cli.models.flexicubes import CubeWeights
 from crm_cli.models.reconstruction import SMALL, Reconstruction
 from crm_cli.pipeline import (
@@ -417,3 +417,17 @@ def test_a_whole_canvas_is_asked_for_by_name(toolbox: Toolbox, tmp_path: Path) -
     _, canvas = Prepare(toolbox, preset_with("cutout.framing=canvas"))(job)
     assert subject.rgb.shape[-1] == PRESET.cutout.size_px
     assert canvas.rgb.shape[-1] == max(photo.rgb.shape[:2])
+
+
+def test_a_preset_says_where_the_field_is_asked(toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def listening(field: Field, resolution: int, *, dense: bool, device: str) -> Mesh:
+        asked.append((resolution, dense))
+        return surface(field, resolution, device=device)
+
+    monkeypatch.setattr(pipeline, "surface", listening)
+    for dense in ("false", "true"):
+        preset = preset_with("reconstruction.grid=24", f"reconstruction.dense={dense}")
+        Reconstruct(toolbox, preset)(CHAIR, CUTOUTS[0])
+    assert asked == [(24, False), (24, True)]
