@@ -283,6 +283,17 @@ def test_a_precision_that_nobody_publishes_is_refused_by_tensor(files: Published
         convert([tmp_path], tmp_path / "out")
 
 
+def test_another_noise_schedule_is_worth_a_warning_by_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flatten(files: Published) -> None:
+        files[CCM]["alphas_cumprod"].fill_(0.5)
+
+    convert(write_published(tmp_path / "in", extras=True, change=flatten), tmp_path / "out")
+    [record] = caplog.records
+    assert f"{CCM}: its noise schedule" in record.getMessage()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_no_training_should_leave_are_worth_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
