@@ -17,6 +17,7 @@ from crm_cli.cli.doctor import doctor
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
+from crm_cli.cli.verify import verify
 from crm_cli.cli.weights import weights_app
 from crm_cli.errors import CrmError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(status)
+app.command()(verify)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)

@@ -42,12 +42,21 @@ class Found:
     @property
     def asset(self) -> str:
         """The asset's identity: the relative path, in the one Unicode form that all systems agree on."""
-        return unicodedata.normalize("NFC", str(self.path))
+        return _identity(self.path)
 
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits of the asset's identity, safe in file names."""
-        return hashlib.sha256(os.fsencode(self.asset)).hexdigest()[:16]
+        return asset_id(self.path)
+
+
+def asset_id(path: PurePosixPath) -> str:
+    """Sixteen hexadecimal digits of the identity of a photo's asset."""
+    return hashlib.sha256(os.fsencode(_identity(path))).hexdigest()[:16]
+
+
+def _identity(path: PurePosixPath) -> str:
+    return unicodedata.normalize("NFC", str(path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
