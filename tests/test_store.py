@@ -87,7 +87,7 @@ def test_a_later_setting_counts_as_soon_as_it_says_something_new(key: str) -> No
 def die(store: Store) -> None:
     """Let the lock go as the kernel does when a process is killed: nothing is tidied up."""
     assert store._lock is not None
-    os.close(store._lock)
+    store._lock.release()
     store._lock = None
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
+from crm_cli.run.lock import is_at_work
 from crm_cli.run.store import CommitRecord, Records, refuse_newer, refuse_none
 
 
@@ -70,18 +69,8 @@ def answer(failures: dict[PurePosixPath, LastFailure], record: CommitRecord) -> 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a run holds the lock; asked by sharing it for an instant, shorter than a starting run waits."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """Whether a run holds the lock, or a shard one of its own."""
+    return is_at_work(path.parent)
 
 
 def _last_summary(out: Path) -> Mapping[str, object]:

@@ -1,7 +1,7 @@
 """The output folder's truth: a lock, atomic writes, and commit records that are written last.
 
     OUT/.crm/FORMAT     the layout's number; a newer one is refused
-    OUT/.crm/lock       held with flock while a run writes; the kernel frees it however the run ends
+    OUT/.crm/lock       held while a run writes: see crm_cli/run/lock.py
     OUT/.crm/records    aa/<asset>.<key>.json, one for each finished asset
     OUT/.crm/tmp        where workers write; emptied by the next run
 
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 import stat
 import time
 import zlib
@@ -29,9 +27,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from crm_cli.errors import Locked, NoInput, OutputError, PhotoError, UsageError
+from crm_cli.errors import NoInput, OutputError, PhotoError, UsageError
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
 from crm_cli.records import Checks
+from crm_cli.run.lock import Lock, is_named_after, shards_at_work, take_lock
+from crm_cli.run.shards import Shard
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
 FORMAT = 1
@@ -55,9 +55,6 @@ FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, er
 """Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
 
 HASHED_AT_ONCE = 1 << 20
-
-LOCK_BLINK_S = 0.4
-"""How long a run waits for the lock at least: `crm status` shares it for an instant to see who holds it."""
 
 REPORT = "report"
 """Where the contact sheet and its pictures are, in the output folder."""
@@ -277,10 +274,10 @@ class Records:
 class Store:
     """The output folder of a run that may write; holds the lock until closed."""
 
-    def __init__(self, out: Path, *, run: str, lock: int) -> None:
+    def __init__(self, out: Path, *, run: str, lock: Lock) -> None:
         self.out = out
         self.run = run
-        self._lock: int | None = lock
+        self._lock: Lock | None = lock
         self._scratch = 0
         self.records = Records.scan(out)
 
@@ -290,12 +287,14 @@ class Store:
         out: Path,
         *,
         run: str,
+        shard: Shard | None = None,
         wait_lock_s: float = 0.0,
         is_unwanted: Callable[[], bool] = lambda: False,
     ) -> Store:
         """Create or open an output folder, take its lock, and clear away what dead runs left.
 
-        is_unwanted: asked while waiting for the lock; true ends the wait.
+        shard: what is opened for; others may then be at work on theirs. is_unwanted: asked while waiting for
+        the lock; true ends the wait.
         """
         private = _private(out)
         try:
@@ -303,14 +302,14 @@ class Store:
             for name in ("tmp", "journal", "runs"):
                 (private / name).mkdir(exist_ok=True)
             refuse_newer(out)
-            lock = _take_lock(private / "lock", run=run, wait_s=wait_lock_s, is_unwanted=is_unwanted)
+            lock = take_lock(private, run=run, shard=shard, wait_s=wait_lock_s, is_unwanted=is_unwanted)
             try:
                 if not (private / "FORMAT").exists():
                     write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
-                _clear_leftovers(out)
+                _clear_leftovers(out, is_alone=shard is None)
                 return cls(out, run=run, lock=lock)
             except BaseException:
-                os.close(lock)
+                lock.release()
                 raise
         except OSError as error:
             raise output_error(out, error) from error
@@ -320,7 +319,7 @@ class Store:
         if self._lock is None:
             return
         shutil.rmtree(self._own_tmp, ignore_errors=True)
-        os.close(self._lock)
+        self._lock.release()
         self._lock = None
 
     @property
@@ -456,18 +455,18 @@ def locked(out: Path) -> Iterator[str]:
     refuse_newer(out)
     run = new_run()
     try:
-        lock = _take_lock(_private(out) / "lock", run=run, wait_s=0.0, is_unwanted=lambda: False)
+        lock = take_lock(_private(out), run=run)
     except OSError as error:
         raise output_error(out, error) from error
     try:
         yield run
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def new_run() -> str:
     """A name that no other run has; names sort as runs began."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}"
 
 
 def refuse_none(out: Path) -> None:
@@ -543,55 +542,26 @@ def _sync_file(path: Path) -> os.stat_result:
         os.close(descriptor)
 
 
-def _take_lock(path: Path, *, run: str, wait_s: float, is_unwanted: Callable[[], bool]) -> int:
-    """Lock the output folder, or raise Locked with the name of the holder."""
-    # Close-on-exec: a worker that outlived its parent would otherwise keep the lock alive.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    patience = time.monotonic() + max(wait_s, LOCK_BLINK_S)
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= patience or is_unwanted():
-                holder = _describe_holder(os.pread(descriptor, 4096, 0))
-                os.close(descriptor)
-                raise Locked(
-                    f"{path.parent.parent}: another run holds this folder ({holder})",
-                    code="E_LOCKED",
-                    remedy="wait for it, or use --wait-lock SECONDS",
-                ) from None
-            time.sleep(LOCK_BLINK_S / 4)
-    us = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "t": time.time(), "run": run}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, dumps(us).encode("ascii") + b"\n", 0)
-    return descriptor
+def _clear_leftovers(out: Path, *, is_alone: bool) -> None:
+    """Remove what earlier runs left unfinished. Whoever holds the lock may: nobody else is writing.
 
-
-def _describe_holder(raw: bytes) -> str:
-    """Words about who holds a lock; for the message only, never to decide anything."""
-    try:
-        holder: dict[str, Any] = json.loads(raw)
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["t"])))
-        return f"process {int(holder['pid'])} on {holder['host']} since {since}"
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return "it has not said who it is"
-
-
-def _boot_id() -> str:
-    """Which boot of this machine: a process number means nothing after a restart."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Remove what earlier runs left unfinished. Whoever holds the lock may: nobody else is writing."""
+    is_alone: a shard is not; it spares what shards at work are named in, and the contact sheet.
+    """
     private = _private(out)
-    for entry in _listed(private / "tmp"):
-        shutil.rmtree(entry.path, ignore_errors=True)
-    for folder in (private, out / REPORT, *(Path(entry) for entry in _listed(private / "records"))):
-        for entry in _listed(folder):
-            if entry.name.startswith(".crm-") and entry.name.endswith(".part"):
-                Path(entry).unlink(missing_ok=True)
+    folders = (private, *(Path(entry) for entry in _listed(private / "records")))
+    parts = [
+        entry
+        for folder in ((*folders, out / REPORT) if is_alone else folders)
+        for entry in _listed(folder)
+        if entry.name.startswith(".crm-") and entry.name.endswith(".part")
+    ]
+    scratch = _listed(private / "tmp")
+    # Asked after the look: whoever left something signed its lock before.
+    names = {entry.name for entry in (*scratch, *parts)}
+    spared = frozenset() if is_alone else shards_at_work(private, names)
+    for entry in parts:
+        if not any(is_named_after(entry.name, run) for run in spared):
+            Path(entry).unlink(missing_ok=True)
+    for entry in scratch:
+        if not any(is_named_after(entry.name, run) for run in spared):
+            shutil.rmtree(entry.path, ignore_errors=True)
