@@ -14,6 +14,7 @@ from crm_cli import __version__
 from crm_cli.cli.console import say
 from crm_cli.cli.convert import convert
 from crm_cli.cli.doctor import doctor
+from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(convert)
 app.command()(status)
 app.command()(verify)
+app.command()(gc)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
