@@ -1,21 +1,31 @@
-"""The contact sheet of a run, from what the run knows of each photo."""
+"""The contact sheet: of a run, from what it knows of each photo; of a folder, from all that stands in it."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from crm_cli import __version__
 from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.records import Failed, WrittenFile
+from crm_cli.run.events import weights_label
+from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
 from crm_cli.run.plan import Planned
-from crm_cli.run.store import REPORT, CommitRecord
-from crm_cli.run.wire import dumps
+from crm_cli.run.status import answer
+from crm_cli.run.store import REPORT, CommitRecord, Records, locked, output_error
+from crm_cli.run.walk import asset_id
+from crm_cli.run.wire import dumps, from_plain
+
+NOT_INTACT = "files are missing or were changed since; convert again, or see `crm verify`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,15 @@ class RunFacts:
     device: str
     weights: str
     """Label of the set that was really used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SheetCounts:
+    """A written sheet, and what stands on it."""
+
+    sheet: Path
+    finished: int
+    failed: int
 
 
 def write_report(
@@ -56,17 +75,120 @@ def write_report(
         version=__version__,
         note=f"stopped early: {left} left" if left else "",
     )
-    digest = _digest(entries, summary)
-    mark = options.out / ".crm" / "sheet"
     sheet = options.out / REPORT / "index.html"
     is_idle = all(planned.action != "convert" for planned in plan)
-    if is_idle and sheet.exists() and _read(mark) == digest:
+    if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary):
         return sheet
+    return _write(options.out, entries, summary)
+
+
+def rewrite_report(out: Path) -> SheetCounts:
+    """Write the sheet of everything in an output folder; Locked where a run is at work."""
+    with locked(out):
+        try:
+            return write_whole(out)
+        except OSError as error:
+            raise output_error(out, error) from error
+
+
+def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> SheetCounts:
+    """Write the sheet of all finished assets and all failures, whichever runs they are from.
+
+    The caller holds the folder's lock. so_far_s: seconds of a run that has not ended yet, by its name.
+    """
+    records = Records.scan(out)
+    failures = last_failures(out)
+    finished: dict[PurePosixPath, SheetEntry] = {}
+    labels: Counter[str] = Counter()
+    runs: set[str] = set()
+    for record in records.newest():
+        is_intact = records.intact(record)
+        if is_intact:
+            answer(failures, record)
+        if record.asset not in failures:
+            finished[record.asset] = _finished(record, is_intact=is_intact)
+            runs.add(record.run)
+            labels.update([weights_label(record.weights_name, record.weights_digest)])
+    runs |= {failure.run for failure in failures.values()}
+    failed = {failure.asset: _failed(failure) for failure in failures.values()}
+    entries = sorted({**finished, **failed}.values(), key=lambda entry: os.fsencode(entry.photo))
+    summary = _summary(out, sorted(runs), labels=tuple(labels), so_far_s=so_far_s or {})
+    return SheetCounts(
+        sheet=_write(out, entries, summary), finished=len(entries) - len(failed), failed=len(failed)
+    )
+
+
+def _summary(
+    out: Path, runs: Sequence[str], *, labels: Sequence[str], so_far_s: Mapping[str, float]
+) -> SheetSummary:
+    """The head of a sheet of several runs: what they have in common, and all that they have not."""
+    abouts = [about for about in (_about(out, run) for run in runs) if about]
+    seconds = [so_far_s.get(run, _seconds(out, run)) for run in runs]
+    return SheetSummary(
+        started=abouts[-1].started if abouts else datetime.now().astimezone(),
+        wall_s=sum(seconds),
+        weights=_listed(labels or [about.weights for about in abouts]),
+        preset=_listed(about.options.preset_name for about in abouts),
+        device=_listed(about.device for about in abouts),
+        version=__version__,
+        note=f"from {len(runs)} runs" if len(runs) > 1 else "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """The part of a run's options that a sheet names."""
+
+    preset_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What a run said of itself."""
+
+    started: datetime
+    device: str
+    weights: str
+    options: _Named
+
+
+def _about(out: Path, run: str) -> _About | None:
+    """What run.json says; None where it does not stand."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        about = json.loads((out / ".crm" / "runs" / run / "run.json").read_bytes())
+        return _About(
+            started=datetime.fromisoformat(about["started"]),
+            device=str(about["device"]),
+            weights=weights_label(str(about["weights"]["name"]), str(about["weights"]["digest"])),
+            options=from_plain(_Named, about["options"]),
+        )
+    return None
+
+
+def _seconds(out: Path, run: str) -> float:
+    """How long a run took; 0 where it was killed before it could tell."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        summary = json.loads((out / ".crm" / "runs" / run / "summary.json").read_bytes())
+        return float(summary["seconds"])
+    return 0.0
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Each name once."""
+    return ", ".join(dict.fromkeys(name for name in names if name))
+
+
+def _write(out: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
+    """Write a sheet, and remember what it says."""
     # Gone before the pages change: a mark must never outlive the sheet it was written for.
-    mark.unlink(missing_ok=True)
-    sheet = write_sheet(options.out, entries, summary)
-    mark.write_text(digest, encoding="ascii")
+    _mark(out).unlink(missing_ok=True)
+    sheet = write_sheet(out, entries, summary)
+    _mark(out).write_text(_digest(entries, summary), encoding="ascii")
     return sheet
+
+
+def _mark(out: Path) -> Path:
+    return out / ".crm" / "sheet"
 
 
 def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
@@ -89,15 +211,32 @@ def _entry(planned: Planned, outcome: CommitRecord | Failed) -> SheetEntry:
     """One photo's place on the sheet."""
     if isinstance(outcome, Failed):
         return SheetEntry(id=planned.found.id, photo=outcome.path, failure=outcome)
+    return replace(_finished(outcome, is_intact=True), is_kept=planned.action == "cached")
+
+
+def _finished(record: CommitRecord, *, is_intact: bool) -> SheetEntry:
+    """A finished asset's place on the sheet."""
     files = tuple(
-        WrittenFile(path=output.path, size=output.size, sha256=output.sha256) for output in outcome.outputs
+        WrittenFile(path=output.path, size=output.size, sha256=output.sha256) for output in record.outputs
     )
     return SheetEntry(
-        id=outcome.id,
-        photo=outcome.asset,
+        id=record.id,
+        photo=record.asset,
         files=files,
-        checks=outcome.checks,
-        seconds=outcome.seconds,
-        warnings=outcome.warnings,
-        is_kept=planned.action == "cached",
+        checks=record.checks,
+        seconds=record.seconds,
+        warnings=record.warnings if is_intact else (*record.warnings, NOT_INTACT),
     )
+
+
+def _failed(failure: LastFailure) -> SheetEntry:
+    """A remembered failure's place on the sheet."""
+    failed = Failed(
+        path=failure.asset,
+        kind=failure.kind,
+        code=failure.code,
+        message=failure.message,
+        stage=failure.stage,
+        attempts=failure.attempt,
+    )
+    return SheetEntry(id=asset_id(failure.asset), photo=failure.asset, failure=failed)
