@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crm_cli import __version__
+from crm_cli import __version__, cache
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import Raster, project
 from crm_cli.frame import FRONT, VIEWS
@@ -77,12 +77,17 @@ class Prepare:
         self._mattes = toolbox.mattes
         self._preset = preset
 
+    def read(self, job: Job) -> Photo:
+        """Read one photo."""
+        from crm_cli.models.photo import read_photo
+
+        return read_photo(job.root / job.path, path=job.path, max_mpixels=job.max_mpixels)
+
     def __call__(self, job: Job) -> tuple[Photo, Cutout]:
         """Read one photo and cut its subject out."""
         from crm_cli.models.matting import cut_out, find_subject, whole_canvas
-        from crm_cli.models.photo import read_photo
 
-        photo = read_photo(job.root / job.path, path=job.path, max_mpixels=job.max_mpixels)
+        photo = self.read(job)
         matted = find_subject(photo, self._mattes, method=self._preset.matting.method)
         wanted = self._preset.cutout
         if wanted.framing == "canvas":
@@ -292,10 +297,7 @@ class Line:
         report_step: called with the evaluations of the denoisers that are done, and how many there will be.
         """
         watch = Stopwatch(report_stage)
-        watch.begin("prepare")
-        photo, cutout = self._prepare(job)
-        watch.begin("imagine")
-        [views] = self._imagine([cutout], report_step)
+        photo, (cutout, views) = self._see(job, watch, report_step)
         watch.begin("reconstruct")
         drawn = self._reconstruct(views, cutout)
         watch.begin("unwrap")
@@ -305,6 +307,21 @@ class Line:
         watch.begin("deliver")
         asset = self._deliver(job, photo, cutout, views, drawn, textured)
         return replace(asset, seconds=watch.stop())
+
+    def _see(
+        self, job: Job, watch: Stopwatch, report_step: Progress
+    ) -> tuple[Photo, tuple[Cutout, SixViews]]:
+        """Make the photo's cut-out and views, or take what was kept of them."""
+        watch.begin("prepare")
+        kept = None if job.cache is None else cache.read(job.cache, photo=job.path)
+        if kept is not None:
+            return self._prepare.read(job), (kept.cutout, kept.views)
+        photo, cutout = self._prepare(job)
+        watch.begin("imagine")
+        [views] = self._imagine([cutout], report_step)
+        if job.cache is not None:
+            cache.write(job.cache, cache.Imagined(cutout=cutout, views=views))
+        return photo, (cutout, views)
 
     def finish(self, drawn: Surface, cutout: Cutout) -> tuple[Surface, UnwrappedMesh]:
         """Clean and unwrap, with a solid instead of what cannot be mended or no longer shows the photo."""

@@ -204,6 +204,8 @@ class Job:
     """An empty folder on the output's file system; files get their final relative names here."""
     max_mpixels: float
     """A photo of more million pixels is refused before it is decoded."""
+    cache: Path | None = None
+    """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -747,13 +747,13 @@ def test_another_precision_redoes_nothing(photos: Path) -> None:
 def test_too_little_memory_for_large_networks_is_told_before_the_run(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(6e9))
+    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(7e9))
     large = fakes.engine(architecture="release")
     warned = [event.message for event in run(photos, engine=large, jobs=2) if isinstance(event, Warned)]
-    assert warned == ["2 workers may need 11.0 GB of memory, and 6.0 GB are free: use fewer --jobs"]
+    assert warned == ["2 workers may need 14.0 GB of memory, and 7.0 GB are free: use fewer --jobs"]
     out = photos.parent / "elsewhere"
     assert not [event for event in run(photos, engine=large, out=out) if isinstance(event, Warned)]
-    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(7e9))
+    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(10e9))
     half = run(photos, engine=large, out=photos.parent / "half", jobs=2, precision="bfloat16")
     assert not [event for event in half if isinstance(event, Warned)]
     small = fakes.engine(weights="w2")

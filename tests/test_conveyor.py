@@ -204,9 +204,9 @@ def test_memory_is_enough_up_to_what_every_worker_needs(monkeypatch: pytest.Monk
         monkeypatch.setattr(conveyor_module, "usable_memory", lambda: None if memory is None else int(memory))
         return memory_problem(3_500_000_000, workers=workers)
 
-    assert problem(5e9, 1) is problem(10e9, 2) is problem(None, 9) is None
-    one, two = problem(4.9e9, 1), problem(9.9e9, 2)
-    assert one is not None and one.startswith("a worker may need 5.0 GB of memory, and 4.9 GB are free")
+    assert problem(6.5e9, 1) is problem(13e9, 2) is problem(None, 9) is None
+    one, two = problem(6.4e9, 1), problem(12.9e9, 2)
+    assert one is not None and one.startswith("a worker may need 6.5 GB of memory, and 6.4 GB are free")
     assert "--weights embedded" in one and two is not None and "fewer --jobs" in two
 
 

@@ -114,3 +114,13 @@ def test_what_is_no_size_is_refused_in_a_line(text: str) -> None:
 )
 def test_sizes_are_written_in_the_units_they_are_read_in(size: int, words: str) -> None:
     assert size_words(size) == words
+
+
+def test_what_a_dead_worker_began_long_ago_goes(tmp_path: Path) -> None:
+    young, old = (tmp_path / ".crm" / "cache" / "aa" / f".{name}-7.part" for name in ("young", "old"))
+    for folder in (young, old):
+        folder.mkdir(parents=True)
+        (folder / "views").write_bytes(b"half")
+    os.utime(old, (1, 1))
+    trim(tmp_path, limit_bytes=1 << 30)
+    assert young.exists() and not old.exists()

@@ -25,7 +25,7 @@ from crm_cli.mesh.bake import draw_charts
 from crm_cli.models import agree
 from crm_cli.models.field import Field, surface
 from crm_cli.models.flexicubes import CubeWeights
-from crm_cli.models.reconstruction import SMALL, Reconstruction
+from crm_cli.models.reconstruction import SMALL, PlaneField, Reconstruction
 from crm_cli.pipeline import (
     Bake,
     Imagine,
@@ -403,6 +403,62 @@ def test_networks_of_the_published_structure_make_an_asset(published_line: Line,
     assert asset.checks.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.6)
     assert asset.checks.confidence == "ok", "no solid stands in for what these networks draw"
     assert b'"weights": "mini"' in (tmp_path / "bottle.glb").read_bytes().replace(b'":"', b'": "')
+
+
+class Unasked:
+    """Stands for the networks' part where nobody may ask them again."""
+
+    def __call__(self, *_: object) -> None:
+        raise AssertionError("the networks were asked again")
+
+
+def digests(asset: Asset) -> dict[str, str]:
+    return {file.path.name: file.sha256 for file in asset.files}
+
+
+def test_kept_views_give_the_same_asset_without_asking_the_networks(
+    toolbox: Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def converted(line: Line, name: str, *, is_kept: bool) -> tuple[Asset, list[str]]:
+        stages: list[str] = []
+        job = job_for(PHOTOS, "bottle.png", tmp_path / name)
+        return line.convert(
+            replace(job, cache=tmp_path / "cache" if is_kept else None), stages.append
+        ), stages
+
+    plain, _ = converted(Line(toolbox, PRESET), "plain", is_kept=False)
+    first, stages = converted(Line(toolbox, PRESET), "first", is_kept=True)
+    assert "imagine" in stages
+    again = Line(toolbox, PRESET)
+    monkeypatch.setattr(again, "_imagine", Unasked())
+    second, stages = converted(again, "second", is_kept=True)
+    assert "imagine" not in stages
+    assert digests(plain) == digests(first) == digests(second)
+    larger = Line(toolbox, preset_with("texture.size_px=256"))
+    monkeypatch.setattr(larger, "_imagine", Unasked())
+    third, _ = converted(larger, "third", is_kept=True)
+    assert digests(third) != digests(first)
+
+
+def test_the_reconstructions_noise_is_the_photos_own(published_line: Line) -> None:
+    tools = published_line._tools
+    size = 256
+    views = SixViews(
+        rgb=torch.full((6, 3, size, size), 0.4),
+        ccm=torch.full((6, 3, size, size), 0.6),
+        alpha=torch.ones(6, 1, size, size),
+    )
+
+    def planes(seed: int, digest: str) -> Tensor:
+        preset = replace(published_line._preset, seed=seed)
+        field = Reconstruct(tools, preset)(views, cutout_of(CHAIR, digest)).field
+        assert isinstance(field, PlaneField)
+        return field.triplane.planes
+
+    first = planes(0, "a" * 64)
+    assert torch.equal(planes(0, "a" * 64), first)
+    assert not torch.equal(planes(1, "a" * 64), first)
+    assert not torch.equal(planes(0, "b" * 64), first)
 
 
 def test_only_what_takes_long_has_a_forecast(published_line: Line, line: Line) -> None:

@@ -40,9 +40,9 @@ class Solid(NamedTuple):
     texture: NDArray[np.uint8]
 
 
-def convert(photos: Path, out: Path) -> list[dict[str, Any]]:
+def convert(photos: Path, out: Path, *more: str) -> list[dict[str, Any]]:
     """Run the command as a user does; returns its events."""
-    words = ["convert", photos, "-o", out, "-p", "tiny", "--jobs", "1", "--device", "cpu", "--json"]
+    words = ["convert", photos, "-o", out, "-p", "tiny", "--jobs", "1", "--device", "cpu", "--json", *more]
     done = subprocess.run(
         [sys.executable, "-m", "crm_cli", *map(str, words)],
         capture_output=True,
@@ -223,3 +223,28 @@ def test_a_second_run_does_nothing_and_a_lost_file_costs_its_own_photo_alone(pho
     after = asset_files(out)
     assert {name for name in before if name.startswith("küche/") and after[name] != before[name]} == set()
     assert (out / "bottle.obj").read_bytes() == lost
+
+
+def stages(events: list[dict[str, Any]]) -> set[str]:
+    return {event["stage"] for event in events if event["type"] == "stage_started"}
+
+
+def test_another_texture_or_format_asks_no_network_for_views_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one = photos / "bottle.png"
+    assert "imagine" in stages(convert(one, out))
+    kept = list((out / ".crm" / "cache").glob("*/*/ok.json"))
+    assert len(kept) == 1
+    again = convert(one, out, "--set", "texture.size_px=256", "--format", "glb")
+    assert stages(again) == {"prepare", "reconstruct", "unwrap", "bake", "deliver"}
+    afresh = convert(
+        one, tmp_path / "afresh", "--set", "texture.size_px=256", "--format", "glb", "--no-cache"
+    )
+    assert "imagine" in stages(afresh)
+    assert not (tmp_path / "afresh" / ".crm" / "cache").exists()
+    assert (out / "bottle.glb").read_bytes() == (tmp_path / "afresh" / "bottle.glb").read_bytes()
+    assert "imagine" in stages(convert(one, out, "--set", "seed=1")), "another seed imagines other sides"
+    assert "imagine" in stages(convert(one, out, "--set", "texture.size_px=512", "--no-cache"))
+    assert len(list((out / ".crm" / "cache").glob("*/*/ok.json"))) == 2, "--no-cache throws nothing away"
+    convert(one, out, "--set", "texture.size_px=128", "--cache-size", "1K")
+    assert not list((out / ".crm" / "cache").glob("*/*/ok.json"))

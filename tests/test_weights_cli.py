@@ -530,3 +530,29 @@ def test_a_terminal_shows_a_bar_for_each_file() -> None:
     assert b"one: 100%" in seen and b"1.00k/1.00k" in seen
     assert b"two: 100%" in seen and b"2.00k/2.00k" in seen
     assert b"three: 100%" in seen and seen.count(b"\n") == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_conversion_that_is_ended_by_a_scheduler_leaves_nothing_behind(
+    published: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    home = tmp_path / "home"
+    # Stops itself in the middle: right after the first part has been written.
+    code = f"""
+import os, sys
+from crm_cli.models import convert
+real = convert.write_part
+def once(*given, **more):
+    done = real(*given, **more)
+    os.kill(os.getpid(), {int(number)})
+    return done
+convert.write_part = once
+sys.argv = ["crm", "weights", "convert", {str(published)!r}, "--architecture", "miniature"]
+from crm_cli.cli.app import main
+main()
+"""
+    environment_here = {**os.environ, "CRM_WEIGHTS_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment_here, capture_output=True, text=True)
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in home.rglob("*") if path.is_file() and path.name != ".lock"] == []

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 def convert(
     context: typer.Context,
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
-    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; mirrors the input's folders.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
+    ] = None,
     preset: Annotated[
         str, typer.Option("-p", "--preset", envvar="CRM_PRESET", help="Name of a preset, or a file.yaml.")
     ] = "default",
@@ -44,12 +44,26 @@ def convert(
         list[str] | None,
         typer.Option("--format", envvar="CRM_FORMAT", help="glb, obj, usd; repeat, or separate by commas."),
     ] = None,
+    from_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="More photos and folders, one a line; - is stdin."),
+    ] = None,
+    null: Annotated[bool, typer.Option("-0", "--null", help="Lists end their paths with NUL bytes.")] = False,
     include: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Take only photos that match.")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Leave out what matches.")] = None,
     no_recursive: Annotated[bool, typer.Option("--no-recursive", help="Do not search sub-folders.")] = False,
+    follow_symlinks: Annotated[
+        bool,
+        typer.Option(
+            "--follow-symlinks", help="Take links that lead out of the input, and search linked folders."
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N photos only.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Take part I of N, for N machines with one OUT.")
+    ] = None,
     keep_ext: Annotated[
         bool, typer.Option("--keep-ext", help="Name assets a.jpg.glb, so that a.jpg and a.png can both stay.")
     ] = False,
@@ -83,6 +97,17 @@ def convert(
         float,
         typer.Option(min=0.01, envvar="CRM_MAX_MPIXELS", help="Refuse photos of more million pixels."),
     ] = 64.0,
+    cache_size: Annotated[
+        str,
+        typer.Option(
+            envvar="CRM_CACHE_SIZE",
+            metavar="SIZE",
+            help="What OUT may keep of imagined views, so that other textures or formats need no network.",
+        ),
+    ] = "20G",
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither keep views nor use kept ones.")
+    ] = False,
     wait_lock: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="Wait for another run in OUT to end.")
     ] = 0.0,
@@ -99,19 +124,31 @@ def convert(
 ) -> None:
     """Convert photos to 3D assets. Run it again to do what is missing."""
     from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.keeping import read_size
+    from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
+    from crm_cli.run.shards import Shard
     from crm_cli.run.walk import Selection
 
     log_to_stderr(-1 if quiet else verbose)
     overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
+    if not inputs and not from_file:
+        raise UsageError(
+            "nothing to convert", code="E_NO_INPUT", remedy="give photos, folders or --from-file"
+        )
+    if null and not from_file:
+        raise UsageError("-0 without a list", code="E_LIST", remedy="it tells how to read --from-file")
     options = RunOptions(
-        inputs=tuple(inputs),
+        inputs=tuple(inputs or ()),
+        listed=read_lists(from_file or (), is_null=null),
         out=out,
         select=Selection(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             is_recursive=not no_recursive,
             limit=limit,
+            shard=Shard.from_text(shard) if shard is not None else None,
+            follow_symlinks=follow_symlinks,
         ),
         keep_ext=keep_ext,
         preset_name=preset,
@@ -120,6 +157,7 @@ def convert(
         precision=precision,
         deadlines_s=_deadlines(timeouts or []),
         max_mpixels=max_mpixels,
+        cache_bytes=0 if no_cache else read_size(cache_size),
         overwrite=overwrite,
         retry_failed=retry_failed,
         fail_fast=fail_fast,

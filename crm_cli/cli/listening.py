@@ -1,4 +1,4 @@
-"""Signals, heard as a wish to stop."""
+"""Signals, heard as a wish to stop, or to leave at once but tidily."""
 
 from __future__ import annotations
 
@@ -40,6 +40,22 @@ def listening() -> Iterator[Stop]:
     before = [signal.signal(number, hear) for number in numbers]
     try:
         yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind a command as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

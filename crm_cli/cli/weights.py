@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crm_cli.cli.console import JsonOption, say
+from crm_cli.cli.listening import leaving
 from crm_cli.cli.meter import metering
 from crm_cli.errors import EnvironmentProblem
 
@@ -68,7 +69,7 @@ def fetch(
     if there is not None and not download_only:
         _show(there)
         return
-    with metering() as progress:
+    with leaving(), metering() as progress:
         files = hub.fetch(repository=repository, revision=revision, progress=progress)
     if download_only:
         for file in files:
@@ -143,7 +144,7 @@ def _convert(
     from crm_cli.models.weights import home
 
     folder = out or home() / "published"
-    with metering() as progress:
+    with leaving(), metering() as progress:
         made = convert_files(files, folder, architecture=architecture, clip=clip, vae=vae, progress=progress)
     _show(made)
 

@@ -53,6 +53,7 @@ from crm_cli.run.events import (
 )
 from crm_cli.run.forecast import forecast
 from crm_cli.run.journal import Journal, last_failures
+from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import (
     PRODUCTION,
     Engine,
@@ -64,6 +65,7 @@ from crm_cli.run.options import (
 )
 from crm_cli.run.plan import Planned, Planner
 from crm_cli.run.report import RunFacts, write_report
+from crm_cli.run.search import absolute
 from crm_cli.run.store import (
     CommitRecord,
     Output,
@@ -77,7 +79,7 @@ from crm_cli.run.store import (
     refuse_newer,
     write_atomically,
 )
-from crm_cli.run.walk import Found, absolute, walk
+from crm_cli.run.walk import Found, walk
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE, Launch
 
@@ -105,14 +107,21 @@ def convert(
     known to be wrong before the output folder is touched is raised before that.
     """
     stop = stop or Stop()
-    found = walk(options.inputs, options.out, select=options.select, keep_ext=options.keep_ext)
+    found = walk(
+        options.inputs,
+        options.out,
+        select=options.select,
+        keep_ext=options.keep_ext,
+        listed=options.listed,
+    )
     for skipped in found.passed_over:
         yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
-    if not found.photos and not options.allow_empty:
-        names = ", ".join(str(path) for path in options.inputs)
+    # A shard without a photo is done: of few photos and many shards, some have none.
+    if not found.found and not options.allow_empty:
+        names = ", ".join(str(path) for path in options.inputs) or "the lists"
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
-    if options.report:
+    if options.report and not options.select.shard:
         with _writing(options.out):
             refuse_foreign(options.out, len(found.photos))
     check_device(options.device)
@@ -131,7 +140,11 @@ def convert(
     run = new_run()
     try:
         store = Store.open(
-            options.out, run=run, wait_lock_s=options.wait_lock_s, is_unwanted=lambda: stop.signal is not None
+            options.out,
+            run=run,
+            shard=options.select.shard,
+            wait_lock_s=options.wait_lock_s,
+            is_unwanted=lambda: stop.signal is not None,
         )
     except Locked:
         if stop.signal is None:
@@ -341,6 +354,8 @@ class _Batch:
                 yield self._settle_at_once(planned)
         yield from self._work(workers=workers)
         exit_code = self._exit_code()
+        if self._options.cache_bytes:
+            trim(self._options.out, limit_bytes=self._options.cache_bytes)
         report = self._write_report()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
         finished = RunFinished(
@@ -393,7 +408,8 @@ class _Batch:
             yield self._settle_failed(planned, _unreadable(planned, error, number), key="")
             return
         planned = replace(planned, input=known)
-        key = self._planner.attempt_key(self._planner.recipe.keys(known.sha256))
+        keys = self._planner.recipe.keys(known.sha256)
+        key = self._planner.attempt_key(keys)
         job = Job(
             root=found.root,
             path=found.path,
@@ -401,6 +417,7 @@ class _Batch:
             id=found.id,
             scratch=self._store.scratch(),
             max_mpixels=self._options.max_mpixels,
+            cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=number)
         self._attempts[job.id] = _Attempt(
@@ -622,8 +639,8 @@ class _Batch:
         )
 
     def _write_report(self) -> Path | None:
-        """Write the contact sheet of everything that the plan names."""
-        if not self._options.report or not self._plan:
+        """Write the contact sheet of everything that the plan names; a shard would wipe out the others'."""
+        if not self._options.report or not self._plan or self._options.select.shard:
             return None
         with _writing(self._options.out):
             return write_report(self._plan, self._outcomes, options=self._options, facts=self._facts)

@@ -24,7 +24,7 @@ from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, O
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
 from crm_cli.run.worker import Launch
-from crm_cli.toolbox import usable_cores, usable_memory
+from crm_cli.toolbox import WORK_BYTES_CPU, usable_cores, usable_memory
 
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
@@ -436,7 +436,7 @@ def memory_problem(weights_bytes: int, *, workers: int) -> str | None:
 
     weights_bytes: of the largest part, which has to be there as a whole while its stage runs.
     """
-    memory, wanted = usable_memory(), workers * (MEMORY_PER_WORKER + weights_bytes)
+    memory, wanted = usable_memory(), workers * (WORK_BYTES_CPU + weights_bytes)
     if memory is None or wanted <= memory:
         return None
     who = "a worker" if workers == 1 else f"{workers} workers"

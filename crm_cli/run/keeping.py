@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ MARK = "ok.json"
 
 CACHE_SIZE = "20G"
 """What the cache may hold unless told otherwise."""
+
+FORSAKEN_S = 3600.0
+"""Writing a folder takes a second; one begun this long ago has nobody any more."""
 
 _UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
@@ -51,11 +55,18 @@ class Trimmed:
         return sum(one.size_bytes for one in self.removed)
 
 
+def folder_of(out: Path, key: str) -> Path:
+    """Where views are kept under the key of everything they depend on; see `Keys.views`."""
+    return out / ".crm" / "cache" / key[:2] / key
+
+
 def trim(out: Path, *, limit_bytes: int) -> Trimmed:
     """Bring an output folder's cache down to a size; the caller holds the folder's lock.
 
     A folder that cannot be removed stays and counts: nobody depends on a cache, and no run ends for it.
     """
+    for folder in _forsaken(out):
+        _remove(folder)
     standing, surplus = _divided(out, limit_bytes)
     removed: list[Kept] = []
     for one in surplus:
@@ -113,6 +124,15 @@ def _listed(out: Path) -> Iterator[Kept]:
         for folder in _folders(shelf):
             if not folder.name.startswith("."):
                 yield _looked_at(folder)
+
+
+def _forsaken(out: Path) -> Iterator[Path]:
+    """Folders that a worker began to write and, dead by now, never will finish."""
+    for shelf in _folders(out / ".crm" / "cache"):
+        for folder in _folders(shelf):
+            with contextlib.suppress(OSError):
+                if folder.name.startswith(".") and time.time() - folder.stat().st_mtime > FORSAKEN_S:
+                    yield folder
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
+from crm_cli.run.keeping import CACHE_SIZE, read_size
+from crm_cli.run.lists import Listed
 from crm_cli.run.walk import Selection
 from crm_cli.run.worker import PIPELINE
 
@@ -59,6 +61,8 @@ class RunOptions:
 
     inputs: tuple[Path, ...]
     out: Path
+    listed: tuple[Listed, ...] = ()
+    """More inputs, from lists; relative ones keep their folders in the names of their assets."""
     select: Selection = field(default_factory=Selection)
     keep_ext: bool = False
     preset_name: str = "default"
@@ -68,6 +72,8 @@ class RunOptions:
     """One of PRECISIONS."""
     deadlines_s: Mapping[str, float] = field(default_factory=dict)
     max_mpixels: float = 64.0
+    cache_bytes: int = read_size(CACHE_SIZE)
+    """What kept views may take in the output folder after a run; 0: none are kept or used."""
     overwrite: bool = False
     retry_failed: bool = False
     fail_fast: bool = False
