@@ -1,4 +1,5 @@
 import os
+import subprocess
 import unicodedata
 from pathlib import Path, PurePosixPath
 
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_cli.errors import NoInput, UsageError
-from crm_cli.run.walk import Found, Selection, _refuse_collisions, walk
+from crm_cli.run.walk import Found, Selection, Walk, _refuse_collisions, walk
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -60,6 +61,101 @@ def test_only_regular_files_inside_the_input_are_taken(tmp_path: Path) -> None:
     assert set(reasons) == {"pipe.jpg", "escape.jpg", "circle.jpg", "dangling.jpg", "device.jpg"}
     assert reasons["pipe.jpg"] == "not a regular file"
     assert "leads out" in reasons["escape.jpg"]
+
+
+def follow(root: Path, out: Path) -> Walk:
+    return walk([root], out, select=Selection(follow_symlinks=True))
+
+
+def test_links_are_followed_out_of_the_input_where_that_is_asked_for(tmp_path: Path) -> None:
+    root = plant(tmp_path / "in", "a.jpg", "sub/b.jpg", ".hidden/h.jpg")
+    plant(tmp_path, "secret.jpg", "elsewhere/d.jpg", "elsewhere/deep/e.jpg")
+    os.mkfifo(tmp_path / "elsewhere" / "pipe.jpg")
+    (root / "escape.jpg").symlink_to(tmp_path / "secret.jpg")
+    (root / "device.jpg").symlink_to("/dev/zero")
+    (root / "circle.jpg").symlink_to(root / "circle.jpg")
+    (root / "dangling").symlink_to(root / "nothing")
+    (root / "linked.jpg").symlink_to(tmp_path / "elsewhere")
+    (root / ".more").symlink_to(tmp_path / "elsewhere")
+    found = follow(root, tmp_path / "out")
+    assert [str(photo.path) for photo in found.photos] == [
+        "a.jpg",
+        "escape.jpg",
+        "linked.jpg/d.jpg",
+        "linked.jpg/deep/e.jpg",
+        "sub/b.jpg",
+    ]
+    assert {skipped.path for skipped in found.passed_over} == {
+        "device.jpg",
+        "circle.jpg",
+        "linked.jpg/pipe.jpg",
+    }
+    assert found.photos[2].file.read_bytes() == b"elsewhere/d.jpg"
+    shallow = walk([root], tmp_path / "out", select=Selection(follow_symlinks=True, is_recursive=False))
+    assert [str(photo.path) for photo in shallow.photos] == ["a.jpg", "escape.jpg"]
+
+
+def test_a_folder_with_many_names_is_searched_once_under_its_own(tmp_path: Path) -> None:
+    root = plant(tmp_path / "in", "z/a.jpg", "z/deep/b.jpg")
+    (root / "a_link").symlink_to(root / "z")
+    (root / "z" / "up").symlink_to(root)
+    (root / "z" / "deep" / "round").symlink_to(root / "z" / "deep")
+    found = follow(root, tmp_path / "out")
+    assert [str(photo.path) for photo in found.photos] == ["z/a.jpg", "z/deep/b.jpg"]
+    assert {skipped.path: skipped.reason for skipped in found.passed_over} == {
+        "a_link": "the same folder as z, which is searched already",
+        "z/up": "the same folder as ., which is searched already",
+        "z/deep/round": "the same folder as z/deep, which is searched already",
+    }
+
+
+def test_a_link_to_the_folder_above_finds_its_other_folders_and_ends(tmp_path: Path) -> None:
+    root = plant(tmp_path / "above" / "in", "a.jpg")
+    plant(tmp_path / "above", "other/b.jpg", "out/c.jpg")
+    (root / "up").symlink_to(tmp_path / "above")
+    found = follow(root, tmp_path / "above" / "out")
+    assert [str(photo.path) for photo in found.photos] == ["a.jpg", "up/other/b.jpg"]
+
+
+def test_links_that_double_their_ways_at_every_step_are_searched_once(tmp_path: Path) -> None:
+    root = plant(tmp_path / "in", "00/photo.jpg")
+    # Systems follow no more than forty links in one path.
+    for number in range(30):
+        here, following = tmp_path / "steps" / str(number), tmp_path / "steps" / str(number + 1)
+        here.mkdir(parents=True)
+        (here / "x").symlink_to(following)
+        (here / "y").symlink_to(following)
+    plant(tmp_path / "steps" / "30", "last.jpg")
+    (root / "steps").symlink_to(tmp_path / "steps" / "0")
+    found = follow(root, tmp_path / "out")
+    assert [photo.path.name for photo in found.photos] == ["photo.jpg", "last.jpg"]
+
+
+def test_links_into_the_output_folder_are_not_followed(tmp_path: Path) -> None:
+    root = plant(tmp_path / "in", "a.jpg")
+    out = plant(tmp_path / "out", "report/thumbs/b.webp")
+    (root / "out").symlink_to(out)
+    (root / "thumbs").symlink_to(out / "report" / "thumbs")
+    assert [str(photo.path) for photo in follow(root, out).photos] == ["a.jpg"]
+
+
+def test_folders_in_folders_without_end_are_searched_without_a_deep_stack(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    descriptor = os.open(root, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(os.open("a.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+    try:
+        [photo] = walk([root], tmp_path / "out", select=Selection()).photos
+        assert len(photo.path.parts) == 1501
+    finally:
+        # shutil.rmtree of this version recurses.
+        subprocess.run(["rm", "-r", root], check=True)
 
 
 def test_a_file_given_by_name_is_taken_or_its_refusal_told(tmp_path: Path) -> None:
