@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -303,6 +304,17 @@ def list_presets() -> list[str]:
     """Names of the shipped presets, the default first."""
     names = sorted(path.stem for path in presets_folder().glob("*.yaml"))
     return sorted(names, key=lambda name: name != DEFAULT)
+
+
+def purpose(name: str) -> str:
+    """What a shipped preset is for: the first sentence of the comment it begins with."""
+    lines = (presets_folder() / f"{name}.yaml").read_text("utf-8").splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(_is_comment, lines))
+    return comment.split(". ")[0].rstrip(".")
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
 def load_preset(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from crm_cli.preset import list_presets
+
 HERE = Path(__file__).parent
 
 ENVIRONMENT = {
@@ -223,7 +225,10 @@ def test_what_is_left_to_the_weights_is_shown_for_both() -> None:
 
 
 def test_presets_are_listed_and_shown_with_their_origin() -> None:
-    assert crm("presets", "list").stdout.splitlines()[0] == "default"
+    listed = dict(line.split(maxsplit=1) for line in crm("presets", "list").stdout.splitlines())
+    assert next(iter(listed)) == "default" and set(listed) == set(list_presets())
+    assert listed["exact"].startswith("The published system as its authors run it, up to the surface")
+    assert not any(said.endswith(".") or "#" in said for said in listed.values())
     shown = crm("presets", "show", "tiny", "--origin", "--set", "seed=3").stdout.splitlines()
     assert "seed: 3  # from --set" in shown
     assert any(line.startswith("weights: ") and line.endswith("# from default.yaml") for line in shown)

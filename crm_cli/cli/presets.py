@@ -20,11 +20,12 @@ presets_app = typer.Typer(help="What the shipped presets say.", no_args_is_help=
 
 @presets_app.command("list")
 def list_presets_command() -> None:
-    """Name the shipped presets."""
-    from crm_cli.preset import list_presets
+    """Name the shipped presets, and what each is for."""
+    from crm_cli.preset import list_presets, purpose
 
-    for name in list_presets():
-        typer.echo(name)
+    names = list_presets()
+    for name in names:
+        say(f"{name.ljust(max(map(len, names)))}  {purpose(name)}", to_stdout=True)
 
 
 @presets_app.command("show")
