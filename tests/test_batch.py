@@ -208,8 +208,10 @@ def test_a_change_within_the_clocks_doubt_is_seen_although_the_time_stamp_stayed
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("export.formats=glb", "settings or weights changed, from out on"),
-        ("seed=5", "settings or weights changed, from views on"),
+        ("export.formats=glb", "settings or weights changed, from the texture on"),
+        ("mesh.faces=200", "settings or weights changed, from the surface on"),
+        ("seed=5", "settings or weights changed, from the views on"),
+        ("matting.method=none", "settings or weights changed, from the cut-out on"),
     ],
 )
 def test_another_preset_redoes_every_asset(photos: Path, change: str, reason: str) -> None:

@@ -14,6 +14,9 @@ from crm_cli.run.walk import Found
 
 Action = Literal["convert", "cached", "failed", "conflict"]
 
+PARTS: Mapping[str, str] = {"prep": "cut-out", "views": "views", "mesh": "surface", "out": "texture"}
+"""What people call the first thing that is made anew, by the key that changed."""
+
 CLOCK_DOUBT_S = 2.0
 """A file written this shortly before it was hashed may have changed again with the same time stamp."""
 
@@ -111,6 +114,5 @@ def _why_again(
         return "photo changed"
     if latest.keys == keys:
         return "output renamed"
-    stages = ("prep", "views", "mesh", "out")
-    stage = next(stage for stage in stages if getattr(latest.keys, stage) != getattr(keys, stage))
-    return f"settings or weights changed, from {stage} on"
+    part = next(words for key, words in PARTS.items() if getattr(latest.keys, key) != getattr(keys, key))
+    return f"settings or weights changed, from the {part} on"
