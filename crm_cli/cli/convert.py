@@ -151,7 +151,7 @@ def convert(
             follow_symlinks=follow_symlinks,
         ),
         keep_ext=keep_ext,
-        preset_name=preset,
+        preset_name=" ".join([preset, *(f"--set {assignment}" for assignment in assignments or [])]),
         device=device,
         jobs=jobs,
         precision=precision,

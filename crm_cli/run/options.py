@@ -66,6 +66,7 @@ class RunOptions:
     select: Selection = field(default_factory=Selection)
     keep_ext: bool = False
     preset_name: str = "default"
+    """As the sheet shows it, with what was changed on the command line."""
     device: str = "auto"
     jobs: int | None = None
     precision: str = AUTO
