@@ -70,7 +70,7 @@ def open_screen(mode: ProgressMode, console: Console, *, verbosity: int) -> Scre
         return QuietScreen(console)
     if mode == "bar" or (mode == "auto" and console.is_terminal and not console.is_dumb_terminal):
         return LiveScreen(console)
-    return PlainScreen(console, shows_stages=verbosity > 0)
+    return PlainScreen(console, is_verbose=verbosity > 0)
 
 
 class QuietScreen:
@@ -98,11 +98,14 @@ class QuietScreen:
 
 
 class PlainScreen(QuietScreen):
-    """One line for each photo, warning and failure, and a sign of life in between."""
+    """One line for each new asset, warning and failure, and a sign of life in between.
 
-    def __init__(self, console: Console, *, shows_stages: bool) -> None:
+    is_verbose: tells stages as well, and the photos that had nothing to be done.
+    """
+
+    def __init__(self, console: Console, *, is_verbose: bool) -> None:
         super().__init__(console)
-        self._shows_stages = shows_stages
+        self._is_verbose = is_verbose
         self._count = 0
         self._total = 0
         self._last_line = time.monotonic()
@@ -124,7 +127,8 @@ class PlainScreen(QuietScreen):
                 return [_plan(event)]
             case AssetFinished():
                 self._count += 1
-                if event.status not in ("converted", "cached"):
+                is_told = event.status == "converted" or (event.status == "cached" and self._is_verbose)
+                if not is_told:
                     return []
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
@@ -142,7 +146,7 @@ class PlainScreen(QuietScreen):
                 return [f"{event.path}: {event.stage} {_steps(event)}"]
             case Progress() if time.monotonic() - self._last_line > HEARTBEAT_S:
                 return [_progress(event)]
-            case StageFinished() if self._shows_stages:
+            case StageFinished() if self._is_verbose:
                 return [f"{event.path}: {event.stage} {event.seconds:.1f} s"]
         return []
 
@@ -153,7 +157,7 @@ class LiveScreen(PlainScreen):
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
-        super().__init__(console, shows_stages=False)
+        super().__init__(console, is_verbose=False)
         self._running: dict[str, tuple[str, float]] = {}
         self._steps: dict[str, StageProgress] = {}
         self._progress: Progress | None = None

@@ -18,7 +18,7 @@ from crm_cli.run.events import (
     StageStarted,
     duration,
 )
-from crm_cli.screen import LiveScreen, PlainScreen, QuietScreen, show_summary
+from crm_cli.screen import LiveScreen, PlainScreen, QuietScreen, open_screen, show_summary
 
 PATH = PurePosixPath("shoes/a.jpg")
 DIGEST = "0123456789abcdef" * 4
@@ -72,13 +72,13 @@ def drawn(live: LiveScreen) -> str:
 
 def test_the_first_line_of_a_log_names_the_weights(watch: Watch) -> None:
     console = paper()
-    PlainScreen(console, shows_stages=False).show(plan())
+    PlainScreen(console, is_verbose=False).show(plan())
     assert text(console) == "2 photos: 2 to convert; 1 worker; weights: published (0123456789ab)\n"
 
 
 def test_a_hostile_name_of_weights_is_printed_as_it_is() -> None:
     console = paper()
-    PlainScreen(console, shows_stages=False).show(plan("[/b]\x1b[2J"))
+    PlainScreen(console, is_verbose=False).show(plan("[/b]\x1b[2J"))
     show_summary(console, finished("[/b]\x1b[2J"))
     assert text(console).count("[/b]\\x1b[2J") == 2 and "\x1b" not in text(console)
 
@@ -100,7 +100,7 @@ def test_the_summary_names_the_weights() -> None:
 def test_a_forecast_is_told_in_a_log_and_on_a_terminal_but_not_to_who_wants_quiet(verbosity: int) -> None:
     event = Forecast(photo_s=1500.0, run_s=3000.0, message="it takes long")
     screens: list[Event] = []
-    for build in (lambda c: PlainScreen(c, shows_stages=bool(verbosity)), LiveScreen, QuietScreen):
+    for build in (lambda c: PlainScreen(c, is_verbose=bool(verbosity)), LiveScreen, QuietScreen):
         console = paper()
         build(console).show(event)
         screens.append(text(console))
@@ -109,7 +109,7 @@ def test_a_forecast_is_told_in_a_log_and_on_a_terminal_but_not_to_who_wants_quie
 
 def test_a_log_hears_of_steps_once_a_minute_at_most(watch: Watch) -> None:
     console = paper()
-    log = PlainScreen(console, shows_stages=False)
+    log = PlainScreen(console, is_verbose=False)
     for done in range(1, 301):  # one a second
         watch.now += 1
         log.show(step(done))
@@ -118,9 +118,21 @@ def test_a_log_hears_of_steps_once_a_minute_at_most(watch: Watch) -> None:
     assert lines[0] == "shoes/a.jpg: imagine 60 of 40, 1 min 30 s left"
 
 
+def test_photos_that_are_up_to_date_are_counted_and_only_told_to_who_wants_more() -> None:
+    def told(verbosity: int) -> list[str]:
+        console = paper()
+        log = open_screen("plain", console, verbosity=verbosity)
+        log.show(AssetFinished(path=PurePosixPath("b.jpg"), status="cached", reason="up to date"))
+        log.show(AssetFinished(path=PATH, status="converted", seconds=2.0))
+        return text(console).splitlines()
+
+    assert told(0) == ["[2/0] shoes/a.jpg: converted in 2.0 s"]
+    assert told(1) == ["[1/0] b.jpg: cached", "[2/0] shoes/a.jpg: converted in 2.0 s"]
+
+
 def test_a_first_step_that_tells_no_time_yet_is_shown_without_one(watch: Watch) -> None:
     console = paper()
-    log = PlainScreen(console, shows_stages=False)
+    log = PlainScreen(console, is_verbose=False)
     watch.now += 60
     log.show(step(0, eta_s=None))
     assert text(console) == "shoes/a.jpg: imagine 0 of 40\n"
