@@ -51,9 +51,9 @@ def test_a_list_has_one_path_a_line_and_blank_lines_do_not_count(here: Path) -> 
 
 
 def test_with_null_names_may_hold_anything_else(here: Path) -> None:
-    raw = b"a\nb.jpg\0\0caf\xe9\r\0 \0e.jpg"
+    raw = b"\xef\xbb\xbfa\nb.jpg\0\0caf\xe9\r\0 \0e.jpg"
     assert read(raw, is_null=True) == [
-        ("a\nb.jpg", "list, entry 1"),
+        ("\ufeffa\nb.jpg", "list, entry 1"),
         ("caf\udce9\r", "list, entry 3"),
         (" ", "list, entry 4"),
         ("e.jpg", "list, entry 5"),

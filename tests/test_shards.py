@@ -1,10 +1,12 @@
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from hypothesis import strategies as st
 
 from crm_cli.errors import UsageError
 from crm_cli.run.journal import read_lines
+from crm_cli.run.lists import Listed
+from crm_cli.run.options import RunOptions
 from crm_cli.run.shards import Shard
 from crm_cli.run.status import status
 from crm_cli.run.store import Records
 from crm_cli.run.walk import Selection, walk
+from crm_cli.run.wire import dumps, from_plain, to_plain
 
 HERE = Path(__file__).parent
 
@@ -106,6 +111,19 @@ def test_a_shard_counts_its_own_photos_for_the_limit_and_all_for_collisions(tmp_
     for shard in shards_of(2):
         with pytest.raises(UsageError, match=r"07\.jpg and 07\.png"):
             walk([root], tmp_path / "out", select=Selection(shard=shard))
+
+
+def test_what_a_run_was_asked_for_is_read_back_with_its_lists_and_its_shard(tmp_path: Path) -> None:
+    options = RunOptions(
+        inputs=(tmp_path,),
+        out=tmp_path / "out",
+        listed=(Listed(folder=tmp_path, path=Path(os.fsdecode(b"caf\xe9\n.jpg")), place="list, line 1"),),
+        select=Selection(shard=Shard(number=2, of=3), follow_symlinks=True),
+    )
+    assert from_plain(RunOptions, json.loads(dumps(options))) == options
+    plain = to_plain(options)
+    del plain["listed"], plain["select"]["shard"], plain["select"]["follow_symlinks"]
+    assert from_plain(RunOptions, plain) == replace(options, listed=(), select=Selection())
 
 
 def spawn(photos: Path, out: Path, *flags: str) -> "subprocess.Popen[bytes]":

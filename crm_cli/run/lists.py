@@ -43,14 +43,13 @@ def _read(name: str, folder: Path, *, is_null: bool) -> Iterator[Listed]:
     shown = "stdin" if name == STDIN else display_name(name)
     try:
         with _open(name) as file:
-            raw = file.read().removeprefix(_BYTE_ORDER_MARK)
+            raw = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"--from-file {shown}: cannot be read: {reason}", code="E_LIST", remedy="check the path"
         ) from error
-    # Lists written on Windows end their lines with two characters.
-    entries = raw.split(b"\0") if is_null else [line.removesuffix(b"\r") for line in raw.split(b"\n")]
+    entries = raw.split(b"\0") if is_null else _lines(raw)
     for number, entry in enumerate(entries, start=1):
         if not (entry if is_null else entry.strip()):
             continue
@@ -60,6 +59,11 @@ def _read(name: str, folder: Path, *, is_null: bool) -> Iterator[Listed]:
                 f"{place}: holds a NUL byte", code="E_LIST", remedy="-0 reads what find -print0 wrote"
             )
         yield Listed(folder=folder, path=Path(os.fsdecode(entry)), place=place)
+
+
+def _lines(raw: bytes) -> list[bytes]:
+    """Lines as editors on Windows leave them as well: a mark first, and two characters at each end."""
+    return [line.removesuffix(b"\r") for line in raw.removeprefix(_BYTE_ORDER_MARK).split(b"\n")]
 
 
 def _open(name: str) -> BinaryIO:
