@@ -3,6 +3,7 @@
 import copy
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -324,3 +325,16 @@ def test_an_archive_that_another_reader_may_read_otherwise_is_refused(
     with pytest.raises(EnvironmentProblem, match=f"{message}.*E_WEIGHTS_BROKEN"):
         read_checkpoint(workplace / "a.pth")
     assert not (workplace / CANARY).exists()
+
+
+def test_a_checkpoint_that_was_saved_on_a_gpu_is_read_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(OrderedDict(weight=torch.arange(6.0).reshape(2, 3)), tmp_path / "CRM.pth")
+    monkeypatch.undo()
+    with zipfile.ZipFile(tmp_path / "CRM.pth") as archive:
+        assert b"cuda:0" in archive.read("CRM/data.pkl")
+    read = read_checkpoint(tmp_path / "CRM.pth")
+    assert read["weight"].device.type == "cpu"
+    assert read["weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
