@@ -95,7 +95,11 @@ def test_the_list_names_sizes_and_digests_of_what_was_read_and_written(source: P
     for file in (file for files in found.parts.values() for file in files):
         assert file.bytes == file.path.stat().st_size and file.sha256 == weights.digest_of(file.path)
     assert sorted(contents(tmp_path / "out")) == sorted(
-        ["weights.json", *(file.path.name for files in found.parts.values() for file in files)]
+        [
+            "weights.json",
+            ".checked.json",
+            *(file.path.name for files in found.parts.values() for file in files),
+        ]
     )
 
 
@@ -106,7 +110,7 @@ def test_the_same_checkpoints_give_the_same_bytes_in_whatever_order_they_are_nam
     other = convert([source / CCM, source / CRM, source / RGB], tmp_path / "b")
     assert one.digest == other.digest
     for name, data in contents(tmp_path / "a").items():
-        assert name == "weights.json" or data == (tmp_path / "b" / name).read_bytes()
+        assert name in ("weights.json", ".checked.json") or data == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_checkpoint_is_known_by_what_is_in_it_and_not_by_its_name(source: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from crm_cli.errors import EnvironmentProblem, ExitCode
-from crm_cli.models import loading, shards, weights
+from crm_cli.models import checked, loading, shards, weights
 from crm_cli.models.convert import convert
 
 
@@ -381,6 +381,107 @@ def test_a_file_that_vanishes_is_named(published: Path) -> None:
     lose_a_file(published)
     with pytest.raises(EnvironmentProblem, match=r"rgb-00002.*E_WEIGHTS_BROKEN"):
         weights.verify(found)
+
+
+# Once.
+
+
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of files, from now on, as they are hashed."""
+    names: list[str] = []
+    real = weights.digest_of
+
+    def digest_of(file: Path, *rest: Any) -> str:
+        names.append(file.name)
+        return real(file, *rest)
+
+    monkeypatch.setattr(weights, "digest_of", digest_of)
+    return names
+
+
+def names_of(found: weights.WeightsSet) -> list[str]:
+    return [file.path.name for files in found.parts.values() for file in files]
+
+
+def test_what_a_conversion_has_just_written_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(write_published(tmp_path / "in"), tmp_path / "out", architecture="miniature")
+    names = read_files(monkeypatch)
+    weights.require_intact(weights.find(str(tmp_path / "out")))
+    assert names == []
+
+
+@pytest.mark.parametrize("is_verified", [False, True])
+def test_a_copied_set_is_read_once_and_afterwards_only_where_it_is_touched(
+    published: Path, monkeypatch: pytest.MonkeyPatch, is_verified: bool
+) -> None:
+    found = weights.find("published")
+    names = read_files(monkeypatch)
+    weights.verify(found) if is_verified else weights.require_intact(found)
+    assert names == names_of(found)
+    names.clear()
+    weights.require_intact(found)
+    assert names == []
+    touched = found.files_of("vae")[0].path
+    os.utime(touched, ns=(0, 0))
+    weights.require_intact(found)
+    assert names == [touched.name]
+
+
+def test_a_file_that_was_replaced_by_one_of_the_same_time_is_read(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = weights.find("published")
+    weights.require_intact(found)
+    file = found.files_of("vae")[0].path
+    twin = Path(shutil.copy2(file, file.with_name("twin")))
+    twin.replace(file)
+    names = read_files(monkeypatch)
+    weights.require_intact(found)
+    assert names == [file.name]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"[" * 100_000, b'{"x": 1}'])
+def test_notes_that_are_none_are_made_anew(
+    published: Path, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    (published / checked.NOTES).write_bytes(text)
+    found = weights.find("published")
+    names = read_files(monkeypatch)
+    weights.require_intact(found)
+    weights.require_intact(found)
+    assert names == names_of(found)
+
+
+def test_a_long_look_is_announced_and_one_that_cannot_be_noted_explained(
+    published: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = weights.find("published")
+    weights.require_intact(found)
+    assert caplog.messages == []
+    monkeypatch.setattr(weights, "NOTICED_BYTES", 1)
+    weights.require_intact(found)
+    assert caplog.messages == []
+    (published / checked.NOTES).unlink()
+    (published / checked.NOTES).mkdir()
+    weights.require_intact(found)
+    first, second = caplog.messages
+    assert f"checking {found.bytes / 1e6:.1f} MB of weights once" in first
+    assert f"crm weights verify {published}" in second
+    assert not [file for file in published.iterdir() if file.suffix == ".part"]
+
+
+def test_a_set_without_a_list_needs_no_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_set(tmp_path)
+    found = weights.find(str(tmp_path))
+    names = read_files(monkeypatch)
+    weights.require_intact(found)
+    assert names == []
+    weights.verify(found)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        f"{name}.safetensors" for name in weights.NAMES
+    )
 
 
 @pytest.mark.parametrize("name", weights.NAMES)

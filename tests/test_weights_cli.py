@@ -442,6 +442,39 @@ def test_a_changed_byte_is_found_by_verify(crm: Crm, good: Path) -> None:
     assert answer.code == 6 and file.name in answer.error
 
 
+def flip_bytes(folder: Path) -> None:
+    file = next(folder.glob("ccm-*"))
+    with file.open("r+b") as stream:
+        stream.seek(-100, os.SEEK_END)
+        last = stream.read()
+        stream.seek(-100, os.SEEK_END)
+        stream.write(bytes(byte ^ 1 for byte in last))
+
+
+def edit_digest(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["parts"]["ccm"]["files"][0]["sha256"] = "0" * 64
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("spoil", [flip_bytes, edit_digest])
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_no_photo_is_converted_with_changed_weights(
+    tmp_path: Path, crm: Crm, home: Path, raw: Path, spoil: Callable[[Path], None], is_copied: bool
+) -> None:
+    crm("weights", "convert", raw, *MINIATURE)
+    folder = home / "published"
+    if is_copied:
+        folder = Path(shutil.copytree(folder, tmp_path / "copy"))
+    spoil(folder)
+    for _ in range(2):
+        answer = crm("convert", BOTTLE, "-o", tmp_path / "out", "--weights", folder)
+        assert answer.code == 6
+        assert "ccm-00001-of-00001.safetensors: its contents have changed" in answer.error
+        assert "[E_WEIGHTS_BROKEN]; run `crm weights " in answer.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_can_be_converted_into_any_folder_and_used_by_its_path(
     tmp_path: Path, crm: Crm, home: Path, raw: Path
 ) -> None:

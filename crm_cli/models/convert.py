@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.models import checked
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.archives import read_checkpoint
 from crm_cli.models.checkpoints import (
@@ -118,10 +119,19 @@ def convert(
         "source": _describe_sources(files, count),
     }
     with appearing(folder) as place:
+        written = {part: write_part(place, part, tensors, count.of(part)) for part, tensors in parts.items()}
         listed["parts"] = {
-            part: {"files": [_entry(file) for file in write_part(place, part, tensors, count.of(part))]}
-            for part, tensors in parts.items()
+            part: {"files": [_entry(file) for file in files]} for part, files in written.items()
         }
+        # Whatever moves the folder to its place leaves the files in it as they are.
+        checked.note(
+            place,
+            {
+                file.path.name: {**checked.state_of(file.path), "sha256": file.sha256}
+                for files in written.values()
+                for file in files
+            },
+        )
         write_whole(place / MANIFEST, json.dumps(listed, indent=1).encode("utf-8"))
     return find(str(folder))
 

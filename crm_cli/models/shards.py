@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crm_cli.errors import OutputError
+from crm_cli.models import checked
 from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile
 
 SHARD_BYTES = 10**9
@@ -143,7 +144,11 @@ def require_replaceable(folder: Path) -> None:
     """Raise OutputError where a new folder of weights would take the place of something else."""
     try:
         others = [
-            name for name in _contents(folder) if name not in (MANIFEST, LOCK) and not OURS.fullmatch(name)
+            name
+            for name in _contents(folder)
+            if name not in (MANIFEST, LOCK)
+            and not name.startswith(checked.NOTES)
+            and not OURS.fullmatch(name)
         ]
         is_mount = folder.is_mount()
     except OSError as error:

@@ -11,6 +11,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from crm_cli.errors import EnvironmentProblem
+from crm_cli.models import checked
 
 DIRECTORY = Path(__file__).parent.parent / "weights"
 """The weights that ship with the package."""
@@ -48,6 +50,11 @@ CHUNK_BYTES = 1 << 24
 """Read at a time for a digest: enough for the disk, little enough to show progress."""
 
 USE_EMBEDDED = "use --set weights=embedded"
+
+NOTICED_BYTES = 10**8
+"""Less is read before anyone wonders what is going on."""
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Told as bytes go by: the part they belong to, how many are done, of how many."""
@@ -336,14 +343,64 @@ def blaming(file: Path) -> Iterator[None]:
 
 def verify(weights: WeightsSet, progress: Progress | None = None) -> None:
     """Read every byte of a set, or raise EnvironmentProblem that names the first bad file."""
-    done = 0
-    for part, files in weights.parts.items():
-        for file in files:
-            report = partial(_report, progress or ignore, part, weights.bytes, done)
-            with blaming(file.path):
-                _check_size(file)
-                _check_digest(file, report)
-            done += file.bytes
+    files = [(part, file) for part, files in weights.parts.items() for file in files]
+    _read(weights, files, progress or ignore)
+
+
+def require_intact(weights: WeightsSet) -> None:
+    """Raise EnvironmentProblem unless the contents of all files are those that are listed.
+
+    A file is read only where that was not done since it last changed.
+    """
+    if not _is_listed(weights):
+        return  # its digests are those of the files themselves, which were read to find it
+    known = checked.noted(weights.directory)
+    unread = [
+        (part, file)
+        for part, files in weights.parts.items()
+        for file in files
+        if known.get(file.path.name) != _note(file)
+    ]
+    if (size := sum(file.bytes for _, file in unread)) >= NOTICED_BYTES:
+        log.warning("%s: checking %s of weights once", weights.directory, in_words(size))
+    if not _read(weights, unread, ignore) and size >= NOTICED_BYTES:
+        log.warning(
+            "%s: cannot be written, the next run checks it again; its owner can run `crm weights verify %s`",
+            weights.directory,
+            shlex.quote(str(weights.directory)),
+        )
+
+
+def in_words(size: int) -> str:
+    """Bytes as people say them."""
+    return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
+
+
+def _is_listed(weights: WeightsSet) -> bool:
+    return _is_there(weights.directory / MANIFEST)
+
+
+def _note(file: WeightsFile) -> checked.Note | None:
+    """What is noted of a file that is as it is listed; nothing is, where it is not there."""
+    try:
+        return {**checked.state_of(file.path), "sha256": file.sha256}
+    except OSError:
+        return None
+
+
+def _read(weights: WeightsSet, files: Sequence[tuple[str, WeightsFile]], progress: Progress) -> bool:
+    """Compare digests of some files, by their parts; return whether the next one need not do it again."""
+    of, done = sum(file.bytes for _, file in files), 0
+    found: dict[str, checked.Note] = {}
+    for part, file in files:
+        with blaming(file.path):
+            # Before it is read: what is written to it meanwhile makes the note untrue.
+            state = checked.state_of(file.path) if file.path.is_file() else {}
+            _check_size(file)
+            _check_digest(file, partial(_report, progress, part, of, done))
+        found[file.path.name] = {**state, "sha256": file.sha256}
+        done += file.bytes
+    return not found or not _is_listed(weights) or checked.note(weights.directory, found)
 
 
 def _report(progress: Progress, part: str, of: int, before: int, read: int) -> None:

@@ -113,10 +113,11 @@ def check_steps(preset: Preset) -> None:
 
 
 def used_weights(preset: Preset) -> UsedWeights:
-    """What a preset's weights are on this machine."""
-    from crm_cli.models.weights import find
+    """What a preset's weights are on this machine; raises EnvironmentProblem where they were changed."""
+    from crm_cli.models.weights import find, require_intact
 
     found = find(preset.weights)
+    require_intact(found)
     views = [part for part in found.parts if part != "reconstruction"]
     return UsedWeights(
         name=found.name,
