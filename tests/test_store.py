@@ -379,3 +379,15 @@ def test_an_atomic_write_leaves_the_old_bytes_where_it_fails(
 def test_the_lock_says_who_holds_it(store: Store, out: Path) -> None:
     holder = json.loads((out / ".crm" / "lock").read_text())
     assert holder["pid"] == os.getpid() and holder["run"] == "r1"
+
+
+def test_names_of_runs_sort_as_they_began_also_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [
+        1_700_000_000_000_000_000 + us * 1000 for us in (0, 1, 15, 16, 99_999, 100_000, 999_999, 1_000_000)
+    ]
+    names = []
+    for moment in moments:
+        monkeypatch.setattr("time.time_ns", lambda moment=moment: moment)
+        names.append(store_module.new_run())
+    assert names == sorted(names)
+    assert store_module.new_run() != names[-1]

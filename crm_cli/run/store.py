@@ -466,7 +466,9 @@ def locked(out: Path) -> Iterator[str]:
 
 def new_run() -> str:
     """A name that no other run has; names sort as runs began."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}"
+    now_us = time.time_ns() // 1000
+    second = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_us // 10**6))
+    return f"{second}-{now_us % 10**6:05x}{os.urandom(3).hex()}"
 
 
 def refuse_none(out: Path) -> None:
