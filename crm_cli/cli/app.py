@@ -17,6 +17,7 @@ from crm_cli.cli.doctor import doctor
 from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.report import report
+from crm_cli.cli.retry import retry
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
 from crm_cli.cli.verify import verify
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(status)
+app.command()(retry)
 app.command()(report)
 app.command()(verify)
 app.command()(gc)

@@ -170,11 +170,11 @@ def convert(
     resolved = load_suited(preset, overrides, engine)
     with listening() as stop:
         events = run_batch(resolved.preset, options, stop=stop, engine=engine)
-        finished = _follow(events, progress=progress, verbosity=-1 if quiet else verbose, as_json=as_json)
+        finished = follow(events, progress=progress, verbosity=-1 if quiet else verbose, as_json=as_json)
     raise typer.Exit(finished.exit_code)
 
 
-def _follow(events: Iterator[Event], *, progress: str, verbosity: int, as_json: bool) -> RunFinished:
+def follow(events: Iterator[Event], *, progress: str, verbosity: int, as_json: bool) -> RunFinished:
     """Show events until the last one."""
     from crm_cli.run.events import AssetPlanned, RunFinished
     from crm_cli.screen import ProgressMode, open_screen, show_summary

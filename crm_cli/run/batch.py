@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, Locked, NoInput, OutputError, PhotoError
@@ -64,7 +64,7 @@ from crm_cli.run.options import (
     check_steps,
 )
 from crm_cli.run.plan import Planned, Planner
-from crm_cli.run.report import RunFacts, write_report
+from crm_cli.run.report import RunFacts, write_report, write_whole
 from crm_cli.run.search import absolute
 from crm_cli.run.store import (
     CommitRecord,
@@ -79,7 +79,7 @@ from crm_cli.run.store import (
     refuse_newer,
     write_atomically,
 )
-from crm_cli.run.walk import Found, walk
+from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE, Launch
 
@@ -94,17 +94,27 @@ MAX_UNOPENED = 3
 GRACE_S = 20.0
 """How long SIGTERM and SIGHUP let running photos finish: schedulers kill after 30 s."""
 
+RECENT = 4
+"""How many reports of steps tell the pace: steps of one stage do not all take as long."""
+
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
 
 
 def convert(
-    preset: Preset, options: RunOptions, *, stop: Stop | None = None, engine: Engine = PRODUCTION
+    preset: Preset,
+    options: RunOptions,
+    *,
+    stop: Stop | None = None,
+    engine: Engine = PRODUCTION,
+    only: Collection[PurePosixPath] | None = None,
 ) -> Iterator[Event]:
     """Convert what is missing, and yield what happens; the last event is RunFinished.
 
     One photo's failure is an event. A CrmError is raised where the run itself cannot go on; what can be
     known to be wrong before the output folder is touched is raised before that.
+
+    only: photos to take of those found; the contact sheet then is of the whole folder.
     """
     stop = stop or Stop()
     found = walk(
@@ -114,6 +124,13 @@ def convert(
         keep_ext=options.keep_ext,
         listed=options.listed,
     )
+    is_part = only is not None
+    if only is not None:
+        wanted = {asset_id(path): path for path in only}
+        photos = tuple(photo for photo in found.photos if photo.id in wanted)
+        found = replace(found, photos=photos, found=len(photos))
+        for asset in sorted(wanted.keys() - {photo.id for photo in photos}):
+            yield Warned(message=f"{wanted[asset]}: is not among the photos any more")
     for skipped in found.passed_over:
         yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
     # A shard without a photo is done: of few photos and many shards, some have none.
@@ -153,7 +170,7 @@ def convert(
         return
     try:
         planner = _planner(store.records, recipe, options)
-        yield from _run(found.photos, planner, store, preset, options, stop, engine, weights)
+        yield from _run(found.photos, planner, store, preset, options, stop, engine, weights, is_part)
     finally:
         store.close()
 
@@ -167,6 +184,7 @@ def _run(
     stop: Stop,
     engine: Engine,
     weights: UsedWeights,
+    is_part: bool,
 ) -> Iterator[Event]:
     """Plan, open the journal and the pool, and work, all under the output folder's lock."""
     plan = [planner.decide(photo) for photo in photos if stop.signal is None]
@@ -201,6 +219,7 @@ def _run(
             batch = _Batch(
                 plan, options=options, preset=preset, planner=planner, store=store, journal=journal,
                 conveyor=conveyor, stop=stop, folder=folder, device=", ".join(devices), weights=weights,
+                is_part=is_part,
             )  # fmt: skip
             yield from batch.run(workers=workers)
     finally:
@@ -261,6 +280,28 @@ class _Attempt:
     stage: str = "start"
     since: float = 0.0
     seconds: float = 0.0
+    steps: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Steps done in this stage and when that was told; the first entry is its start."""
+    ends: float | None = None
+    """When the stage will be over, as far as its steps tell."""
+
+    def enter(self, stage: str, now: float) -> None:
+        """Begin a stage."""
+        self.stage, self.since, self.ends = stage, now, None
+        self.steps.clear()
+        self.steps.append((0, now))
+
+    def step(self, done: int, of: int, now: float) -> float | None:
+        """Seconds that are left of the stage, at the pace of its latest steps.
+
+        None before the first step, and after the last: what follows it takes a while that no step tells.
+        """
+        before, then = self.steps[0]
+        self.steps.append((done, now))
+        is_known = before < done < of
+        left_s = (now - then) / (done - before) * (of - done) if is_known else None
+        self.ends = None if left_s is None else now + left_s
+        return left_s
 
 
 class _Batch:
@@ -280,6 +321,7 @@ class _Batch:
         folder: Path,
         device: str,
         weights: UsedWeights,
+        is_part: bool,
     ) -> None:
         self._options = options
         self._preset = preset
@@ -290,6 +332,7 @@ class _Batch:
         self._stop = stop
         self._folder = folder
         self._weights = weights
+        self._is_part = is_part
         self._clock = time.monotonic()
         self._facts = RunFacts(
             started=datetime.now().astimezone(),
@@ -420,9 +463,7 @@ class _Batch:
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=number)
-        self._attempts[job.id] = _Attempt(
-            planned=planned, job=job, number=number, key=key, since=time.monotonic()
-        )
+        self._attempts[job.id] = _Attempt(planned=planned, job=job, number=number, key=key)
         with _writing(self._options.out):  # a new worker opens its log there
             self._conveyor.submit(job)
         yield AssetStarted(path=found.path, attempt=number)
@@ -457,8 +498,7 @@ class _Batch:
     def _step(self, report: Stepped) -> Event:
         """Say how far a photo is within its stage."""
         attempt = self._attempts[report.job.id]
-        spent_s = time.monotonic() - attempt.since
-        left_s = spent_s * (report.of - report.done) / report.done if report.done > 0 else None
+        left_s = attempt.step(report.done, report.of, time.monotonic())
         return StageProgress(
             path=report.job.path,
             stage=attempt.stage,
@@ -471,7 +511,7 @@ class _Batch:
         self._unopened = 0
         attempt = self._attempts[report.job.id]
         yield from self._leave_stage(attempt)
-        attempt.stage, attempt.since = report.stage, time.monotonic()
+        attempt.enter(report.stage, time.monotonic())
         yield StageStarted(path=report.job.path, stage=report.stage)
 
     def _leave_stage(self, attempt: _Attempt) -> Iterator[Event]:
@@ -643,6 +683,9 @@ class _Batch:
         if not self._options.report or not self._plan or self._options.select.shard:
             return None
         with _writing(self._options.out):
+            if self._is_part:
+                so_far_s = {self._store.run: time.monotonic() - self._clock}
+                return write_whole(self._options.out, so_far_s=so_far_s).sheet
             return write_report(self._plan, self._outcomes, options=self._options, facts=self._facts)
 
     def _exit_code(self) -> ExitCode:

@@ -1,0 +1,83 @@
+"""`crm retry`: try the failed photos again, as they were asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crm_cli.cli.console import log_to_stderr, say
+from crm_cli.cli.convert import follow
+from crm_cli.cli.listening import listening
+from crm_cli.cli.status import OutArgument
+from crm_cli.errors import ExitCode, NoInput, UsageError
+
+
+def retry(
+    context: typer.Context,
+    out: OutArgument,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", metavar="CLASS", help="Only failures of this class, as timeout or oom; repeat."
+        ),
+    ] = None,
+    id_file: Annotated[
+        str | None,
+        typer.Option(
+            "--id-file", metavar="FILE", help="Only photos listed in FILE by path or id; - is stdin."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be tried again; write nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")
+    ] = False,
+    progress: Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")] = "auto",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")
+    ] = 0,
+) -> None:
+    """Try failed photos again, with the inputs, settings and options of the run in which they failed."""
+    from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.options import PRODUCTION
+    from crm_cli.run.retry import plan_retry
+
+    verbosity = -1 if quiet else verbose
+    log_to_stderr(verbosity)
+    names = None if id_file is None else _names(id_file)
+    planned = plan_retry(out, classes=classes or (), names=names, dry_run=dry_run)
+    if not planned:
+        say("nothing to try again")
+    exit_code = ExitCode.DONE
+    with listening() as stop:
+        for again in planned:
+            events = run_batch(
+                again.preset, again.options, stop=stop, engine=context.obj or PRODUCTION, only=again.photos
+            )
+            try:
+                finished = follow(events, progress=progress, verbosity=verbosity, as_json=as_json)
+            except NoInput as error:  # other photos may still be there
+                say(f"error: {error}", style="red")
+                exit_code = error.exit_code
+                continue
+            exit_code = ExitCode(finished.exit_code or exit_code)
+            if finished.exit_code not in (ExitCode.DONE, ExitCode.SOME_FAILED):
+                break
+    raise typer.Exit(exit_code)
+
+
+def _names(file: str) -> tuple[str, ...]:
+    """Read a list of ids or paths."""
+    from crm_cli.run.retry import read_names
+
+    try:
+        return read_names(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"--id-file {file}: {error.strerror}", code="E_LIST", remedy="check the path"
+        ) from error
