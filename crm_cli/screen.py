@@ -143,7 +143,7 @@ class PlainScreen(QuietScreen):
                 return [event.message]
             case StageProgress() if time.monotonic() - self._last_steps >= STEPS_EVERY_S:
                 self._last_steps = time.monotonic()
-                return [f"{event.path}: {event.stage} {_steps(event)}"]
+                return [f"{event.path}: {event.stage} {_steps(event, time.monotonic())}"]
             case Progress() if time.monotonic() - self._last_line > HEARTBEAT_S:
                 return [_progress(event)]
             case StageFinished() if self._is_verbose:
@@ -159,7 +159,7 @@ class LiveScreen(PlainScreen):
 
         super().__init__(console, is_verbose=False)
         self._running: dict[str, tuple[str, float]] = {}
-        self._steps: dict[str, StageProgress] = {}
+        self._steps: dict[str, tuple[StageProgress, float]] = {}
         self._progress: Progress | None = None
         self._finished = 0
         self._failed = 0
@@ -194,7 +194,7 @@ class LiveScreen(PlainScreen):
                 self._steps.pop(str(event.path), None)
                 return
             case StageProgress():
-                self._steps[str(event.path)] = event
+                self._steps[str(event.path)] = (event, time.monotonic())
                 return
             case Progress():
                 self._progress = event
@@ -228,7 +228,7 @@ class LiveScreen(PlainScreen):
         for name, (stage, since) in list(self._running.items())[:SHOWN_RUNNING]:
             spent = duration(time.monotonic() - since)
             steps = self._steps.get(name)
-            far = _steps(steps) if steps else ""
+            far = _steps(*steps) if steps else ""
             rows.add_row(Text(stage, style="cyan"), Text(spent), Text(display_name(name)), Text(far))
         return Group(head, rows)
 
@@ -287,10 +287,14 @@ def _plan(event: Plan) -> str:
     )
 
 
-def _steps(event: StageProgress) -> str:
-    """How far a photo is within its stage, and how long that will go on."""
-    left = "" if event.eta_s is None else f", {duration(event.eta_s)} left"
-    return f"{event.done} of {event.of}{left}"
+def _steps(event: StageProgress, told: float) -> str:
+    """How far a photo is within its stage, and how long that will go on, counted down since it was told."""
+    far = f"{event.done} of {event.of}"
+    if event.done >= event.of:
+        return f"{far}, almost done"
+    left_s = -1.0 if event.eta_s is None else event.eta_s - (time.monotonic() - told)
+    # A step that takes longer than foreseen leaves no time to tell.
+    return f"{far}, {duration(left_s)} left" if left_s > 0 else far
 
 
 def _count(number: int, noun: str) -> str:

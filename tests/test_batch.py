@@ -21,7 +21,7 @@ import pytest
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import Override, load_preset
 from crm_cli.run import conveyor
-from crm_cli.run.batch import convert
+from crm_cli.run.batch import _Attempt, convert
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -798,7 +798,21 @@ def test_a_long_stage_that_tells_its_steps_outlives_its_deadline(tmp_path: Path)
     assert done == sorted(set(done)) and done[0] == 1
     # At most one a second, of steps that come three times as often.
     assert 2 <= len(done) <= fakes.STEPS // 2
-    assert all(event.eta_s is not None and event.eta_s >= 0 for event in steps)
+    assert all((event.eta_s is None) == (event.done == fakes.STEPS) for event in steps)
+
+
+def test_the_time_left_follows_the_latest_steps_and_ends_with_the_last() -> None:
+    attempt = _Attempt(planned=None, job=None, number=1, key="")  # type: ignore[arg-type]
+    attempt.enter("imagine", now=40.0)
+    # What comes before the first step is no step.
+    assert attempt.step(0, 10, now=100.0) is None
+    # A step takes 10 s, and from the fifth on 1 s: soon only these count.
+    left = [attempt.step(done, 10, now=100.0 + 10 * done) for done in range(1, 5)]
+    assert left == [90.0, 80.0, 70.0, 60.0]
+    left = [attempt.step(done, 10, now=140.0 + done - 4) for done in range(5, 11)]
+    assert left[-3:] == [2.0, 1.0, None] and attempt.ends is None
+    attempt.enter("reconstruct", now=200.0)
+    assert attempt.step(1, 3, now=205.0) == 10.0 and attempt.ends == 215.0
 
 
 def test_a_stage_that_stops_telling_steps_is_a_hang(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
-def step(done: int, eta_s: float | None = 90.0, stage: str = "imagine") -> StageProgress:
-    return StageProgress(path=PATH, stage=stage, done=done, of=40, eta_s=eta_s)
+def step(done: int, eta_s: float | None = 90.0, stage: str = "imagine", of: int = 40) -> StageProgress:
+    return StageProgress(path=PATH, stage=stage, done=done, of=of, eta_s=eta_s)
 
 
 def plan(weights: str = "published") -> Plan:
@@ -112,10 +112,10 @@ def test_a_log_hears_of_steps_once_a_minute_at_most(watch: Watch) -> None:
     log = PlainScreen(console, is_verbose=False)
     for done in range(1, 301):  # one a second
         watch.now += 1
-        log.show(step(done))
+        log.show(step(done, of=400))
     lines = text(console).splitlines()
     assert [line.split()[2] for line in lines] == ["60", "120", "180", "240", "300"]
-    assert lines[0] == "shoes/a.jpg: imagine 60 of 40, 1 min 30 s left"
+    assert lines[0] == "shoes/a.jpg: imagine 60 of 400, 1 min 30 s left"
 
 
 def test_photos_that_are_up_to_date_are_counted_and_only_told_to_who_wants_more() -> None:
@@ -142,8 +142,8 @@ def test_the_live_picture_shows_the_steps_of_the_running_stage_alone(watch: Watc
     live = LiveScreen(paper())
     live.show(StageStarted(path=PATH, stage="imagine"))
     live.show(step(7))
-    watch.now += 75
     assert "imagine" in drawn(live) and "7 of 40, 1 min 30 s left" in drawn(live)
+    watch.now += 75
     assert "1 min 15 s" in drawn(live)
     live.show(step(8, eta_s=20.0))
     assert "8 of 40, 20 s left" in drawn(live) and "7 of 40" not in drawn(live)
@@ -160,6 +160,27 @@ def test_a_second_attempt_begins_without_the_steps_of_the_first(watch: Watch) ->
     live.show(AttemptFailed(path=PATH, reason="the worker died"))
     live.show(StageStarted(path=PATH, stage="imagine"))
     assert "imagine" in drawn(live) and "of 40" not in drawn(live)
+
+
+def test_the_time_left_counts_down_between_two_steps_and_goes_when_it_is_over(watch: Watch) -> None:
+    live = LiveScreen(paper())
+    live.show(StageStarted(path=PATH, stage="imagine"))
+    live.show(step(7))
+    watch.now += 75
+    assert "7 of 40, 15 s left" in drawn(live)
+    watch.now += 15
+    assert "7 of 40" in drawn(live) and "left" not in drawn(live)
+
+
+def test_after_the_last_step_no_time_is_promised(watch: Watch) -> None:
+    live, console = LiveScreen(paper()), paper()
+    live.show(StageStarted(path=PATH, stage="imagine"))
+    live.show(step(40, eta_s=None))
+    assert "40 of 40, almost done" in drawn(live)
+    log = PlainScreen(console, is_verbose=False)
+    watch.now += 60
+    log.show(step(40, eta_s=None))
+    assert text(console) == "shoes/a.jpg: imagine 40 of 40, almost done\n"
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,9 @@ class _Attempt:
 
         None before the first step, and after the last: what follows it takes a while that no step tells.
         """
-        before, then = self.steps[0]
+        if done <= self.steps[-1][0]:  # they begin now, or anew
+            self.steps.clear()
+        before, then = self.steps[0] if self.steps else (done, now)
         self.steps.append((done, now))
         is_known = before < done < of
         left_s = (now - then) / (done - before) * (of - done) if is_known else None

@@ -124,7 +124,7 @@ class StageProgress(Event):
     done: int
     of: int
     eta_s: float | None
-    """Seconds until the stage ends, if it goes on as it went."""
+    """Seconds until its steps end, at the pace of the latest; None before the first and after the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
