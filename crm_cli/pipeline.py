@@ -142,7 +142,13 @@ class Reconstruct:
 
     def _draw(self, field: Field) -> Mesh:
         wanted = self._preset.reconstruction
-        return surface(field, wanted.grid, dense=wanted.dense, device=self._tools.device)
+        return surface(
+            field,
+            wanted.grid,
+            dense=wanted.dense,
+            device=self._tools.device,
+            surfacer=self._tools.surfacer,
+        )
 
 
 class Unwrap:

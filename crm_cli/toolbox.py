@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from crm_cli.models.flexicubes import Surfacer
     from crm_cli.models.matting import Matte
     from crm_cli.models.weights import WeightsSet
+
+RASTERISER, SURFACE = "CRM_RASTERISER", "CRM_SURFACE"
+"""Environment variables that name a tool, to compare one with another; assets need neither."""
 
 WORK_BYTES = 1_100_000_000
 """What one photo needs on an accelerator beside the networks: activations of a guided step 0.3 GB, of the VAE
@@ -69,6 +73,7 @@ class Toolbox:
     device: str
     mattes: Mapping[str, Matte]
     raster: Raster
+    surfacer: Surfacer
     weights: WeightsSet
     networks: Mapping[str, nn.Module]
     """The parts of the weights; a part is read when it is first asked for."""
@@ -87,6 +92,7 @@ def open_toolbox(
     import torch
 
     from crm_cli.mesh.raster import RASTERS
+    from crm_cli.models.flexicubes import SURFACES
     from crm_cli.models.matting import MATTES
     from crm_cli.models.shelf import Shelf
     from crm_cli.models.weights import find
@@ -111,7 +117,8 @@ def open_toolbox(
     return Toolbox(
         device=device,
         mattes=mattes,
-        raster=choose("rasteriser", RASTERS, device)(),
+        raster=choose("rasteriser", RASTERS, device, os.environ.get(RASTERISER, "auto"))(),
+        surfacer=choose("surface", SURFACES, device, os.environ.get(SURFACE, "auto"))(),
         weights=weights,
         networks=networks,
         dtype=dtype,
@@ -195,16 +202,14 @@ def accelerators() -> list[str]:
 def survey(device: str = "cpu") -> list[ToolRow]:
     """List every implementation and what keeps it from working here."""
     from crm_cli.mesh.raster import RASTERS
-    from crm_cli.models.flexicubes import KaolinSurface
+    from crm_cli.models.flexicubes import SURFACES
     from crm_cli.models.matting import MATTES
 
-    rows = [ToolRow("matting", tool.name, tool.why_not(device)) for tool in MATTES]
-    rows += [ToolRow("rasteriser", tool.name, tool.why_not(device)) for tool in RASTERS]
-    # Our own surface is part of the package; kaolin's is there to compare it with.
+    tables: dict[str, Sequence[type[Tool]]] = {"matting": MATTES, "rasteriser": RASTERS, "surface": SURFACES}
     return [
-        *rows,
-        ToolRow("surface", "crm", None),
-        ToolRow("surface", KaolinSurface.name, KaolinSurface.why_not(device)),
+        ToolRow(protocol, tool.name, tool.why_not(device))
+        for protocol, table in tables.items()
+        for tool in table
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from crm_cli.errors import PhotoError
 from crm_cli.models import flexicubes
 from crm_cli.models.field import in_chunks, sample_near_surface, surface
-from crm_cli.models.flexicubes import CubeWeights
+from crm_cli.models.flexicubes import CubeWeights, OwnSurface
 
 
 @dataclass
@@ -156,3 +157,16 @@ def test_asking_everywhere_and_following_the_surface_agree(resolution: int) -> N
     assert len(dense.faces) > 100
     np.testing.assert_array_equal(near.faces, dense.faces)
     np.testing.assert_allclose(near.vertices, dense.vertices, atol=1e-6)
+
+
+def test_another_tool_can_draw_the_surface() -> None:
+    class Upside(OwnSurface):
+        """Draws the same, mirrored at the ground."""
+
+        def extract(self, *given: Any, **more: Any) -> tuple[Tensor, Tensor, Tensor]:
+            vertices, faces, deviation = super().extract(*given, **more)
+            return vertices * vertices.new_tensor((1, 1, -1)), faces.flip(1), deviation
+
+    box = Box((0.7, 0.5, 0.3))
+    mesh = surface(box, 20, surfacer=Upside())
+    np.testing.assert_allclose(mesh.vertices * (1, 1, -1), surface(box, 20).vertices)

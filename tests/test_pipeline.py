@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -478,9 +479,9 @@ def test_a_whole_canvas_is_asked_for_by_name(toolbox: Toolbox, tmp_path: Path) -
 def test_a_preset_says_where_the_field_is_asked(toolbox: Toolbox, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def listening(field: Field, resolution: int, *, dense: bool, device: str) -> Mesh:
+    def listening(field: Field, resolution: int, *, dense: bool, **_: Any) -> Mesh:
         asked.append((resolution, dense))
-        return surface(field, resolution, device=device)
+        return surface(field, resolution)
 
     monkeypatch.setattr(pipeline, "surface", listening)
     for dense in ("false", "true"):

@@ -290,3 +290,17 @@ def test_usable_cores_stay_within_the_quota_of_the_control_group(
     assert toolbox.usable_cores() == 4
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert toolbox.usable_cores() == 16
+
+
+def test_a_tool_can_be_named_and_one_that_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRM_RASTERISER", "torch")
+    assert open_toolbox(preset_with(), device="cpu", threads=1).raster.name == "torch"
+    for variable, name, says in (
+        ("CRM_RASTERISER", "nvdiffrast", "rasteriser nvdiffrast: "),
+        ("CRM_RASTERISER", "nosuch", "no rasteriser named nosuch"),
+        ("CRM_SURFACE", "nosuch", "no surface named nosuch works on cpu; known: crm, kaolin"),
+    ):
+        monkeypatch.setenv(variable, name)
+        with pytest.raises(EnvironmentProblem, match=says):
+            open_toolbox(preset_with(), device="cpu", threads=1)
+        monkeypatch.delenv(variable)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crm_cli.errors import PhotoError
 from crm_cli.models import flexicubes
-from crm_cli.models.flexicubes import CubeWeights
+from crm_cli.models.flexicubes import CubeWeights, OwnSurface, Surfacer
 from crm_cli.records import Mesh
 
 CHUNK = 1 << 16
@@ -18,6 +18,8 @@ CHUNK = 1 << 16
 
 CPU_CHUNK = 1 << 13
 """The same on a CPU: hidden layers of 64 stay in its cache."""
+
+OWN = OwnSurface()
 
 STRIDE = 2
 """Every how many vertices of a grid are always asked, along each axis."""
@@ -40,10 +42,18 @@ class Field(Protocol):
 
 
 @torch.no_grad()
-def surface(field: Field, resolution: int, *, dense: bool = False, device: str = "cpu") -> Mesh:
+def surface(
+    field: Field,
+    resolution: int,
+    *,
+    dense: bool = False,
+    device: str = "cpu",
+    surfacer: Surfacer = OWN,
+) -> Mesh:
     """Extract a field's surface on a grid of resolution³ cubes: closed, oriented outwards.
 
     dense: ask the field at every vertex, as published, so that nothing can slip between those asked first.
+    surfacer: what draws the surface through the grid.
     Raises PhotoError where the field has no surface.
     """
     points = flexicubes.grid(resolution, device=device)
@@ -57,7 +67,7 @@ def surface(field: Field, resolution: int, *, dense: bool = False, device: str =
     # the grid or weighs its corners was trained with interpolated ones.
     is_plain = weights is None and not bool(offset.any())
     refine = (lambda p: field.geometry(p)[0]) if is_plain else None
-    vertices, faces, _ = flexicubes.extract(points + offset, sdf, resolution, weights=weights, refine=refine)
+    vertices, faces, _ = surfacer.extract(points + offset, sdf, resolution, weights=weights, refine=refine)
     return Mesh(vertices=vertices.cpu().numpy(), faces=faces.cpu().numpy())
 
 

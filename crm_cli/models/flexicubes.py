@@ -184,9 +184,13 @@ class KaolinSurface:
         resolution: int,
         *,
         weights: CubeWeights | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
         training: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Extract as the function `extract` does; vertices and faces come in another order."""
+        """Extract as the function `extract` does; vertices and faces come in another order.
+
+        refine is not asked: kaolin takes crossings where interpolation puts them.
+        """
         from kaolin.ops.conversions import FlexiCubes
 
         cubes = torch.arange(resolution**3, device=sdf.device)
@@ -203,6 +207,36 @@ class KaolinSurface:
         )
         deviation = deviations.mean() if len(deviations) else deviations.sum()
         return found.to(vertices.dtype), faces.flip(1), deviation.to(sdf.dtype)
+
+
+class OwnSurface:
+    """The FlexiCubes of this package."""
+
+    name: ClassVar[str] = "crm"
+
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Works everywhere."""
+        return None
+
+    def extract(
+        self,
+        vertices: Tensor,
+        sdf: Tensor,
+        resolution: int,
+        *,
+        weights: CubeWeights | None = None,
+        refine: Callable[[Tensor], Tensor] | None = None,
+        training: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Extract as the function `extract` does."""
+        return extract(vertices, sdf, resolution, weights=weights, refine=refine, training=training)
+
+
+Surfacer = OwnSurface | KaolinSurface
+
+SURFACES: tuple[type[OwnSurface] | type[KaolinSurface], ...] = (OwnSurface, KaolinSurface)
+"""Best first."""
 
 
 def _unsquash(weights: CubeWeights, cubes: Tensor, resolution: int) -> dict[str, Tensor]:
