@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -52,7 +53,16 @@ def open_and_close(out: Path, shard: str = "", *, wait_lock_s: float = 0.0) -> N
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("", ""), ("", "1/2"), ("1/2", ""), ("2/2", "2/2"), ("1/2", "1/3"), ("3/3", "2/2"), ("1/1", "1/11")],
+    [
+        ("", ""),
+        ("", "1/2"),
+        ("1/2", ""),
+        ("2/2", "2/2"),
+        ("1/2", "1/3"),
+        ("3/3", "2/2"),
+        ("1/1", "1/11"),
+        ("1/11", "1/1"),
+    ],
 )
 def test_what_could_do_the_same_work_is_refused_until_the_first_has_ended(
     tmp_path: Path, first: str, second: str
@@ -117,6 +127,19 @@ def test_a_shard_spares_what_the_others_are_writing_and_the_contact_sheet(tmp_pa
         assert part.exists() and sheet.exists() and not dead.exists()
     open_and_close(out)
     assert not part.exists() and not sheet.exists()
+
+
+def test_a_shard_spares_what_another_machine_has_left_as_its_locks_may_not_be_seen(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with held(out, "1/3") as (process, left):
+        process.kill()
+        process.wait()
+        lock = out / ".crm" / "lock.shard-1-of-3"
+        lock.write_text(json.dumps({**json.loads(lock.read_text()), "host": "elsewhere"}))
+        open_and_close(out, "2/3")
+        assert left.is_dir()
+        open_and_close(out, "1/3")
+        assert not left.exists()
 
 
 def test_a_shard_about_to_start_is_not_disturbed_by_one_that_clears_up(

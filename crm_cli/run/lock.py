@@ -86,12 +86,16 @@ def is_held(path: Path) -> bool:
 def shards_at_work(private: Path, leftovers: Collection[str]) -> frozenset[str]:
     """Runs of the shards at work, of those that leftovers are named after.
 
-    Other locks are not even touched: a shard that is about to start would find its own taken.
+    Other locks are not even touched: a shard that is about to start would find its own taken. Shards of other
+    machines count as well: some network disks show no machine the locks of another.
     """
     at_work = set()
+    here = socket.gethostname()
     for path in _shard_locks(private):
-        run = str(_signature(path).get("run", ""))
-        if run and any(is_named_after(name, run) for name in leftovers) and is_held(path):
+        holder = _signature(path)
+        run = str(holder.get("run", ""))
+        has_left = bool(run) and any(is_named_after(name, run) for name in leftovers)
+        if has_left and (holder.get("host") != here or is_held(path)):
             at_work.add(run)
     return frozenset(at_work)
 
