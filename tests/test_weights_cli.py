@@ -475,6 +475,19 @@ def test_no_photo_is_converted_with_changed_weights(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_set_that_claims_another_architecture_is_refused_and_has_another_digest(
+    crm: Crm, good: Path
+) -> None:
+    file = good / MANIFEST
+    before = find("published").digest
+    file.write_text(file.read_text().replace('"miniature"', '"release"'))
+    assert find("published").digest != before
+    answer = crm("weights", "verify", "published")
+    assert answer.code == 6
+    assert "rgb-00001-of-00001.safetensors: belongs to another network" in answer.error
+    assert "[E_WEIGHTS_WRONG]" in answer.error
+
+
 def test_weights_can_be_converted_into_any_folder_and_used_by_its_path(
     tmp_path: Path, crm: Crm, home: Path, raw: Path
 ) -> None:

@@ -122,13 +122,15 @@ def verify(
         typer.Argument(metavar="NAME|DIR", help="Which weights; without it, all that are there."),
     ] = None,
 ) -> None:
-    """Read every byte and compare digests."""
+    """Read every byte and compare digests, names and shapes."""
     from crm_cli.models import weights
+    from crm_cli.models.loading import require_fit
 
     for name in names or _names_there():
         found = weights.find(name)
         with metering() as progress:
             weights.verify(found, progress)
+        require_fit(found)
         _show(found)
 
 

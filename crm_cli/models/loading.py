@@ -49,6 +49,16 @@ def open_part(
     return module.eval().requires_grad_(False)
 
 
+def require_fit(weights: WeightsSet) -> None:
+    """Raise EnvironmentProblem unless every part fits its network; only headers are read."""
+    for part in weights.parts:
+        with torch.device("meta"):
+            module = ARCHITECTURES[weights.architecture].build(part)
+        files = [file.path for file in weights.files_of(part)]
+        with contextlib.ExitStack() as stack:
+            _check_fit(module.state_dict(), _open_files(stack, files, "cpu"), files[0])
+
+
 def load(
     module: nn.Module,
     files: Sequence[Path],

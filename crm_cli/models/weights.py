@@ -96,9 +96,11 @@ class WeightsSet:
 
     @property
     def digest(self) -> str:
-        """Stand for the names and contents of all parts."""
+        """Stand for the names and contents of all parts, and for the networks they are read into."""
+        # The first version had one architecture, and gave digests without it.
+        first = [] if self.architecture == "small" else [f"architecture {self.architecture}\n"]
         lines = [f"{part} {file.sha256}\n" for part, files in self.parts.items() for file in files]
-        return _sha256("".join(lines))
+        return _sha256("".join(first + lines))
 
     @property
     def bytes(self) -> int:
