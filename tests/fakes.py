@@ -44,6 +44,9 @@ PHOTO_S = 1500.0
 STEPS = 16
 """How many steps a photo named after them takes."""
 
+FIRST_OPEN = "FAKES_FIRST_OPEN"
+"""Names a file, in the environment, that remembers that a late line was opened."""
+
 Steps = Callable[[int, int], None]
 
 
@@ -153,6 +156,18 @@ class DeadLine(FakeLine):
     def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
+
+
+class LateLine(FakeLine):
+    """A line that opens at once in the first worker, and never in the others."""
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
+        try:
+            Path(os.environ[FIRST_OPEN]).touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(60)
+        return cls(preset, threads, precision, sharers)
 
 
 def _tell_steps(job: Job, report_step: Steps) -> None:

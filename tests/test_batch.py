@@ -506,6 +506,65 @@ def test_after_an_interrupt_running_photos_are_finished_and_no_new_one_starts(tm
     }  # fmt: skip
 
 
+def interrupted(out: Path) -> list[tuple[str, int]]:
+    return [(line["asset"], line["attempt"]) for line in read_lines(out) if line["ev"] == "interrupted"]
+
+
+def test_an_interrupt_ends_at_once_a_worker_that_still_opens_and_finishes_what_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fakes.FIRST_OPEN, str(tmp_path / "mark"))
+    photos = plant(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
+    stop, events = Stop(), []
+    for event in start(photos, stop=stop, jobs=2, engine=fakes.engine("LateLine")):
+        events.append(event)
+        if isinstance(event, StageStarted):
+            stop.signal = signal.SIGINT
+    [done] = statuses(events)
+    assert statuses(events) == {done: "converted"} and exit_code(events) == 130
+    [(late, attempt)] = interrupted(tmp_path / "out")
+    assert {done, late} == {"a.jpg", "b.jpg"} and attempt == 1
+    assert not list((tmp_path / "out" / ".crm" / "tmp").iterdir())
+    [again] = [e for e in run(photos) if isinstance(e, AssetStarted) and str(e.path) == late]
+    assert again.attempt == 1
+
+
+def test_an_interrupt_before_any_stage_leaves_nothing_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mark").touch()
+    monkeypatch.setenv(fakes.FIRST_OPEN, str(tmp_path / "mark"))
+    photos = plant(tmp_path / "in", "a.jpg")
+    stop, events = Stop(), []
+    for event in start(photos, stop=stop, engine=fakes.engine("LateLine"), deadlines_s={"opening": 50}):
+        events.append(event)
+        if isinstance(event, AssetStarted):
+            stop.signal = signal.SIGINT
+    assert not statuses(events) and exit_code(events) == 130
+    assert interrupted(tmp_path / "out") == [("a.jpg", 1)]
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert warned == ["SIGINT: stopping; no photo had begun"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGINT, r"about \d+ s"), (signal.SIGTERM, "20 s at most"), (signal.SIGHUP, "20 s at most")],
+)
+def test_whoever_interrupts_is_told_how_long_running_photos_take(
+    tmp_path: Path, number: signal.Signals, words: str
+) -> None:
+    photos = plant(tmp_path / "in", "steps_a.jpg")
+    stop, warned = Stop(), []
+    for event in start(photos, stop=stop, deadlines_s={"unwrap": 10.0}):
+        if isinstance(event, StageProgress):
+            stop.signal = stop.signal or number
+        if isinstance(event, Warned):
+            warned.append(event.message)
+    [message] = warned
+    expected = rf"{number.name}: finishing what is running \(1 photo, {words}\); once more stops at once"
+    assert re.fullmatch(expected, message)
+
+
 def test_a_second_interrupt_gives_running_photos_up_without_blaming_them(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "hang_a.jpg", "b.jpg")
     stop = Stop()
@@ -610,7 +669,8 @@ def test_a_signal_ends_the_run_between_photos_with_its_own_code(
     assert b"Traceback" not in errors
     lines = list(read_lines(tmp_path / "out"))
     kinds = Counter(line["ev"] for line in lines)
-    assert kinds["attempt_start"] == kinds["asset_done"] < 6
+    assert kinds["attempt_start"] == kinds["asset_done"] + kinds["interrupted"] < 6
+    assert kinds["asset_done"] > 0
     assert lines[-1]["ev"] == "run_end" and lines[-1]["exit_code"] == code
 
 

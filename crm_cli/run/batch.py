@@ -51,7 +51,7 @@ from crm_cli.run.events import (
     Warned,
     weights_label,
 )
-from crm_cli.run.forecast import forecast
+from crm_cli.run.forecast import about, forecast
 from crm_cli.run.journal import Journal, last_failures
 from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import (
@@ -93,6 +93,9 @@ MAX_UNOPENED = 3
 
 GRACE_S = 20.0
 """How long SIGTERM and SIGHUP let running photos finish: schedulers kill after 30 s."""
+
+GRACEFUL = (signal.SIGTERM, signal.SIGHUP)
+"""Signals after which running photos are not waited for as long as they take."""
 
 RECENT = 4
 """How many reports of steps tell the pace: steps of one stage do not all take as long."""
@@ -296,7 +299,7 @@ class _Attempt:
 
         None before the first step, and after the last: what follows it takes a while that no step tells.
         """
-        if done <= self.steps[-1][0]:  # they begin now, or anew
+        if self.steps and done <= self.steps[-1][0]:  # they begin now, or anew
             self.steps.clear()
         before, then = self.steps[0] if self.steps else (done, now)
         self.steps.append((done, now))
@@ -432,12 +435,12 @@ class _Batch:
                     yield self._step(report)
                 else:
                     yield from self._finish(report)
-            if self._stop.signal in (signal.SIGTERM, signal.SIGHUP) and grace_ends is None:
+            if self._stop.signal in GRACEFUL and grace_ends is None:
                 grace_ends = time.monotonic() + GRACE_S
             if self._stop.is_urgent or (grace_ends is not None and time.monotonic() > grace_ends):
                 self._give_up_running()
                 return
-            yield from self._announce_stop()
+            yield from self._heed_stop()
             yield from self._progress()
 
     @property
@@ -654,16 +657,38 @@ class _Batch:
 
     def _give_up_running(self) -> None:
         """Leave running photos to the next run; being interrupted is not their fault."""
-        for attempt in self._attempts.values():
-            self._journal.write("interrupted", asset=attempt.job.path, attempt=attempt.number)
-        self._attempts.clear()
+        for job in [attempt.job for attempt in self._attempts.values()]:
+            self._give_up(job)
 
-    def _announce_stop(self) -> Iterator[Event]:
-        """Say once that a signal was understood."""
-        if self._stop.signal is not None and not self._has_announced_stop:
-            self._has_announced_stop = True
-            name, running = signal.Signals(self._stop.signal).name, len(self._attempts)
-            yield Warned(message=f"{name}: finishing what is running ({running}); once more stops at once")
+    def _give_up(self, job: Job) -> None:
+        """Leave a photo to the next run, without an attempt that counts."""
+        attempt = self._attempts.pop(job.id)
+        self._journal.write("interrupted", asset=job.path, attempt=attempt.number)
+
+    def _heed_stop(self) -> Iterator[Event]:
+        """At a signal, end once what has not begun, and say what is still waited for."""
+        if self._stop.signal is None or self._has_announced_stop:
+            return
+        self._has_announced_stop = True
+        for job in self._conveyor.recall():
+            self._give_up(job)
+            self._store.discard(job.scratch)
+        name, running = signal.Signals(self._stop.signal).name, len(self._attempts)
+        if not running:
+            yield Warned(message=f"{name}: stopping; no photo had begun")
+            return
+        waits = ", ".join([f"{running} photo" if running == 1 else f"{running} photos", *self._wait()])
+        yield Warned(message=f"{name}: finishing what is running ({waits}); once more stops at once")
+
+    def _wait(self) -> Iterator[str]:
+        """How long running photos may still take, where that is known."""
+        if self._stop.signal in GRACEFUL:
+            yield f"{GRACE_S:.0f} s at most"
+            return
+        ends = [attempt.ends for attempt in self._attempts.values() if attempt.ends is not None]
+        left_s = max(ends, default=0.0) - time.monotonic()
+        if left_s > 0:
+            yield f"about {about(left_s)}"
 
     def _progress(self) -> Iterator[Event]:
         total, now = len(self._plan), time.monotonic()

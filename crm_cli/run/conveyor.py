@@ -29,6 +29,9 @@ from crm_cli.toolbox import WORK_BYTES_CPU, usable_cores, usable_memory
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
 
+START = "start"
+"""Where a photo is that a worker has but did not begin."""
+
 DEADLINES_S: Mapping[str, float] = {
     OPENING: 900,
     "prepare": 90,
@@ -149,6 +152,15 @@ class Conveyor:
                 reports += self._bury(worker)
         return reports
 
+    def recall(self) -> list[Job]:
+        """End the workers whose photo has not entered a stage, and give back their photos."""
+        jobs = []
+        for worker in self._workers():
+            if worker.job is not None and worker.stage in (OPENING, START):
+                jobs.append(worker.job)
+                self._remove(worker)
+        return jobs
+
     def close(self) -> None:
         """Let idle workers leave, kill the others."""
         for worker in self._workers():
@@ -231,7 +243,7 @@ class _Worker:
         """Hand a photo over; a worker that is still opening starts it when it is ready."""
         self.job = job
         if self._is_open:
-            self._enter("start")
+            self._enter(START)
             self._send(job=job)
 
     def hear(self, message: Mapping[str, Any]) -> list[Report]:
