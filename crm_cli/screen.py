@@ -270,7 +270,8 @@ def show_summary(console: Console, event: RunFinished) -> None:
     if event.report is not None:
         say(console, f"contact sheet: {event.report}")
     if event.exit_code:
-        say(console, "the same command again does what is left")
+        is_all = not event.left and not event.failures
+        say(console, "nothing is left to do" if is_all else "the same command again does what is left")
 
 
 def _plan(event: Plan) -> str:
@@ -302,13 +303,14 @@ def _count(number: int, noun: str) -> str:
 
 
 def _progress(event: Progress) -> str:
-    return f"{event.done}/{event.total} done, {event.failed} failed, {_speed(event)}"
+    parts = [f"{event.done}/{event.total} done", f"{event.failed} failed", _speed(event)]
+    return ", ".join(part for part in parts if part)
 
 
 def _speed(event: Progress) -> str:
-    """Photos an hour and the time left."""
+    """Photos an hour and the time left; nothing before there is a photo to tell them by."""
     if event.eta_s is None:
-        return "first photos"
+        return ""
     # A photo that takes minutes makes a rate of a few an hour, where the digit after the point counts.
     rate = f"{event.rate:.0f}" if event.rate >= 10 else f"{event.rate:.1f}"
     return f"{rate} an hour, {duration(event.eta_s)} left"

@@ -501,9 +501,26 @@ def test_after_an_interrupt_running_photos_are_finished_and_no_new_one_starts(tm
         if isinstance(event, StageStarted) and event.stage == "unwrap":
             stop.signal = signal.SIGINT
     assert statuses(events) == {"slow_a.jpg": "converted"} and exit_code(events) == 130
+    assert isinstance(events[-1], RunFinished) and events[-1].left == 2
     assert statuses(run(photos)) == {
         "slow_a.jpg": "cached", "slow_b.jpg": "converted", "slow_c.jpg": "converted"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "left"), [(Plan, 1), (StageStarted, 0)])
+def test_an_interrupted_run_knows_what_is_left(tmp_path: Path, wanted: type[Event], left: int) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg")
+    stop = Stop()
+    for event in start(photos, stop=stop):
+        if isinstance(event, wanted):
+            stop.signal = signal.SIGINT
+    assert isinstance(event, RunFinished) and (event.exit_code, event.left) == (130, left)
+
+
+def test_photos_that_a_signal_left_unplanned_are_left(photos: Path) -> None:
+    stop = Stop(signal=signal.SIGINT)
+    finished = run(photos, stop=stop)[-1]
+    assert isinstance(finished, RunFinished) and finished.left == 3
 
 
 def interrupted(out: Path) -> list[tuple[str, int]]:

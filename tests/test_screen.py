@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -13,6 +14,7 @@ from crm_cli.run.events import (
     Event,
     Forecast,
     Plan,
+    Progress,
     RunFinished,
     StageProgress,
     StageStarted,
@@ -94,6 +96,38 @@ def test_the_summary_names_the_weights() -> None:
     show_summary(console, finished())
     [line] = [line for line in text(console).splitlines() if "weights" in line]
     assert line.split() == ["weights", "published", "(0123456789ab)"]
+
+
+@pytest.mark.parametrize(
+    ("left", "failures", "words"),
+    [
+        (0, {}, "nothing is left to do"),
+        (1, {}, "the same command again does what is left"),
+        (0, {"crash": 1}, "the same command again does what is left"),
+    ],
+)
+def test_an_interrupted_run_says_whether_anything_is_left(
+    left: int, failures: dict[str, int], words: str
+) -> None:
+    console = paper()
+    show_summary(console, replace(finished(), exit_code=130, left=left, failures=failures))
+    assert text(console).splitlines()[-1] == words
+
+
+def test_before_the_first_asset_no_rate_is_told(watch: Watch) -> None:
+    first = Progress(done=0, total=2, failed=0, rate=0.0, eta_s=None)
+    live, console = LiveScreen(paper()), paper()
+    live.show(plan())
+    live.show(first)
+    assert drawn(live).split()[-1] == "0/2"
+    log = PlainScreen(console, is_verbose=False)
+    watch.now += 31
+    log.show(first)
+    watch.now += 31
+    log.show(replace(first, done=1, rate=6.0, eta_s=600.0))
+    assert text(console).splitlines() == [
+        "0/2 done, 0 failed", "1/2 done, 0 failed, 6.0 an hour, 10 min 00 s left"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("verbosity", [0, 1])

@@ -169,7 +169,8 @@ def convert(
     except Locked:
         if stop.signal is None:
             raise
-        yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0)
+        left = len(found.photos)
+        yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0, left=left)
         return
     try:
         planner = _planner(store.records, recipe, options)
@@ -222,7 +223,7 @@ def _run(
             batch = _Batch(
                 plan, options=options, preset=preset, planner=planner, store=store, journal=journal,
                 conveyor=conveyor, stop=stop, folder=folder, device=", ".join(devices), weights=weights,
-                is_part=is_part,
+                is_part=is_part, photos=len(photos),
             )  # fmt: skip
             yield from batch.run(workers=workers)
     finally:
@@ -327,6 +328,7 @@ class _Batch:
         device: str,
         weights: UsedWeights,
         is_part: bool,
+        photos: int,
     ) -> None:
         self._options = options
         self._preset = preset
@@ -338,6 +340,7 @@ class _Batch:
         self._folder = folder
         self._weights = weights
         self._is_part = is_part
+        self._found = photos  # more than were planned, where a signal came before
         self._clock = time.monotonic()
         self._facts = RunFacts(
             started=datetime.now().astimezone(),
@@ -411,6 +414,7 @@ class _Batch:
             counts=dict(self._counts),
             failures=dict(self._failures),
             seconds=round(time.monotonic() - self._clock, 3),
+            left=self._found - self._counts.total(),
             report=report,
             weights=self._weights.name,
             weights_digest=self._weights.digest,

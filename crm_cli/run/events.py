@@ -192,6 +192,8 @@ class RunFinished(Event):
     failures: Mapping[str, int]
     """Failed photos by class."""
     seconds: float
+    left: int = 0
+    """Photos found that nothing was decided about, since the run ended before."""
     report: Path | None = None
     weights: str = ""
     weights_digest: str = ""
