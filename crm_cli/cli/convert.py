@@ -134,7 +134,7 @@ def convert(
     overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
     if not inputs and not from_file:
         raise UsageError(
-            "nothing to convert", code="E_NO_INPUT", remedy="give photos, folders or --from-file"
+            "nothing to convert", code="E_NOTHING_GIVEN", remedy="give photos, folders or --from-file"
         )
     if null and not from_file:
         raise UsageError("-0 without a list", code="E_LIST", remedy="it tells how to read --from-file")
