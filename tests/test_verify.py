@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -23,6 +24,7 @@ from output import (
 )
 
 from crm_cli.errors import Locked, NoInput, OutputError
+from crm_cli.run.gc import sweep
 from crm_cli.run.store import CommitRecord, Store
 from crm_cli.run.verify import Verdict, repair, verify
 
@@ -192,6 +194,14 @@ def test_what_was_repaired_is_made_again_as_it_was(whole: Path, out: Path) -> No
     assert verify(out, deep=True).problems == ()
 
 
+def test_what_was_taken_back_is_not_lost_once_nothing_is_left_of_it(out: Path) -> None:
+    for path in out.glob("a.*"):
+        path.unlink()
+    assert {problem.kind for problem in repair(out).problems} == {"missing"}
+    assert [one.kind for one in sweep(out, cache_bytes=0).litter] == ["record"]
+    assert verify(out).problems == ()
+
+
 def test_an_edited_file_is_nobodys_to_repair(whole: Path, out: Path) -> None:
     (out / "a.glb").write_text("mine")
     flip(out / "a.obj", 0)
@@ -283,8 +293,6 @@ def test_a_record_replaced_while_one_looks_is_looked_at_again(out: Path, monkeyp
     def replaced(raw: bytes) -> CommitRecord:
         record = real(raw)
         if path.exists() and str(record.asset) == "a.jpg":
-            from dataclasses import replace
-
             keys = replace(record.keys, out="0" * 64)
             (out / "a.glb").unlink()
             outputs = tuple(output for output in record.outputs if output.path.suffix != ".glb")
