@@ -489,7 +489,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(
 
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: Usage())
     monkeypatch.setattr(conversion, "digest_of", lambda *_: pytest.fail("it went on"))
-    with pytest.raises(OutputError, match=r"0\.0 GB free"):
+    with pytest.raises(OutputError, match=r"5\.0 MB free"):
         convert([source], tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -420,13 +420,34 @@ def test_a_full_disk_is_told_before_the_first_byte(machine: Machine, server: Hub
     free = "import types; hub.shutil.disk_usage = lambda place: types.SimpleNamespace(free={})"
     answer = machine.fetch(first=free.format(800_000))
     assert (answer["code"], answer["exit"]) == ("E_DISK_FULL", 5)
-    assert "0.0 GB free" in answer["text"] and server.downloads() == []
+    assert "0.8 MB free" in answer["text"] and server.downloads() == []
     part = machine.storage / "blobs" / f"{server.digest(BIG)}.crm.incomplete"
     part.parent.mkdir(parents=True)
     part.write_bytes(FILES[BIG][:100_000])
     rest = sum(map(len, FILES.values())) - 100_000
     assert machine.fetch(first=free.format(rest - 1))["code"] == "E_DISK_FULL"
     assert contents(machine.fetch(first=free.format(rest))) == FILES
+
+
+@pytest.mark.parametrize("is_one_disk", [True, False])
+def test_there_must_be_room_for_what_the_files_are_converted_into(
+    machine: Machine, server: HubStandIn, tmp_path: Path, is_one_disk: bool
+) -> None:
+    downloads = sum(map(len, FILES.values()))
+    later = int(hub.CONVERTED_SHARE * downloads)
+    first = """
+import pathlib, types
+hub._convert = hub.fetch
+hub.fetch = lambda **asked: hub._convert(**asked, converted=pathlib.Path({place!r}))
+hub._disk_of = lambda folder: {disk}
+hub.shutil.disk_usage = lambda place: types.SimpleNamespace(free={free})
+"""
+    place = str(tmp_path / "home" / "published")
+    disk = "0" if is_one_disk else "str(folder)"
+    needed = downloads + later if is_one_disk else downloads
+    short = machine.fetch(first=first.format(place=place, disk=disk, free=needed - 1))
+    assert short["code"] == "E_DISK_FULL" and server.downloads() == []
+    assert "files" in machine.fetch(first=first.format(place=place, disk=disk, free=needed))
 
 
 def test_a_cache_that_cannot_be_written_is_named(machine: Machine) -> None:

@@ -251,6 +251,32 @@ def test_weights_that_came_from_the_published_files_are_not_fetched_again(
     assert asked == [hub.REPOSITORY]
 
 
+@pytest.mark.parametrize("case", ["architecture", "home", "read-only home", "full home"])
+def test_what_a_conversion_would_fail_with_is_told_before_anything_is_asked_for(
+    tmp_path: Path, shell: Shell, server: HubStandIn, case: str
+) -> None:
+    if case == "architecture":
+        answer = shell.crm("weights", "fetch", "--repo", "test/crm", "--architecture", "enormous")
+        assert answer.code == 2 and "enormous: not the architecture" in answer.error
+    elif case == "home":
+        (tmp_path / "home").write_text("not a folder")
+        answer = shell.crm("weights", "fetch", "--repo", "test/crm", *MINIATURE)
+        assert answer.code == 5 and f"{tmp_path / 'home'}" in answer.error
+        assert "CRM_WEIGHTS_HOME" in answer.error
+    elif case == "read-only home":
+        answer = shell.where(CRM_WEIGHTS_HOME="/proc/crm").crm(
+            "weights", "fetch", "--repo", "test/crm", *MINIATURE
+        )
+        assert answer.code == 5 and "/proc/crm/published: cannot be written" in answer.error
+        assert "CRM_WEIGHTS_HOME" in answer.error
+    else:
+        (tmp_path / "home" / "published").mkdir(parents=True)
+        (tmp_path / "home" / "published" / "thesis.txt").write_text("mine")
+        answer = shell.crm("weights", "fetch", "--repo", "test/crm", *MINIATURE)
+        assert answer.code == 5 and "holds thesis.txt" in answer.error
+    assert server.requests == []
+
+
 @pytest.mark.parametrize(
     ("fault", "word"),
     [

@@ -69,8 +69,10 @@ def fetch(
     if there is not None and not download_only:
         _show(there)
         return
+    # What a conversion would fail with is told before the first of many bytes.
+    converted = None if download_only else _writable_place(architecture)
     with leaving(), metering() as progress:
-        files = hub.fetch(repository=repository, revision=revision, progress=progress)
+        files = hub.fetch(repository=repository, revision=revision, converted=converted, progress=progress)
     if download_only:
         for file in files:
             say(str(file), to_stdout=True)
@@ -132,6 +134,17 @@ def verify(
             weights.verify(found, progress)
         require_fit(found)
         _show(found)
+
+
+def _writable_place(architecture: str) -> Path:
+    """Where the published weights would be written, or raise why they cannot be."""
+    from crm_cli.models.convert import place_for
+    from crm_cli.models.shards import require_writable
+    from crm_cli.models.weights import home
+
+    place = place_for(home() / "published", architecture)
+    require_writable(place)
+    return place
 
 
 def _convert(

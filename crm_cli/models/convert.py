@@ -97,14 +97,7 @@ def convert(
         vae: The same of the autoencoder.
         progress: Told of each source that is hashed, then of each part that is written.
     """
-    if architecture not in ARCHITECTURES or ARCHITECTURES[architecture].towers is None:
-        raise UsageError(
-            f"{architecture}: not the architecture of a published system",
-            code="E_WEIGHTS_NAME",
-            remedy=f"one of {', '.join(name for name, one in ARCHITECTURES.items() if one.towers)}",
-        )
-    folder = expanded(str(folder)).resolve()
-    require_replaceable(folder)
+    folder = place_for(folder, architecture)
     checkpoints = [Checkpoint(file=file, tensors=read_checkpoint(file)) for file in _files(sources)]
     given: dict[Tower, Path | None] = {"clip": clip, "vae": vae}
     extras = {tower: _tower_checkpoint(tower, file) for tower, file in given.items() if file}
@@ -134,6 +127,19 @@ def convert(
         )
         write_whole(place / MANIFEST, json.dumps(listed, indent=1).encode("utf-8"))
     return find(str(folder))
+
+
+def place_for(folder: Path, architecture: str) -> Path:
+    """Where a conversion would write, or raise what it would fail with before it reads anything."""
+    if architecture not in ARCHITECTURES or ARCHITECTURES[architecture].towers is None:
+        raise UsageError(
+            f"{architecture}: not the architecture of a published system",
+            code="E_WEIGHTS_NAME",
+            remedy=f"one of {', '.join(name for name, one in ARCHITECTURES.items() if one.towers)}",
+        )
+    folder = expanded(str(folder)).resolve()
+    require_replaceable(folder)
+    return folder
 
 
 class _Count:

@@ -22,7 +22,7 @@ from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, OutputError
 from crm_cli.models.download import download, part_of
 from crm_cli.models.hub_library import endpoint, in_plain_words, library
-from crm_cli.models.weights import PUBLISHED_FILES, Progress, digest_of, ignore
+from crm_cli.models.weights import PUBLISHED_FILES, Progress, digest_of, ignore, in_words, nearest
 
 REPOSITORY = "Zhengyi/CRM"
 """Where the authors of CRM publish (thu-ml/CRM, README)."""
@@ -41,6 +41,9 @@ SIZES: Mapping[str, int] = {
 }
 """Bytes of each file in REPOSITORY."""
 
+CONVERTED_SHARE = 0.6
+"""Of the files' bytes, what is left after conversion: 7.0 of 12.8 GB, as one CLIP and VAE serve both."""
+
 NOTES = ".crm-checked.json"
 """Beside the cached files: which of them were hashed. Twelve gigabytes are not read again for every call."""
 
@@ -58,10 +61,18 @@ class Remote:
     bytes: int
 
 
-def fetch(*, repository: str = REPOSITORY, revision: str = "main", progress: Progress = ignore) -> list[Path]:
+def fetch(
+    *,
+    repository: str = REPOSITORY,
+    revision: str = "main",
+    converted: Path | None = None,
+    progress: Progress = ignore,
+) -> list[Path]:
     """Bring PUBLISHED_FILES into the hub's cache and return them in that order, whole and checked.
 
     What is there already is not asked for again; a download that was interrupted goes on where it stopped.
+
+    converted: The folder that they are going to be converted into, for which there must be room as well.
     """
     with in_plain_words(repository, revision):
         is_offline = bool(library().constants.HF_HUB_OFFLINE)
@@ -73,7 +84,7 @@ def fetch(*, repository: str = REPOSITORY, revision: str = "main", progress: Pro
         if is_offline:
             raise _not_here(repository, revision)
         remotes = [_ask(name, repository, revision) for name in PUBLISHED_FILES]
-        _require_room_for(remotes, repository)
+        _require_room_for(remotes, repository, converted)
         return [_bring(remote, repository, revision, progress) for remote in remotes]
 
 
@@ -103,11 +114,10 @@ def cached(*, repository: str = REPOSITORY, revision: str = "main") -> dict[str,
 
 def require_room(folder: Path, needed: int) -> None:
     """Raise OutputError unless a folder's disk has so many bytes free; the folder need not exist yet."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest(folder)).free
     if free < needed:
         raise OutputError(
-            f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed",
+            f"{folder}: {in_words(free)} free, {in_words(needed)} needed",
             code="E_DISK_FULL",
             remedy="free space, or put HF_HOME (downloads) or CRM_WEIGHTS_HOME (converted) on another disk",
         )
@@ -146,11 +156,21 @@ def _require_published(name: str, etag: str, size: int) -> None:
         )
 
 
-def _require_room_for(remotes: Sequence[Remote], repository: str) -> None:
-    """Raise OutputError unless the cache's disk holds what is still to come."""
+def _require_room_for(remotes: Sequence[Remote], repository: str, converted: Path | None) -> None:
+    """Raise OutputError unless the disks hold what is still to come, and what becomes of it."""
     missing = [remote for remote in remotes if _lying_here(remote, repository) is None]
     needed = [remote.bytes - _size(part_of(_blob(remote, repository))) for remote in missing]
-    require_room(_storage(repository), sum(needed))
+    storage, later = _storage(repository), 0
+    if converted is not None:
+        later = int(CONVERTED_SHARE * sum(remote.bytes for remote in remotes))
+        if _disk_of(storage) != _disk_of(converted):
+            require_room(converted, later)
+            later = 0
+    require_room(storage, sum(needed) + later)
+
+
+def _disk_of(folder: Path) -> int:
+    return nearest(folder).stat().st_dev
 
 
 def _bring(remote: Remote, repository: str, revision: str, progress: Progress) -> Path:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from crm_cli.errors import OutputError
 from crm_cli.models import checked
-from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile
+from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
 
 SHARD_BYTES = 10**9
 """Larger parts are split: every file system takes this, and a broken file costs little."""
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """Held by whoever writes an unfinished folder; one that nobody holds is debris."""
+
+ELSEWHERE = "free space, fix rights, or choose another place: CRM_WEIGHTS_HOME, `crm weights convert -o`"
 
 OURS = re.compile(
     rf"({re.escape(SECOND)})?({'|'.join(LATENT_NAMES)})-\d{{5}}-of-\d{{5}}\.safetensors",
@@ -168,6 +171,17 @@ def require_replaceable(folder: Path) -> None:
         )
 
 
+def require_writable(folder: Path) -> None:
+    """Raise OutputError where a folder could not be made or replaced; nothing is left behind."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder.parent)):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written: {error.strerror or error}", code="E_OUTPUT", remedy=ELSEWHERE
+        ) from error
+
+
 def _contents(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in folder.iterdir()]
@@ -266,5 +280,5 @@ def _unwritable(folder: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{error.filename or folder}: {error.strerror or error}",
         code="E_OUTPUT",
-        remedy="free space or fix rights",
+        remedy=ELSEWHERE,
     )

@@ -137,6 +137,11 @@ def expanded(path: str) -> Path:
         return Path("/", path.removeprefix("~/"))
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or what there is of the folders above it."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def find(choice: str) -> WeightsSet:
     """The weights a preset asks for; cheap, as large files are known by their sizes and listed digests.
 
