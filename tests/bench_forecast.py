@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from crm_cli.models.cost import measure_pace
+from crm_cli.models.cost import measure_pace, processor_s
 from crm_cli.models.denoiser import MultiViewUNet
 from crm_cli.models.operations import LATENT_SIDE, PATCHES, PROMPT_TOKENS, SIZES, decode, denoiser_step
 from crm_cli.models.vae import Vae
@@ -29,10 +29,10 @@ def main() -> None:
     dtype = getattr(torch, options.precision)
     sizes = SIZES["release"]
     config = sizes.rgb if options.stage == "rgb" else sizes.ccm
-    clock = _processor_s if options.processor else time.perf_counter
-    began = clock()
-    pace = measure_pace(sizes, device="cpu", dtype=dtype, clock=clock)
-    measured_s = clock() - began
+    clock = processor_s if options.processor else time.perf_counter
+    began = time.perf_counter()
+    pace = measure_pace(sizes, device="cpu", dtype=dtype)
+    measured_s = time.perf_counter() - began
     speeds = ", ".join(f"{side}: {speed / 1e9:.0f}" for side, speed in pace.by_side.items())
     _say(f"GFLOP/s by side {speeds}; found in {measured_s:.1f} s")
     step = Counter({side: 2 * count for side, count in denoiser_step(config).items()})
@@ -55,11 +55,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--processor", action="store_true", help="for a machine that does other work as well")
     return parser.parse_args()
-
-
-def _processor_s() -> float:
-    """Seconds that this process worked, as if its threads had the machine for themselves."""
-    return time.process_time() / torch.get_num_threads()
 
 
 def _guided_step(config, dtype: torch.dtype) -> Callable[[], object]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -77,8 +79,36 @@ def test_a_slow_machine_is_measured_once_and_a_quick_one_at_its_best(monkeypatch
         return next(looks)
 
     pieces = 2
-    assert looks_at_the_clock(cost.PATIENCE_S) == pieces * 3
-    assert looks_at_the_clock(1e-9) == pieces * (1 + 2 * cost.REPEATS)
+    assert looks_at_the_clock(cost.PATIENCE_S) == 1 + (2 * pieces + 1)
+    assert looks_at_the_clock(1e-9) == 1 + (2 * pieces + 1) * cost.REPEATS
+
+
+def test_a_neighbour_who_is_busy_for_a_while_slows_a_turn_and_not_the_best() -> None:
+    now = 0.0
+
+    def piece(*seconds: float) -> Callable[[], None]:
+        left = itertools.chain(seconds, itertools.repeat(9.0))
+
+        def work() -> None:
+            nonlocal now
+            now += next(left)
+
+        return work
+
+    passes = {8: piece(0.5, 0.1, 0.3), 32: piece(0.4, 0.6, 0.2)}
+    best = cost._quickest_s(passes, lambda: now)
+    assert best == {8: pytest.approx(0.1), 32: pytest.approx(0.2)}
+
+
+def test_the_pace_is_measured_in_the_work_of_this_process_and_not_in_the_time_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worked = itertools.count(step=6)
+    monkeypatch.setattr(time, "process_time", lambda: next(worked))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    pace = measure_pace(SIZES["miniature"], device="cpu", dtype=torch.float32)
+    # Three threads that worked 6 s together need 2 s where nobody else does anything.
+    assert pace.by_side == {side: count / 2 for side, count in _operations_of_one_site().items()}
 
 
 def test_measuring_leaves_torch_s_own_dice_alone() -> None:

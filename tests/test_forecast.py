@@ -17,13 +17,15 @@ def message(photo_s: float, photos: int, weights: str = "published", preset: Pre
 
 def test_a_person_is_told_the_time_of_a_photo_of_all_photos_and_what_is_faster() -> None:
     assert message(1500, 8) == (
-        "the published networks need about 25 min a photo on this CPU: 3 h 20 min for 8 photos; "
-        "--weights embedded takes seconds, --preset turbo is quicker"
+        "the published networks need about 25 min a photo on this CPU where it does nothing else: "
+        "3 h 20 min for 8 photos; --weights embedded takes seconds, --preset turbo is quicker"
     )
 
 
 def test_for_a_single_photo_the_time_is_told_once() -> None:
-    assert message(1500, 1).startswith("the published networks need about 25 min a photo on this CPU; ")
+    assert message(1500, 1).startswith(
+        "the published networks need about 25 min a photo on this CPU where it does nothing else; "
+    )
 
 
 def test_networks_of_one_s_own_are_called_by_their_folder() -> None:

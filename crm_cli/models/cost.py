@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -32,10 +33,11 @@ from crm_cli.preset import Preset
 REST_S = 15.0
 """What a photo takes beside the networks on one core: cut-out, surface, charts, files."""
 
-PATIENCE_S = 0.4
-"""A measurement that took longer is not repeated."""
+PATIENCE_S = 2.0
+"""After so long no measurement is repeated."""
 
-REPEATS = 3
+REPEATS = 8
+"""The best of so many counts: a first pass also sets things up, and neighbours come in bursts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +57,25 @@ class Pace:
 def forecast_s(architecture: str, preset: Preset, *, device: str, dtype: torch.dtype) -> float:
     """Seconds that one photo will take; for a CPU, where they are many.
 
-    Measures for a second or two with the threads that torch has now.
+    Measures for a few seconds with the threads that torch has now. What else the machine does at the moment
+    counts little: the forecast is for a machine that does nothing else.
     """
     pace = measure_pace(SIZES[architecture], device=device, dtype=dtype)
     return pace.seconds(photo_operations(architecture, preset)) + REST_S
 
 
+def processor_s() -> float:
+    """Seconds that this process has worked, as if its threads had had the cores for themselves."""
+    return time.process_time() / torch.get_num_threads()
+
+
 @torch.inference_mode()
 def measure_pace(
-    sizes: Sizes, *, device: str, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+    sizes: Sizes, *, device: str, dtype: torch.dtype, clock: Callable[[], float] = processor_s
 ) -> Pace:
     """Time the work that is most of a photo's: at three sizes of feature maps.
 
-    The smallest comes first, as it is also what wakes the threads up.
+    They take turns, so that a neighbour who is busy for a moment spoils one pass of each and no best one.
     """
     sides = [LATENT_SIDE >> level for level in sizes.rgb.attention_levels]
     with torch.device("meta"):
@@ -76,13 +84,14 @@ def measure_pace(
             max(sides): _denoising(sizes.rgb, max(sides)),
             PICTURE_SIDE // 2: _decoding(sizes.vae, PICTURE_SIDE // 2),
         }
-    by_side: dict[int, float] = {}
+    passes: dict[int, Callable[[], object]] = {}
     generator = torch.Generator(device).manual_seed(0)
-    for side, (network, operations, shapes) in work.items():
+    for side, (network, _, shapes) in work.items():
         network = _filled(network.to(dtype).to_empty(device=device), generator)
         inputs = [torch.rand(tuple(shape), generator=generator, device=device).to(dtype) for shape in shapes]
-        by_side[side] = operations / _quickest_s(network, inputs, clock)
-    return Pace(by_side)
+        passes[side] = partial(network, *inputs)
+    best = _quickest_s(passes, clock)
+    return Pace({side: operations / best[side] for side, (_, operations, _) in work.items()})
 
 
 _Work = tuple[nn.Module, int, Sequence[Sequence[int]]]
@@ -141,14 +150,14 @@ def _filled(network: nn.Module, generator: torch.Generator) -> nn.Module:
     return network
 
 
-def _quickest_s(network: nn.Module, inputs: Sequence[Tensor], clock: Callable[[], float]) -> float:
-    """Seconds of one pass, the best of a few where passes are short."""
-    best, began = float("inf"), clock()
+def _quickest_s(passes: Mapping[int, Callable[[], object]], clock: Callable[[], float]) -> dict[int, float]:
+    """Seconds of the best of a few passes of each kind, by its side."""
+    best, began = dict.fromkeys(passes, float("inf")), clock()
     for _ in range(REPEATS):
-        start = clock()
-        network(*inputs)
-        now = clock()
-        best = min(best, now - start)
-        if now - began > PATIENCE_S:
+        for side, work in passes.items():
+            start = clock()
+            work()
+            best[side] = min(best[side], clock() - start)
+        if clock() - began > PATIENCE_S:
             break
     return best

@@ -25,7 +25,7 @@ def forecast(
     if run_s < WORTH_S:
         return
     who = "the published networks" if weights == "published" else f"the networks of {weights}"
-    need = f"{who} need about {about(photo_s)} a photo on this CPU"
+    need = f"{who} need about {about(photo_s)} a photo on this CPU where it does nothing else"
     total = f": {about(run_s)} for {photos} photos" if photos > 1 else ""
     yield Forecast(
         photo_s=round(photo_s, 1), run_s=round(run_s, 1), message=f"{need}{total}; {_ways_out(preset)}"
