@@ -251,6 +251,36 @@ def test_weights_that_came_from_the_published_files_are_not_fetched_again(
     assert asked == [hub.REPOSITORY]
 
 
+def test_what_was_converted_from_the_same_files_is_not_fetched_again(
+    tmp_path: Path, shell: Shell, server: HubStandIn
+) -> None:
+    words = ("weights", "fetch", "--repo", "test/crm", *MINIATURE)
+    first = shell.crm(*words)
+    folder = tmp_path / "home" / "published"
+    before = folder.stat().st_ino
+    assert shell.where(HF_HUB_OFFLINE="1").crm(*words) == first
+    shutil.rmtree(tmp_path / "hf")
+    server.requests.clear()
+    assert shell.crm(*words) == first
+    assert server.downloads() == [] and folder.stat().st_ino == before
+    # Weights that were changed are made anew, as the message about them says.
+    flip_bytes(folder)
+    assert shell.crm(*words) == first
+    assert server.downloads() != [] and folder.stat().st_ino != before
+
+
+def test_new_files_of_a_repository_are_fetched(tmp_path: Path, shell: Shell, server: HubStandIn) -> None:
+    words = ("weights", "fetch", "--repo", "test/crm", *MINIATURE)
+    first = shell.crm(*words)
+    pickles.write_published(tmp_path / "new", extras=True)
+    server.files = {name: (tmp_path / "new" / name).read_bytes() for name in PUBLISHED_FILES}
+    # This stand-in has one commit, and what is cached of that is not asked for again.
+    shutil.rmtree(tmp_path / "hf")
+    server.requests.clear()
+    assert shell.crm(*words).code == first.code == 0
+    assert server.downloads() != []
+
+
 @pytest.mark.parametrize("case", ["architecture", "home", "read-only home", "full home"])
 def test_what_a_conversion_would_fail_with_is_told_before_anything_is_asked_for(
     tmp_path: Path, shell: Shell, server: HubStandIn, case: str

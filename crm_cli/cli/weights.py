@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,8 +65,8 @@ def fetch(
     from crm_cli.models import hub
 
     repository = repository or hub.REPOSITORY
-    there = _published_from(hub.DIGESTS) if repository == hub.REPOSITORY else None
-    if there is not None and not download_only:
+    there = None if download_only else _published_from(repository, revision, architecture)
+    if there is not None:
         _show(there)
         return
     # What a conversion would fail with is told before the first of many bytes.
@@ -164,17 +164,25 @@ def _convert(
     _show(made)
 
 
-def _published_from(digests: Mapping[str, str]) -> WeightsSet | None:
-    """The published weights, if they were converted from files of these digests."""
-    from crm_cli.models.weights import MANIFEST, find
+def _published_from(repository: str, revision: str, architecture: str) -> WeightsSet | None:
+    """The published weights, if they are whole and were converted from the files of a repository."""
+    from crm_cli.models import hub
+    from crm_cli.models.weights import MANIFEST, find, require_intact
 
     try:
         found = find("published")
+        require_intact(found)
         source = json.loads((found.directory / MANIFEST).read_bytes())["source"]
-        is_same = {name: source[name]["sha256"] for name in digests} == dict(digests)
+        digests = {name: source[name]["sha256"] for name in hub.DIGESTS}
     except (EnvironmentProblem, OSError, ValueError, KeyError, TypeError):
         return None
-    return found if is_same else None
+    if found.architecture != architecture:
+        return None
+    if repository == hub.REPOSITORY:
+        wanted = dict(hub.DIGESTS)
+    else:
+        wanted = hub.digests_of(repository=repository, revision=revision)
+    return found if digests == wanted else None
 
 
 def _names_there() -> list[str]:

@@ -105,6 +105,20 @@ def fetched(
     return list(found.values())
 
 
+def digests_of(*, repository: str, revision: str = "main") -> dict[str, str]:
+    """SHA-256 of PUBLISHED_FILES as the hub tells them, without the files it knows none of.
+
+    Offline, as it told them when the files were downloaded.
+    """
+    with in_plain_words(repository, revision):
+        if library().constants.HF_HUB_OFFLINE:
+            places = cached(repository=repository, revision=revision)
+            etags = {name: place.resolve().name for name, place in places.items()}
+        else:
+            etags = {name: _ask(name, repository, revision).etag for name in PUBLISHED_FILES}
+    return {name: etag for name, etag in etags.items() if _is_sha256(etag)}
+
+
 def cached(*, repository: str = REPOSITORY, revision: str = "main") -> dict[str, Path]:
     """Those of PUBLISHED_FILES that lie in the hub's cache under a revision, unchecked."""
     with in_plain_words(repository, revision):
