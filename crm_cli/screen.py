@@ -25,6 +25,7 @@ from crm_cli.run.events import (
     StageProgress,
     StageStarted,
     Warned,
+    WeightsLoading,
     duration,
     weights_label,
 )
@@ -41,6 +42,9 @@ STEPS_EVERY_S = 60.0
 """How often a log hears how far a photo is within a long stage."""
 
 FRAMES_PER_S = 8
+
+LOADING = "loading weights"
+"""What a photo waits for before its first stage."""
 
 SHOWN_RUNNING = 8
 """Rows of running photos; more would push failures off a small terminal."""
@@ -139,6 +143,8 @@ class PlainScreen(QuietScreen):
                 return [f"again: {event.path}: {event.reason}"]
             case Warned():
                 return [f"warning: {event.message}"]
+            case WeightsLoading():
+                return [f"{LOADING}: {event.weights}"]
             case Forecast():
                 return [event.message]
             case StageProgress() if time.monotonic() - self._last_steps >= STEPS_EVERY_S:
@@ -189,6 +195,9 @@ class LiveScreen(PlainScreen):
     def show(self, event: Event) -> None:
         """Update the picture; failures and warnings are printed above it."""
         match event:
+            case WeightsLoading():
+                self._running[str(event.path)] = (LOADING, time.monotonic())
+                return
             case StageStarted():
                 self._running[str(event.path)] = (event.stage, time.monotonic())
                 self._steps.pop(str(event.path), None)

@@ -34,6 +34,7 @@ from crm_cli.run.events import (
     StageProgress,
     StageStarted,
     Warned,
+    WeightsLoading,
 )
 from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.options import RunOptions, Stop
@@ -846,6 +847,22 @@ def test_the_time_that_large_networks_need_is_told_once_before_the_first_stage(p
     assert kinds.index("forecast") < kinds.index("stage_started")
     again = run(photos, engine=engine, jobs=2)
     assert not [event for event in again if isinstance(event, Forecast)]
+
+
+def test_each_worker_that_loads_large_networks_says_so_before_its_first_stage(photos: Path) -> None:
+    large = fakes.engine(name="published", architecture="release")
+    events = run(photos, engine=large, jobs=1)
+    assert [(str(e.path), e.weights) for e in events if isinstance(e, WeightsLoading)] == [
+        ("a.jpg", "published")
+    ]
+    kinds = [event.type for event in events]
+    assert kinds.index("asset_started") < kinds.index("weights_loading") < kinds.index("stage_started")
+    assert not [e for e in run(photos, engine=large) if isinstance(e, WeightsLoading)]
+    small = run(photos, engine=fakes.engine(weights="w2"))
+    assert not [event for event in small if isinstance(event, WeightsLoading)]
+    once = plant(photos.parent / "crashes" / "in", "once_a.jpg", "b.jpg")
+    again = run(once, engine=large)
+    assert len([event for event in again if isinstance(event, WeightsLoading)]) == 2
 
 
 def test_the_forecast_counts_the_photos_that_are_left_and_the_workers(photos: Path) -> None:

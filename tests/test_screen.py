@@ -18,6 +18,7 @@ from crm_cli.run.events import (
     RunFinished,
     StageProgress,
     StageStarted,
+    WeightsLoading,
     duration,
 )
 from crm_cli.screen import LiveScreen, PlainScreen, QuietScreen, open_screen, show_summary
@@ -204,6 +205,18 @@ def test_the_time_left_counts_down_between_two_steps_and_goes_when_it_is_over(wa
     assert "7 of 40, 15 s left" in drawn(live)
     watch.now += 15
     assert "7 of 40" in drawn(live) and "left" not in drawn(live)
+
+
+def test_while_weights_are_loaded_a_log_and_the_picture_say_so(watch: Watch) -> None:
+    loading = WeightsLoading(path=PATH, weights="[/b]published")
+    live, console = LiveScreen(paper()), paper()
+    PlainScreen(console, is_verbose=False).show(loading)
+    assert text(console) == "loading weights: [/b]published\n"
+    live.show(loading)
+    watch.now += 25
+    assert "loading weights  25 s  shoes/a.jpg" in drawn(live)
+    live.show(StageStarted(path=PATH, stage="prepare"))
+    assert "loading" not in drawn(live) and "prepare" in drawn(live)
 
 
 def test_after_the_last_step_no_time_is_promised(watch: Watch) -> None:

@@ -49,6 +49,7 @@ from crm_cli.run.events import (
     StageStarted,
     Status,
     Warned,
+    WeightsLoading,
     weights_label,
 )
 from crm_cli.run.forecast import about, forecast
@@ -474,8 +475,10 @@ class _Batch:
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=number)
         self._attempts[job.id] = _Attempt(planned=planned, job=job, number=number, key=key)
         with _writing(self._options.out):  # a new worker opens its log there
-            self._conveyor.submit(job)
+            is_new = self._conveyor.submit(job)
         yield AssetStarted(path=found.path, attempt=number)
+        if is_new and not self._weights.is_small:
+            yield WeightsLoading(path=found.path, weights=self._weights.name)
 
     def _send_back(self, report: NotOpened) -> None:
         """Queue a photo again whose worker never opened: not its fault, so it costs no attempt."""

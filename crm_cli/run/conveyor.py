@@ -133,10 +133,11 @@ class Conveyor:
         """Whether another photo could start now."""
         return len(self.running) < len(self._seats)
 
-    def submit(self, job: Job) -> None:
-        """Give a photo to an idle worker, or to a new one."""
+    def submit(self, job: Job) -> bool:
+        """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it."""
         idle = next((worker for worker in self._workers() if worker.job is None), None)
         (idle or self._start()).take(job)
+        return idle is None
 
     def wait(self, timeout_s: float) -> list[Report]:
         """Collect what happened, waiting for at most the given time."""

@@ -106,6 +106,15 @@ class AssetStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsLoading(Event):
+    """The worker that has a photo begins to load large networks, which takes a while."""
+
+    type: ClassVar[str] = "weights_loading"
+    path: PurePosixPath
+    weights: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted(Event):
     """A photo enters a stage."""
 
