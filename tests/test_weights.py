@@ -18,7 +18,7 @@ from pickles import write_published
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from crm_cli.errors import EnvironmentProblem, ExitCode
+from crm_cli.errors import EnvironmentProblem, ExitCode, UsageError
 from crm_cli.models import checked, loading, shards, weights
 from crm_cli.models.convert import convert
 
@@ -105,7 +105,7 @@ def test_an_incomplete_folder_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "ccm.safetensors").unlink()
     with pytest.raises(EnvironmentProblem, match=r"no ccm\.safetensors.*E_WEIGHTS_MISSING") as caught:
         weights.find(str(tmp_path))
-    assert "weights=embedded" in caught.value.remedy
+    assert "use --weights embedded" in caught.value.remedy
 
 
 @pytest.mark.parametrize("choice", ["auto", "embedded"])
@@ -223,7 +223,7 @@ def test_broken_published_weights_are_an_error_and_never_a_step_down(
     with pytest.raises(EnvironmentProblem, match=message) as caught:
         weights.find(choice)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
-    assert "crm weights fetch" in caught.value.remedy and "weights=embedded" in caught.value.remedy
+    assert "crm weights fetch" in caught.value.remedy and "use --weights embedded" in caught.value.remedy
 
 
 @pytest.mark.parametrize("is_home", [True, False])
@@ -276,16 +276,18 @@ def endless(manifest: dict[str, Any]) -> object:
     [
         (misname, "ema is no part of miniature"),
         (empty_the_second, r"no files of ccm\.vae"),
-        (endless, "OverflowError"),
-        (change(format=2), "format 2"),
+        (endless, "of the wrong kind"),
+        (change(format=2), "format 2 needs a newer crm; this one reads 1"),
+        (change(format=99), "format 99 needs a newer crm"),
+        (change(format="one"), "format one"),
         (change(architecture="enormous"), "architecture enormous"),
         (change(parts={}), "no files of rgb"),
-        (change(parts=[]), "AttributeError"),
+        (change(parts=[]), "of the wrong kind"),
         (without("contexts"), "no files of contexts"),
         (elsewhere, r"\.\./rgb\.safetensors is not beside it"),
-        (lambda manifest: {}, "KeyError"),
-        (lambda manifest: [manifest], "TypeError"),
-        (lambda manifest: change(parts=manifest["parts"] | {"vae": {"files": [{}]}})(manifest), "KeyError"),
+        (lambda manifest: {}, "not a list of weights: it has no format"),
+        (lambda manifest: [manifest], "of the wrong kind"),
+        (lambda manifest: change(parts=manifest["parts"] | {"vae": {"files": [{}]}})(manifest), "no name"),
     ],
 )
 def test_a_list_that_is_none_is_refused(
@@ -293,14 +295,17 @@ def test_a_list_that_is_none_is_refused(
 ) -> None:
     file = published / "weights.json"
     file.write_text(json.dumps(edit(json.loads(file.read_text()))))
-    with pytest.raises(EnvironmentProblem, match=rf"weights\.json: .*{message}.*E_WEIGHTS_BROKEN"):
+    with pytest.raises(EnvironmentProblem, match=rf"weights\.json: .*{message}.*E_WEIGHTS_BROKEN") as caught:
         weights.find("auto")
+    assert "Error" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_a_list_that_is_no_json_is_refused_in_one_line(published: Path, text: bytes) -> None:
     (published / "weights.json").write_bytes(text)
-    with pytest.raises(EnvironmentProblem, match=r"weights\.json.*E_WEIGHTS_BROKEN") as caught:
+    with pytest.raises(
+        EnvironmentProblem, match=r"weights\.json: not a list of weights: no JSON \[E_WEIGHTS_BROKEN"
+    ) as caught:
         weights.find("auto")
     assert "\n" not in str(caught.value)
 
@@ -309,11 +314,58 @@ def test_a_list_that_is_no_json_is_refused_in_one_line(published: Path, text: by
 def test_published_checkpoints_must_be_converted_first(tmp_path: Path, place: str) -> None:
     folder = tmp_path / "my downloads"
     folder.mkdir()
-    (folder / "CRM.pth").write_bytes(b"PK")
+    (folder / "CRM.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_RAW") as caught:
         weights.find(str(folder / place))
     # As a shell takes it.
     assert f"crm weights convert '{folder / place}'" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "README"])
+def test_a_file_of_something_else_is_not_taken_for_a_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("Buy milk.")
+    with pytest.raises(EnvironmentProblem, match=rf"{name}: a file, and no published.*E_WEIGHTS_MISSING"):
+        weights.find(str(tmp_path / name))
+
+
+def test_a_checkpoint_of_any_name_is_known_by_how_it_begins(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "new")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    for name in ("new", "old"):
+        with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_RAW"):
+            weights.find(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("choice", "remedy"),
+    [
+        ("publish", "did you mean published?"),
+        ("Embeded", "did you mean embedded?"),
+        ("nonsense", "there are auto, embedded, published, or the path of a folder"),
+        ("some/where", "use --weights embedded, or check the path"),
+    ],
+)
+def test_a_name_that_nobody_knows_is_answered_with_those_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, remedy: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_MISSING") as caught:
+        weights.find(choice)
+    assert choice in caught.value.cause and caught.value.remedy == remedy
+
+
+def test_no_name_at_all_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_set(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="--weights: empty"):
+        weights.find("")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "0.0 MB"), (999_900_000, "999.9 MB"), (7_000_000_000, "7.0 GB")]
+)
+def test_a_size_is_told_in_the_unit_that_suits_it(size: int, words: str) -> None:
+    assert weights.in_words(size) == words
 
 
 def test_both_diffusions_share_what_is_there_once(converted: Path) -> None:

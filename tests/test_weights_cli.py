@@ -544,6 +544,25 @@ def test_a_set_that_claims_another_architecture_is_refused_and_has_another_diges
     assert "[E_WEIGHTS_WRONG]" in answer.error
 
 
+@pytest.mark.parametrize("name", ["nonsense", "a/b/c", ""])
+@pytest.mark.parametrize("command", ["fetch", "convert"])
+def test_a_repository_has_an_owner_and_a_name(crm: Crm, home: Path, command: str, name: str) -> None:
+    answer = crm("weights", command, "--repo", name)
+    assert answer.code == 2 and "OWNER/NAME" in answer.error
+
+
+def test_the_help_says_where_weights_are_kept_and_which_architectures_there_are(crm: Crm) -> None:
+    assert "CRM_WEIGHTS_HOME" in crm("weights", "--help").out
+    for command in ("fetch", "convert"):
+        told = " ".join(crm("weights", command, "--help").out.replace("│", " ").split())
+        assert "release, or miniature" in told
+
+
+def test_files_of_another_size_are_answered_with_the_option_for_it(crm: Crm, home: Path, raw: Path) -> None:
+    answer = crm("weights", "convert", raw)
+    assert answer.code == 6 and "--architecture" in answer.error
+
+
 def test_weights_can_be_converted_into_any_folder_and_used_by_its_path(
     tmp_path: Path, crm: Crm, home: Path, raw: Path
 ) -> None:

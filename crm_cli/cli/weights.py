@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,20 +13,29 @@ import typer
 from crm_cli.cli.console import JsonOption, say
 from crm_cli.cli.listening import leaving
 from crm_cli.cli.meter import metering
-from crm_cli.errors import EnvironmentProblem
+from crm_cli.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from crm_cli.models.weights import Known, WeightsSet
 
 SHOWN_DIGITS = 12
 
-weights_app = typer.Typer(help="Fetch, convert, check and list weights.", no_args_is_help=True)
+HELP = """Fetch, convert, check and list weights.
+
+Converted weights are kept in ~/.local/share/crm/weights, or where CRM_WEIGHTS_HOME says; downloads in the
+hub's cache, see HF_HOME.
+"""
+
+weights_app = typer.Typer(help=HELP, no_args_is_help=True)
 
 RepositoryOption = Annotated[
     str | None,
     typer.Option("--repo", metavar="OWNER/NAME", help="Repository on the hub; without it, the authors' own."),
 ]
 RevisionOption = Annotated[str, typer.Option(help="Branch, tag or commit there.")]
+ArchitectureOption = Annotated[
+    str, typer.Option(help="What the networks are built like: release, or miniature, which is for tests.")
+]
 OutOption = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="Folder to write; without it, these become the published weights."),
@@ -55,7 +65,7 @@ def fetch(
     download_only: Annotated[
         bool, typer.Option("--download-only", help="Leave the files in the hub's cache as they are.")
     ] = False,
-    architecture: Annotated[str, typer.Option(help="What the networks are built like.")] = "release",
+    architecture: ArchitectureOption = "release",
 ) -> None:
     """Download the published weights, check and convert them.
 
@@ -64,7 +74,7 @@ def fetch(
     """
     from crm_cli.models import hub
 
-    repository = repository or hub.REPOSITORY
+    repository = hub.REPOSITORY if repository is None else _full_name(repository)
     there = None if download_only else _published_from(repository, revision, architecture)
     if there is not None:
         _show(there)
@@ -90,7 +100,7 @@ def convert(
         ),
     ] = None,
     out: OutOption = None,
-    architecture: Annotated[str, typer.Option(help="What the networks are built like.")] = "release",
+    architecture: ArchitectureOption = "release",
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="CLIP, where the files are without it.")
     ] = None,
@@ -104,7 +114,7 @@ def convert(
     from crm_cli.models import hub
 
     files = sources
-    repository = repository or hub.REPOSITORY
+    repository = hub.REPOSITORY if repository is None else _full_name(repository)
     if not files:
         with metering() as progress:
             files = hub.fetched(repository=repository, revision=revision, progress=progress)
@@ -134,6 +144,16 @@ def verify(
             weights.verify(found, progress)
         require_fit(found)
         _show(found)
+
+
+def _full_name(repository: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UsageError(
+            f"--repo {repository}: not the name of a repository",
+            code="E_HUB_NAME",
+            remedy="--repo OWNER/NAME",
+        )
+    return repository
 
 
 def _writable_place(architecture: str) -> Path:
@@ -234,9 +254,11 @@ def _is_downloaded() -> bool:
 
 def _details(row: dict[str, Any]) -> str:
     """Architecture, size, digest and place of weights that can be used."""
+    from crm_cli.models.weights import in_words
+
     if row["digest"] is None:
         return ""
-    size = f"{row['bytes'] / 1e6:,.1f} MB"
+    size = in_words(row["bytes"])
     return f", {row['architecture']}, {size}, {row['digest'][:SHOWN_DIGITS]}, {row['directory']}"
 
 

@@ -71,6 +71,9 @@ SCHEDULE = {
 SCHEDULE_TOLERANCE = 1e-3
 """Four times how half precision rounds ᾱ; without zero terminal signal, ᾱ is off by five times as much."""
 
+MANY = 20
+"""Mismatches that are no slip in one layer: the whole network is of another size."""
+
 Tensors = Mapping[str, Tensor]
 
 log = logging.getLogger(__name__)
@@ -114,7 +117,8 @@ def check_fit(part: str, module: nn.Module, tensors: Tensors) -> None:
     """Raise EnvironmentProblem unless the tensors are those of the network; it may be on the meta device."""
     wrong = mismatches(_forms(module.state_dict()), _forms(tensors))
     if wrong:
-        raise _misfit(f"its {part} is not the published network: {shortened(wrong)}")
+        remedy = REMEDY if len(wrong) < MANY else f"{REMEDY}, or name their --architecture"
+        raise _misfit(f"its {part} is not the published network: {shortened(wrong)}", remedy)
 
 
 def _forms(tensors: Tensors) -> dict[str, str]:
@@ -123,8 +127,8 @@ def _forms(tensors: Tensors) -> dict[str, str]:
     }
 
 
-def _misfit(cause: str) -> EnvironmentProblem:
-    return EnvironmentProblem(cause, code="E_WEIGHTS_WRONG", remedy=REMEDY)
+def _misfit(cause: str, remedy: str = REMEDY) -> EnvironmentProblem:
+    return EnvironmentProblem(cause, code="E_WEIGHTS_WRONG", remedy=remedy)
 
 
 def unwrapped(tensors: Tensors) -> Tensors:

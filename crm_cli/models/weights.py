@@ -8,6 +8,7 @@ in one or more files. Finding a set needs no torch: whoever plans a run asks for
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
 import hashlib
 import json
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crm_cli.errors import EnvironmentProblem
+from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.models import checked
 
 DIRECTORY = Path(__file__).parent.parent / "weights"
@@ -46,10 +47,14 @@ FORMAT = 1
 
 _NAMED = ("embedded", "published")
 
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80")
+"""What torch.save writes: a zip file, before its version 1.6 a pickle."""
+
 CHUNK_BYTES = 1 << 24
 """Read at a time for a digest: enough for the disk, little enough to show progress."""
 
-USE_EMBEDDED = "use --set weights=embedded"
+USE_EMBEDDED = "use --weights embedded"
 
 NOTICED_BYTES = 10**8
 """Less is read before anyone wonders what is going on."""
@@ -148,10 +153,27 @@ def find(choice: str) -> WeightsSet:
     choice: `embedded`, what ships with the package; `published`, what `crm weights fetch` left; `auto`,
     the published set where there is one, else the embedded; or the path of a folder.
     """
+    if not choice:
+        raise UsageError("--weights: empty", code="E_WEIGHTS_NAME", remedy=_KNOWN)
     name = name_of(choice)
     if choice in ("auto", *_NAMED):
         return _open_folder(_folder_of(name), name)
-    return _open_folder(expanded(choice), name)
+    directory = expanded(choice)
+    if Path(choice).name == choice and not _is_there(directory) and not _is_moved_away(directory):
+        raise _no_such(choice)
+    return _open_folder(directory, name)
+
+
+_KNOWN = "auto, embedded, published, or the path of a folder"
+
+
+def _no_such(name: str) -> EnvironmentProblem:
+    close = difflib.get_close_matches(name, ("auto", *_NAMED), n=1)
+    return EnvironmentProblem(
+        f"{name}: no such weights, nor a folder of this name",
+        code="E_WEIGHTS_MISSING",
+        remedy=f"did you mean {close[0]}?" if close else f"there are {_KNOWN}",
+    )
 
 
 def name_of(choice: str) -> str:
@@ -229,24 +251,35 @@ def _open_folder(directory: Path, name: str) -> WeightsSet:
 
 def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProblem:
     """Say what a place without a whole set is instead."""
-    if directory.is_file() or any((directory / file).is_file() for file in PUBLISHED_FILES):
+    if _is_checkpoint(directory) or any((directory / file).is_file() for file in PUBLISHED_FILES):
         return EnvironmentProblem(
             f"{directory}: published checkpoints, which must be converted once",
             code="E_WEIGHTS_RAW",
             remedy=f"run `crm weights convert {shlex.quote(str(directory))}`",
         )
-    code = "E_WEIGHTS_MISSING"
+    code, remedy = "E_WEIGHTS_MISSING", remedy_for(directory)
     if directory.is_symlink() and not directory.exists():
         cause, code = "leads nowhere", "E_WEIGHTS_BROKEN"
     elif not directory.exists() and _is_moved_away(directory):
         cause, code = "its conversion was killed, the next one puts it back", "E_WEIGHTS_BROKEN"
+    elif directory.is_file():
+        cause, remedy = "a file, and no published checkpoint", f"{USE_EMBEDDED}, or name a folder of weights"
     elif not directory.is_dir():
-        cause = "no such folder"
+        cause, remedy = "no such folder", remedy.replace("complete the folder", "check the path")
     elif directory == _folder_of("published"):
         cause, code = f"no {MANIFEST}", "E_WEIGHTS_BROKEN"
     else:
         cause = f"no {', '.join(missing)}"
-    return EnvironmentProblem(f"{directory}: {cause}", code=code, remedy=remedy_for(directory))
+    return EnvironmentProblem(f"{directory}: {cause}", code=code, remedy=remedy)
+
+
+def _is_checkpoint(file: Path) -> bool:
+    """Whether a file may be a published one, whatever else may be wrong with it."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    return file.suffix in CHECKPOINT_SUFFIXES or start.startswith(CHECKPOINT_STARTS)
 
 
 def _unreadable(file: Path, error: OSError) -> EnvironmentProblem:
@@ -275,18 +308,36 @@ def _listed(directory: Path, name: str) -> WeightsSet:
     try:
         weights = _read_manifest(directory, name)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        cause = f"not a list of weights ({type(error).__name__}: {error})"
-        raise _broken(directory / MANIFEST, cause) from error
+        raise _broken(directory / MANIFEST, f"not a list of weights: {_what_is_wrong(error)}") from error
     for files in weights.parts.values():
         for file in files:
             _check_size(file)
     return weights
 
 
+def _what_is_wrong(error: Exception) -> str:
+    """With a list, by what reading it raised."""
+    match error:
+        case json.JSONDecodeError() | UnicodeDecodeError() | RecursionError():
+            return "no JSON"
+        case KeyError():
+            return f"it has no {error.args[0]}"
+        case TypeError() | AttributeError() | OverflowError():
+            return "something in it is of the wrong kind"
+    return str(error)
+
+
 def _read_manifest(directory: Path, name: str) -> WeightsSet:
     manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']}, and this version of crm reads {FORMAT}")
+    stated = manifest["format"]
+    if isinstance(stated, int) and stated > FORMAT:
+        raise EnvironmentProblem(
+            f"{directory / MANIFEST}: format {stated} needs a newer crm; this one reads {FORMAT}",
+            code="E_WEIGHTS_BROKEN",
+            remedy=f"upgrade crm-cli, or {USE_EMBEDDED}",
+        )
+    if stated != FORMAT:
+        raise ValueError(f"format {stated}, and this version of crm reads {FORMAT}")
     architecture = manifest["architecture"]
     if architecture not in PARTS:
         raise ValueError(f"architecture {architecture}; known: {', '.join(PARTS)}")
