@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TENSORS = "views.safetensors.zlib"
 MARK = "ok.json"
 LEVEL = 1
-"""Of compression: 15 MB of views shrink to a ninth in 60 ms, being mostly background; more effort gains little."""
+"""Of compression: 15 MB of views, mostly background, shrink to a ninth in 60 ms; more effort gains little."""
 
 ABOUT = "crm"
 """All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
