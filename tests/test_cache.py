@@ -123,3 +123,10 @@ def test_the_mark_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert written == [TENSORS, MARK]
     mark = json.loads((tmp_path / "key" / MARK).read_bytes())
     assert mark["bytes"] == (tmp_path / "key" / TENSORS).stat().st_size
+
+
+def test_whole_views_under_another_ones_mark_are_not_used(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cache.write(tmp_path / f"key{seed}", imagined(seed=seed))
+    (tmp_path / "key0" / TENSORS).write_bytes((tmp_path / "key1" / TENSORS).read_bytes())
+    assert cache.read(tmp_path / "key0", photo=PurePosixPath("a")) is None
