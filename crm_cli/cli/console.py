@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
+# How a run is shown, for every command that runs one.
+EventsOption = Annotated[bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")]
+ProgressOption = Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")]
+VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")]
+
 
 def open_console(*, to_stdout: bool = False) -> Console:
     """Where words go: stderr, or stdout for answers."""

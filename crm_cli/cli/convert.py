@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crm_cli.cli.console import log_to_stderr, open_console, say
+from crm_cli.cli.console import (
+    EventsOption,
+    ProgressOption,
+    QuietOption,
+    VerboseOption,
+    log_to_stderr,
+    open_console,
+    say,
+)
 from crm_cli.cli.listening import listening
 from crm_cli.cli.overrides import read_overrides
 from crm_cli.errors import UsageError
+from crm_cli.run.keeping import CACHE_SIZE, read_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +113,7 @@ def convert(
             metavar="SIZE",
             help="What OUT may keep of imagined views, so that other textures or formats need no network.",
         ),
-    ] = "20G",
+    ] = CACHE_SIZE,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither keep views nor use kept ones.")
     ] = False,
@@ -113,18 +122,13 @@ def convert(
     ] = 0.0,
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="No photo is no error.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no contact sheet.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")
-    ] = False,
-    progress: Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")] = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")] = False,
-    verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")
-    ] = 0,
+    as_json: EventsOption = False,
+    progress: ProgressOption = "auto",
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
     """Convert photos to 3D assets. Run it again to do what is missing."""
     from crm_cli.run.batch import convert as run_batch
-    from crm_cli.run.keeping import read_size
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
     from crm_cli.run.shards import Shard

@@ -9,6 +9,7 @@ import typer
 
 from crm_cli.cli.console import say
 from crm_cli.cli.status import OutArgument
+from crm_cli.run.keeping import CACHE_SIZE
 
 
 def gc(
@@ -17,7 +18,7 @@ def gc(
     cache_size: Annotated[
         str,
         typer.Option(metavar="SIZE", envvar="CRM_CACHE_SIZE", help="What the cache may hold: 20G, 512M, 0."),
-    ] = "20G",
+    ] = CACHE_SIZE,
     keep_runs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Keep logs and events of the last N runs.")
     ] = 20,

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from crm_cli.cli.console import log_to_stderr, say
+from crm_cli.cli.console import (
+    EventsOption,
+    ProgressOption,
+    QuietOption,
+    VerboseOption,
+    log_to_stderr,
+    say,
+)
 from crm_cli.cli.convert import follow
 from crm_cli.cli.listening import listening
 from crm_cli.cli.status import OutArgument
@@ -33,14 +40,10 @@ def retry(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be tried again; write nothing.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")
-    ] = False,
-    progress: Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")] = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")] = False,
-    verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")
-    ] = 0,
+    as_json: EventsOption = False,
+    progress: ProgressOption = "auto",
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
 ) -> None:
     """Try failed photos again, with the inputs, settings and options of the run in which they failed."""
     from crm_cli.run.batch import convert as run_batch

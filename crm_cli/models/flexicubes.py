@@ -219,18 +219,7 @@ class OwnSurface:
         """Works everywhere."""
         return None
 
-    def extract(
-        self,
-        vertices: Tensor,
-        sdf: Tensor,
-        resolution: int,
-        *,
-        weights: CubeWeights | None = None,
-        refine: Callable[[Tensor], Tensor] | None = None,
-        training: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Extract as the function `extract` does."""
-        return extract(vertices, sdf, resolution, weights=weights, refine=refine, training=training)
+    extract = staticmethod(extract)
 
 
 Surfacer = OwnSurface | KaolinSurface

@@ -7,7 +7,7 @@ diffuses patches at 64 px, draws outlines and depth, and lets the photo and the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -190,7 +190,7 @@ class PublishedImagination:
         latents = diffuse(
             cast(MultiViewUNet, self._networks[stage]),
             self._preset.rgb if stage == "rgb" else self._preset.ccm,
-            Shown(concat=shown.concat, reference=shown.reference, image=shown.image, text=text),
+            replace(shown, text=text),
             hidden=shown.hidden(negative),
             generators=[dice(self._preset.seed, cutout.digest, stage) for cutout in cutouts],
             progress=progress,

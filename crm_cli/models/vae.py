@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crm_cli.models.layers import Upsample
 from crm_cli.records import expect
 
 SCALE = 0.18215
@@ -233,18 +234,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [N C h/2 w/2]."""
         return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
-
-
-class Upsample(nn.Module):
-    """Double height and width, nearest neighbour, then smooth with a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [N C 2h 2w]."""
-        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
