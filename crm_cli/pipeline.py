@@ -56,6 +56,9 @@ SILHOUETTE_PX = 128
 """Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
 
 
+FRUGAL_CHUNK = 1 << 13
+"""Points asked at once where memory has run out: 16 MiB for each hidden layer of 512."""
+
 PHOTO_TRUST = 3.0
 """Logarithmic weight of the photo's colours over imagined ones: it paints all it sees at up to 75 degrees."""
 
@@ -119,6 +122,8 @@ class Reconstruct:
         noise = dice(self._preset.seed, cutout.digest, "reconstruction")
         network = cast(Reconstruction, self._tools.networks["reconstruction"])
         field = network.field(views, generator=noise)
+        if self._tools.is_frugal:
+            field = replace(field, chunk=FRUGAL_CHUNK)
         try:
             return Surface(mesh=self._draw(field), field=field, confidence="ok")
         except PhotoError as error:
@@ -277,11 +282,25 @@ class Line:
 
     @classmethod
     def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str = "auto", sharers: int = 1
+        cls,
+        preset: Preset,
+        *,
+        device: str,
+        threads: int,
+        precision: str = "auto",
+        sharers: int = 1,
+        is_frugal: bool = False,
     ) -> Line:
         """Load what the stations need, once; the process takes numbers next to zero for zero, for speed."""
         torch.set_flush_denormal(True)
-        toolbox = open_toolbox(preset, device=device, threads=threads, precision=precision, sharers=sharers)
+        toolbox = open_toolbox(
+            preset,
+            device=device,
+            threads=threads,
+            precision=precision,
+            sharers=sharers,
+            is_frugal=is_frugal,
+        )
         return cls(toolbox, preset)
 
     def forecast_s(self) -> float | None:
@@ -319,7 +338,8 @@ class Line:
     ) -> tuple[Photo, tuple[Cutout, SixViews]]:
         """Make the photo's cut-out and views, or take what was kept of them."""
         watch.begin("prepare")
-        kept = None if job.cache is None else cache.read(job.cache, photo=job.path)
+        is_kept = job.cache is not None and job.may_reuse
+        kept = cache.read(job.cache, photo=job.path) if job.cache and is_kept else None
         if kept is not None:
             return self._prepare.read(job), (kept.cutout, kept.views)
         photo, cutout = self._prepare(job)

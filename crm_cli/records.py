@@ -206,6 +206,8 @@ class Job:
     """A photo of more million pixels is refused before it is decoded."""
     cache: Path | None = None
     """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
+    may_reuse: bool = True
+    """Whether what is kept there may be used, or is to be made anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,14 @@ display_name and is printed as plain text, never as markup.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from crm_cli.names import display_name
 from crm_cli.run.events import (
+    FAILING,
     AssetFinished,
     AssetPlanned,
     AttemptFailed,
@@ -97,7 +99,7 @@ class QuietScreen:
 
     def show(self, event: Event) -> None:
         """Print a failed photo."""
-        if isinstance(event, AssetFinished) and event.status in ("failed", "conflict"):
+        if isinstance(event, AssetFinished) and event.status in FAILING:
             say(self._console, f"error: {with_path(event.path, event.reason, code=event.code)}", style="red")
 
 
@@ -131,14 +133,16 @@ class PlainScreen(QuietScreen):
                 return [_plan(event)]
             case AssetFinished():
                 self._count += 1
-                is_told = event.status == "converted" or (event.status == "cached" and self._is_verbose)
+                is_quiet = event.status in ("cached", "skipped")
+                is_told = event.status == "converted" or (is_quiet and self._is_verbose)
                 if not is_told:
                     return []
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
                 return [text, *(f"warning: {event.path}: {warning}" for warning in event.warnings)]
             case AssetPlanned():
-                return [f"{event.action:9}{event.path}  ({event.reason})"]
+                start = f"; from {event.stage}" if event.stage else ""
+                return [f"{event.action:9}{event.path}  ({event.reason}{start})"]
             case AttemptFailed():
                 return [f"again: {event.path}: {event.reason}"]
             case Warned():
@@ -211,8 +215,8 @@ class LiveScreen(PlainScreen):
             case AssetFinished():
                 self._running.pop(str(event.path), None)
                 self._finished += 1
-                self._failed += event.status in ("failed", "conflict")
-                if event.status in ("converted", "cached") and not event.warnings:
+                self._failed += event.status in FAILING
+                if event.status not in FAILING and not event.warnings:
                     self._count += 1
                     return
             case AttemptFailed():
@@ -261,10 +265,14 @@ def show_summary(console: Console, event: RunFinished) -> None:
     from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name in ("converted", "cached", "failed", "conflict"):
+    for name in ("converted", "cached", "skipped", "failed", "quarantined", "conflict"):
         count = event.counts.get(name, 0)
         if count or name == "converted":
-            classes = sorted((kind, many) for kind, many in event.failures.items() if kind != "conflict")
+            # Whoever is in quarantine has crashed, and has a line of its own.
+            others = Counter(event.failures)
+            others.subtract({"crash": event.counts.get("quarantined", 0)})
+            del others["conflict"]
+            classes = sorted((kind, many) for kind, many in others.items() if many)
             kinds = ", ".join(f"{kind} {many}" for kind, many in classes)
             detail = f"({kinds})" if name == "failed" else ""
             table.add_row(name, Text(str(count), justify="right"), detail)
@@ -287,7 +295,9 @@ def _plan(event: Plan) -> str:
     """Say in one line what will be done."""
     parts = [f"{_count(event.photos, 'photo')}: {event.to_convert} to convert"]
     parts += [f"{count} {word}" for count, word in ((event.cached, "up to date"),) if count]
+    parts += [f"{event.skipped} skipped"] if event.skipped else []
     parts += [f"{event.failed_before} failed before"] if event.failed_before else []
+    parts += [f"{event.quarantined_before} in quarantine"] if event.quarantined_before else []
     parts += [f"{event.conflicts} in conflict"] if event.conflicts else []
     again = {reason: count for reason, count in event.reasons.items() if reason != "new"}
     parts += [f"{count} because: {reason}" for reason, count in sorted(again.items())]

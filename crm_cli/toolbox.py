@@ -79,15 +79,24 @@ class Toolbox:
     """The parts of the weights; a part is read when it is first asked for."""
     dtype: torch.dtype
     """What the networks calculate in, but for the reconstruction."""
+    is_frugal: bool = False
+    """Whether memory has run out before, and stations should ask for less of it at once."""
 
 
 def open_toolbox(
-    preset: Preset, *, device: str, threads: int, precision: str = "auto", sharers: int = 1
+    preset: Preset,
+    *,
+    device: str,
+    threads: int,
+    precision: str = "auto",
+    sharers: int = 1,
+    is_frugal: bool = False,
 ) -> Toolbox:
     """Open the tools a preset asks for, or raise EnvironmentProblem.
 
     precision: float32, bfloat16 or float16; auto is what the device does best.
     sharers: how many processes like this one share the device.
+    is_frugal: keep one network at a time on the device.
     """
     import torch
 
@@ -111,7 +120,7 @@ def open_toolbox(
     dtype = getattr(torch, resolve_precision(precision, device))
     # Who asks for single precision gets it: by default convolutions on a GPU round to ten bits.
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-    room_bytes = None if is_small else _room(device, sharers)
+    room_bytes = 0 if is_frugal else None if is_small else _room(device, sharers)
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
     networks.preload()
     return Toolbox(
@@ -122,6 +131,7 @@ def open_toolbox(
         weights=weights,
         networks=networks,
         dtype=dtype,
+        is_frugal=is_frugal,
     )
 
 
@@ -234,6 +244,20 @@ def usable_memory() -> int | None:
         taken = int((CONTROL_GROUP / "memory.current").read_text("ascii"))
         free.append(limit - taken + _cached_files())
     return min(free, default=None)
+
+
+def memory_kills() -> int | None:
+    """How many processes the kernel has killed for want of memory since it counts; None where it does not.
+
+    Those of the whole machine and those of this control group: one that was killed is in either.
+    """
+    found: list[int] = []
+    for path in (Path("/proc/vmstat"), CONTROL_GROUP / "memory.events"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in path.read_text("ascii").splitlines():
+                if line.startswith("oom_kill "):
+                    found.append(int(line.split()[1]))
+    return sum(found) if found else None
 
 
 def _cached_files() -> int:

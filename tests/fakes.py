@@ -8,6 +8,12 @@ nan_    measures a volume that is no number
 steps_  takes a while, and tells its steps all along
 stall_  tells one step and never ends
 lacking_  finds that the machine lacks something
+killed_   is killed from outside, every time
+onekill_  is killed from outside the first time only
+oom_      runs out of memory wherever it is
+big_      runs out of memory unless its worker is frugal
+huge_     runs out of memory unless it is on a CPU
+flaky_    cannot be published the first time
 """
 
 from __future__ import annotations
@@ -50,26 +56,46 @@ FIRST_OPEN = "FAKES_FIRST_OPEN"
 Steps = Callable[[int, int], None]
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names it."""
+
+
 class FakeLine:
     """Writes one small file a format, from the photo's bytes, the preset and, as sums do, the threads."""
 
-    def __init__(self, preset: Preset, threads: int, precision: str, sharers: int) -> None:
+    def __init__(
+        self, preset: Preset, threads: int, precision: str, sharers: int, *, device: str, is_frugal: bool
+    ) -> None:
+        self._device = device
+        self._is_frugal = is_frugal
         self._preset = preset
         self._threads = threads
         self._precision = precision
         self._sharers = sharers
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         assert "torch" not in sys.modules
-        return cls(preset, threads, precision, sharers)
+        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
 
     def forecast_s(self) -> float | None:
         return None
 
     def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
-        return self._made(job, report_stage, report_step, obey=_obey)
+        return self._made(job, report_stage, report_step, obey=self._obey)
+
+    def _obey(self, job: Job) -> None:
+        fate = job.path.name.partition("_")[0]
+        if (
+            fate == "oom"
+            or (fate == "big" and not self._is_frugal)
+            or (fate == "huge" and self._device != "cpu")
+        ):
+            raise OutOfMemoryError("CUDA out of memory")
+        _obey(job)
 
     def _made(
         self,
@@ -145,7 +171,9 @@ class ClosedLine(FakeLine):
     """A line that cannot be opened on this machine."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
         raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
 
 
@@ -153,7 +181,9 @@ class DeadLine(FakeLine):
     """A line whose library crashes while it is loaded."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
 
@@ -162,12 +192,14 @@ class LateLine(FakeLine):
     """A line that opens at once in the first worker, and never in the others."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> FakeLine:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
         try:
             Path(os.environ[FIRST_OPEN]).touch(exist_ok=False)
         except FileExistsError:
             time.sleep(60)
-        return cls(preset, threads, precision, sharers)
+        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
 
 
 def _tell_steps(job: Job, report_step: Steps) -> None:
@@ -202,12 +234,25 @@ def _obey(job: Job) -> None:
             os.write(1, b"\xff\xff\xff\xff more of them")
         case "space":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        case "once":
-            # Remembers beside the photo, as nothing of a first attempt survives in the output folder.
-            mark = Path(f"{job.root / job.path}.tried")
-            if not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGSEGV)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "onekill" if _is_first(job):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "once" if _is_first(job):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "flaky" if _is_first(job):
+            raise PhotoError(f"{job.path}: the network disk is away", code="E_AWAY", kind="io")
+
+
+def _is_first(job: Job) -> bool:
+    """Whether a photo is tried for the first time, which is remembered beside it.
+
+    Nothing of a first attempt survives in the output folder.
+    """
+    mark = Path(f"{job.root / job.path}.tried")
+    is_first = not mark.exists()
+    mark.touch()
+    return is_first
 
 
 def engine(

@@ -21,7 +21,8 @@ import pytest
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import Override, load_preset
 from crm_cli.run import conveyor
-from crm_cli.run.batch import _Attempt, convert
+from crm_cli.run.attempt import Attempt
+from crm_cli.run.batch import convert
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -125,9 +126,9 @@ def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
     fates = {
         "raise_": ("failed", "internal", 2),
         "input_": ("failed", "input", 1),
-        "segv_": ("failed", "crash", 2),
-        "exit0_": ("failed", "crash", 2),
-        "liar_": ("failed", "io", 1),
+        "segv_": ("quarantined", "crash", 3),
+        "exit0_": ("quarantined", "crash", 3),
+        "liar_": ("failed", "io", 2),
         "nan_": ("failed", "internal", 2),
         "once_": ("converted", None, 2),
         "noisy_": ("converted", None, 1),
@@ -896,7 +897,7 @@ def test_a_long_stage_that_tells_its_steps_outlives_its_deadline(tmp_path: Path)
 
 
 def test_the_time_left_follows_the_latest_steps_and_ends_with_the_last() -> None:
-    attempt = _Attempt(planned=None, job=None, number=1, key="")  # type: ignore[arg-type]
+    attempt = Attempt(turn=None, job=None, key="")  # type: ignore[arg-type]
     attempt.enter("imagine", now=40.0)
     # What comes before the first step is no step.
     assert attempt.step(0, 10, now=100.0) is None

@@ -1,6 +1,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -14,8 +15,10 @@ from crm_cli.run import worker as worker_module
 from crm_cli.run.conveyor import (
     Conveyor,
     Finished,
+    Killed,
     NotOpened,
     Opened,
+    Spare,
     Staged,
     check_device,
     deadlines,
@@ -110,16 +113,108 @@ def test_a_hang_ends_at_its_deadline(tmp_path: Path) -> None:
     assert LIMITS["unwrap"] - 0.6 <= time.monotonic() - until_stage < LIMITS["unwrap"] + 5
 
 
-def test_a_worker_killed_from_outside_counts_as_out_of_memory(tmp_path: Path) -> None:
+def killed_at_work(tmp_path: Path, before: Callable[[], None] = lambda: None) -> object:
+    """What is reported of a worker that somebody kills, after something else has happened."""
     belt = pool(tmp_path)
     belt.submit(job(tmp_path, "hang_a.jpg"))
     while not any(isinstance(report, Staged) for report in belt.wait(0.5)):
         pass
     [worker] = belt._workers()
+    before()
     worker.kill()
-    [failed] = until_finished(belt, 1).values()
+    reports: list[object] = []
+    while not reports or isinstance(reports[-1], Staged):
+        reports += belt.wait(0.5)
     belt.close()
-    assert isinstance(failed, Failed) and failed.kind == "oom"
+    return reports[-1]
+
+
+def test_a_worker_killed_from_outside_is_not_the_photos_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conveyor_module, "memory_kills", lambda: 7)
+    report = killed_at_work(tmp_path)
+    assert isinstance(report, Killed) and report.job.path == PurePosixPath("hang_a.jpg")
+
+
+@pytest.mark.parametrize("counts", [(7, 8), (None, None)], ids=["counted", "nobody counts"])
+def test_a_kill_that_the_kernel_may_have_done_counts_as_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int | None, int | None]
+) -> None:
+    monkeypatch.setattr(conveyor_module, "memory_kills", lambda: counts[0])
+    report = killed_at_work(
+        tmp_path, before=lambda: monkeypatch.setattr(conveyor_module, "memory_kills", lambda: counts[1])
+    )
+    assert isinstance(report, Finished) and isinstance(report.outcome, Failed)
+    assert (report.outcome.kind, report.outcome.code) == ("oom", "E_KILLED")
+
+
+def test_a_hang_leaves_word_of_where_it_hung(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "hang_a.jpg"))
+    reports: list[object] = []
+    while not any(isinstance(report, Finished) for report in reports):
+        reports += belt.wait(0.5)
+    belt.close()
+    last = reports[-1]
+    assert isinstance(last, Finished) and "in _obey" in last.log and "Fatal Python error: Aborted" in last.log
+
+
+def test_last_words_are_of_this_worker_alone(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    logs = []
+    for name in ("noisy_a.jpg", "segv_b.jpg", "segv_c.jpg"):
+        belt.submit(job(tmp_path, name))
+        while belt.running:
+            logs += [report.log for report in belt.wait(0.5) if isinstance(report, Finished)]
+    belt.close()
+    assert logs[0] == "" and "stray words" in logs[1] and "stray words" not in logs[2]
+    assert logs[2].count("Segmentation fault") == 1
+
+
+def test_where_memory_runs_out_a_pool_of_the_cpu_shrinks_to_one(tmp_path: Path) -> None:
+    belt = pool(tmp_path, workers=5)
+    for name in ("a", "b", "c"):
+        belt.submit(job(tmp_path, f"{name}.jpg"))
+    until_finished(belt, 3)
+    assert [belt.economize() for _ in range(3)] == ["2 at a time", "1 at a time", None]
+    assert len(belt._workers()) == 1
+    belt.submit(job(tmp_path, "d.jpg"))
+    assert not belt.has_room
+    until_finished(belt, 1)
+    belt.close()
+
+
+def test_where_memory_runs_out_workers_of_an_accelerator_become_frugal_once(tmp_path: Path) -> None:
+    launch = Launch(preset=PRESET, device="cuda:0", threads=1, line="fakes:FakeLine")
+    spare = Spare(threads=3, deadlines_s=LIMITS)
+    belt = Conveyor(launch, devices=["cuda:0"], workers=1, deadlines_s=LIMITS, logs=tmp_path, spare=spare)
+    assert belt.submit(job(tmp_path, "a.jpg"))
+    until_finished(belt, 1)
+    assert not belt.submit(job(tmp_path, "b.jpg"))
+    until_finished(belt, 1)
+    assert belt.economize() == "one network at a time, in smaller pieces" and belt.economize() is None
+    # The worker that stands was opened for more: another takes its place.
+    assert belt.submit(job(tmp_path, "big_c.jpg"))
+    assert isinstance(until_finished(belt, 1)["big_c.jpg"], Asset)
+    assert belt.submit(job(tmp_path, "huge_d.jpg"), on_cpu=True)
+    assert (belt._workers()[0].launch.device, belt._workers()[0].launch.threads) == ("cpu", 3)
+    assert isinstance(until_finished(belt, 1)["huge_d.jpg"], Asset)
+    assert belt.submit(job(tmp_path, "e.jpg")) and belt._workers()[0].launch.is_frugal
+    until_finished(belt, 1)
+    belt.close()
+
+
+def test_an_idle_worker_under_suspicion_is_replaced(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    belt.submit(job(tmp_path, "a.jpg"))
+    until_finished(belt, 1)
+    [worker] = belt._workers()
+    belt.renew(worker.pid + 1)
+    assert belt._workers() == [worker]
+    belt.renew(worker.pid)
+    assert belt._workers() == []
+    belt.close()
 
 
 def test_the_traceback_of_a_surprise_reaches_the_parent_and_its_worker_is_replaced(tmp_path: Path) -> None:

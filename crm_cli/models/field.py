@@ -107,7 +107,7 @@ def sample_near_surface(field: Field, points: Tensor, resolution: int) -> tuple[
         is_known[asked] = True
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """Apply a function of points [N ...] to a memory-sized part of them at a time."""
-    size = CPU_CHUNK if points.device.type == "cpu" else CHUNK
+def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, chunk: int | None = None) -> Tensor:
+    """Apply a function of points [N ...] to so many of them at a time, or to as many as suit the device."""
+    size = chunk or (CPU_CHUNK if points.device.type == "cpu" else CHUNK)
     return torch.cat([function(chunk) for chunk in torch.split(points, size)])

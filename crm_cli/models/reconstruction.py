@@ -229,10 +229,12 @@ class PlaneField:
     model: Reconstruction
     triplane: Triplane
     hull: Hull | None
+    chunk: int | None = None
+    """Points asked at once; None: as many as suit the device."""
 
     def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [N], negative inside, and the grid's deformation [N 3]."""
-        answers = in_chunks(self._geometry, points)
+        answers = in_chunks(self._geometry, points, self.chunk)
         return answers[:, 0], answers[:, 1:]
 
     def seen_as(self, views: SixViews, *, trust: Tensor) -> PlaneField:
@@ -246,12 +248,12 @@ class PlaneField:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
         if self.hull is not None:
             return None
-        features = in_chunks(self._features, corners.flatten(0, 1)).view(len(corners), -1)
+        features = in_chunks(self._features, corners.flatten(0, 1), self.chunk).view(len(corners), -1)
         return CubeWeights.from_raw(WEIGHT_SCALE * self.model.weightMlp(features))
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours [N 3] in [0, 1]."""
-        return in_chunks(self._colour, points)
+        return in_chunks(self._colour, points, self.chunk)
 
     def _features(self, points: Tensor, gaps: Tensor | None = None) -> Tensor:
         """What the heads read, [N features]. gaps: [6 N], of the hull where there is one."""

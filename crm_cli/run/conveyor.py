@@ -24,7 +24,7 @@ from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, O
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
 from crm_cli.run.worker import Launch
-from crm_cli.toolbox import WORK_BYTES_CPU, usable_cores, usable_memory
+from crm_cli.toolbox import WORK_BYTES_CPU, memory_kills, usable_cores, usable_memory
 
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
@@ -54,6 +54,12 @@ MEMORY_PER_WORKER = 1_500_000_000
 
 FAREWELL_S = 2.0
 """How long an idle worker may take to leave before it is killed."""
+
+DUMP_S = 1.0
+"""How long a worker that hangs may take to write down where."""
+
+MAX_LOG_BYTES = 1 << 16
+"""What is kept as evidence of a worker's last words."""
 
 BOOT = "import sys; sys.path.append(sys.argv[1]); from crm_cli.run.worker import main; main()"
 """Starts a worker. Python's -P keeps the current folder off its path: it may hold somebody's torch.py."""
@@ -89,8 +95,20 @@ class Finished:
 
     job: Job
     outcome: Asset | Failed
+    worker: int
+    """The process that had it."""
     traceback: str = ""
     signal: int | None = None
+    log: str = ""
+    """The end of what a worker said before it died: its complaints, and where its threads were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """Somebody killed the worker, and not for want of memory: the photo is not to blame."""
+
+    job: Job
+    stage: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +119,15 @@ class NotOpened:
     reason: str
 
 
-Report = Opened | Staged | Stepped | Finished | NotOpened
+Report = Opened | Staged | Stepped | Finished | Killed | NotOpened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spare:
+    """How a photo is made on the CPU that no accelerator has memory for."""
+
+    threads: int
+    deadlines_s: Mapping[str, float]
 
 
 class Conveyor:
@@ -115,13 +141,18 @@ class Conveyor:
         workers: int,
         deadlines_s: Mapping[str, float],
         logs: Path,
+        spare: Spare | None = None,
     ) -> None:
+        """spare: for photos that are submitted to the CPU, whatever the devices are."""
         self._launch = launch
+        self._spare = spare or Spare(threads=launch.threads, deadlines_s=deadlines_s)
         self._devices = devices
         self._deadlines_s = deadlines_s
         self._logs = logs
         self._selector = selectors.DefaultSelector()
         self._seats: list[_Worker | None] = [None] * workers
+        self._room = workers
+        self._is_frugal = False
 
     @property
     def running(self) -> list[Job]:
@@ -131,13 +162,46 @@ class Conveyor:
     @property
     def has_room(self) -> bool:
         """Whether another photo could start now."""
-        return len(self.running) < len(self._seats)
+        return len(self.running) < self._room
 
-    def submit(self, job: Job) -> bool:
-        """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it."""
-        idle = next((worker for worker in self._workers() if worker.job is None), None)
-        (idle or self._start()).take(job)
-        return idle is None
+    def submit(self, job: Job, *, on_cpu: bool = False) -> bool:
+        """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it.
+
+        on_cpu: whatever devices the others use.
+        """
+        self._dismiss_surplus()
+        for seat, worker in enumerate(self._seats):
+            if worker and worker.job is None:
+                if worker.launch == self._launch_on(seat, on_cpu=on_cpu):
+                    worker.take(job)
+                    return False
+                # It was opened for something else. Its seat is free for one that fits.
+                self._remove(worker)
+        self._start(on_cpu=on_cpu).take(job)
+        return True
+
+    def economize(self) -> str | None:
+        """Need less memory from now on; says how, or None where nothing is left to save.
+
+        Workers with an accelerator keep one network on it at a time and ask for fewer points at once; on the
+        CPU half as many photos are made at the same time. Workers that are busy are not disturbed.
+        """
+        if self._devices[0] != "cpu":
+            if self._is_frugal:
+                return None
+            self._is_frugal = True
+            return "one network at a time, in smaller pieces"
+        if self._room == 1:
+            return None
+        self._room //= 2
+        self._dismiss_surplus()
+        return f"{self._room} at a time"
+
+    def renew(self, pid: int) -> None:
+        """Replace an idle worker: what it answers may be its own fault."""
+        for worker in self._workers():
+            if worker.pid == pid and worker.job is None:
+                self._remove(worker)
 
     def wait(self, timeout_s: float) -> list[Report]:
         """Collect what happened, waiting for at most the given time."""
@@ -148,8 +212,7 @@ class Conveyor:
             reports += self._read(key.data)
         for worker in self._workers():
             if worker.job and time.monotonic() >= worker.deadline:
-                worker.is_overdue = True
-                worker.kill()
+                worker.give_up()
                 reports += self._bury(worker)
         return reports
 
@@ -177,15 +240,31 @@ class Conveyor:
     def _workers(self) -> list[_Worker]:
         return [worker for worker in self._seats if worker is not None]
 
-    def _start(self) -> _Worker:
-        """Start a worker on the first empty seat."""
-        seat = self._seats.index(None)
-        launch = replace(
+    def _dismiss_surplus(self) -> None:
+        """Let idle workers go that there is no room for any more."""
+        for worker in self._workers():
+            if worker.job is None and len(self._workers()) > self._room:
+                self._remove(worker)
+
+    def _launch_on(self, seat: int, *, on_cpu: bool) -> Launch:
+        """What a worker on this seat is told."""
+        if on_cpu:
+            return replace(self._launch, device="cpu", threads=self._spare.threads)
+        return replace(
             self._launch,
             device=self._devices[seat % len(self._devices)],
-            sharers=-(-len(self._seats) // len(self._devices)),
+            sharers=-(-self._room // len(self._devices)),
+            is_frugal=self._is_frugal,
         )
-        worker = _Worker(launch, log=self._logs / f"worker-{seat + 1}.log", deadlines_s=self._deadlines_s)
+
+    def _start(self, *, on_cpu: bool) -> _Worker:
+        """Start a worker on the first empty seat."""
+        seat = self._seats.index(None)
+        worker = _Worker(
+            self._launch_on(seat, on_cpu=on_cpu),
+            log=self._logs / f"worker-{seat + 1}.log",
+            deadlines_s=self._spare.deadlines_s if on_cpu else self._deadlines_s,
+        )
         self._seats[seat] = worker
         self._selector.register(worker.reports, selectors.EVENT_READ, worker)
         return worker
@@ -225,24 +304,33 @@ class _Worker:
     """One worker process as the parent sees it."""
 
     def __init__(self, launch: Launch, *, log: Path, deadlines_s: Mapping[str, float]) -> None:
+        self.launch = launch
         self._log = log
         self._deadlines_s = deadlines_s
         with log.open("ab") as errors:
+            self._log_start = errors.tell()
             self._process = _spawn(launch, errors)
         assert self._process.stdout is not None
         self.reports = self._process.stdout.fileno()
         self.unframer = Unframer()
         self.job: Job | None = None
         self.stage = OPENING
-        self.is_overdue = False
         self.complaint = ""
+        self._is_overdue = False
+        self._memory_kills: int | None = None
         self._is_open = False
         self.deadline = time.monotonic() + deadlines_s[OPENING]
         self._send(open=launch)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def take(self, job: Job) -> None:
         """Hand a photo over; a worker that is still opening starts it when it is ready."""
         self.job = job
+        self._memory_kills = memory_kills()
         if self._is_open:
             self._enter(START)
             self._send(job=job)
@@ -268,10 +356,11 @@ class _Worker:
             self._enter(self.stage)  # it lives: its deadline starts again
             return [Stepped(job=job, done=done, of=of)]
         if "done" in message:
-            finished = Finished(job=job, outcome=from_plain(Asset, message["done"]))
+            finished = Finished(job=job, worker=self.pid, outcome=from_plain(Asset, message["done"]))
         else:
             outcome = from_plain(Failed, message["failed"])
-            finished = Finished(job=job, outcome=outcome, traceback=str(message.get("traceback", "")))
+            trace = str(message.get("traceback", ""))
+            finished = Finished(job=job, worker=self.pid, outcome=outcome, traceback=trace)
         # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
         self.job = None
         return [finished]
@@ -280,13 +369,31 @@ class _Worker:
         """Say what its death means for the photo it had."""
         if self.job is None:
             return []
+        if self._was_killed_from_outside():
+            return [Killed(job=self.job, stage=self.stage)]
         kind, code, reason = self._cause_of_death()
         if not self._is_open:
             return [NotOpened(job=self.job, reason=f"{reason}; see {self._log}")]
         message = f"{reason} in {self.stage}"
         failed = Failed(path=self.job.path, kind=kind, code=code, message=message, stage=self.stage)
         status = self._process.returncode
-        return [Finished(job=self.job, outcome=failed, signal=-status if status < 0 else None)]
+        return [
+            Finished(
+                job=self.job,
+                worker=self.pid,
+                outcome=failed,
+                signal=-status if status < 0 else None,
+                log=self._last_log(),
+            )
+        ]
+
+    def give_up(self) -> None:
+        """End a process that gives no sign of life, after it has written down where it hangs."""
+        self._is_overdue = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)  # faulthandler answers, also from native code
+        self.wait_for_exit(DUMP_S)
+        self.kill()
 
     def kill(self) -> None:
         """Kill the process and everything it has started."""
@@ -326,10 +433,25 @@ class _Worker:
             self._process.stdin.write(frame(message))
             self._process.stdin.flush()
 
+    def _was_killed_from_outside(self) -> bool:
+        """Whether somebody sent SIGKILL who was neither this process nor, as it counts them, the kernel."""
+        is_ours = self._is_overdue or self.complaint
+        before, after = self._memory_kills, memory_kills()
+        is_known = before is not None and after == before
+        return self._process.returncode == -signal.SIGKILL and is_known and not is_ours
+
+    def _last_log(self) -> str:
+        """The end of what this process has said; its seat's log holds its predecessors' words as well."""
+        with contextlib.suppress(OSError), self._log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, end - MAX_LOG_BYTES))
+            return file.read(MAX_LOG_BYTES).decode("utf-8", "backslashreplace")
+        return ""
+
     def _cause_of_death(self) -> tuple[ErrorClass, str, str]:
         """Class, code and words for how the process ended."""
         status = self._process.returncode
-        if self.is_overdue:
+        if self._is_overdue:
             limit_s = self._deadlines_s.get(self.stage, 0)
             return "timeout", "E_TIMEOUT", f"no sign of life for {limit_s:g} s"
         if self.complaint:

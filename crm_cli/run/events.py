@@ -18,7 +18,10 @@ from crm_cli.errors import ErrorClass
 
 SCHEMA = "crm.events/1"
 
-Status = Literal["converted", "cached", "failed", "conflict"]
+Status = Literal["converted", "cached", "skipped", "failed", "quarantined", "conflict"]
+
+FAILING: tuple[Status, ...] = ("failed", "quarantined", "conflict")
+"""Ends of a photo that are no success."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,9 @@ class Plan(Event):
     """How many photos are converted for which reason."""
     weights: str = ""
     weights_digest: str = ""
+    skipped: int = 0
+    """Photos whose asset somebody else has put in place."""
+    quarantined_before: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,8 @@ class AssetPlanned(Event):
     path: PurePosixPath
     action: str
     reason: str
+    stage: str = ""
+    """The first stage that would run; empty where none would."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -29,6 +30,7 @@ JournalEvent = Literal[
     "stage_done",
     "asset_done",
     "asset_failed",
+    "quarantined",
     "interrupted",
     "withdrawn",
     "run_end",
@@ -54,6 +56,8 @@ class LastFailure:
     message: str
     attempt: int = 1
     run: str = ""
+    is_quarantined: bool = False
+    """Whether it has crashed every worker that tried, and is left alone until somebody asks."""
 
 
 class Journal:
@@ -97,31 +101,39 @@ class Journal:
 
     def failed(self, failure: Failed, *, key: str, signal: int | None = None) -> None:
         """Remember that an attempt failed."""
-        self.write(
-            "asset_failed",
-            asset=failure.path,
-            key=key,
-            attempt=failure.attempts,
-            stage=failure.stage,
-            error={
-                "class": failure.kind,
-                "code": failure.code,
-                "msg": failure.message,
-                "signal": signal,
-                "retryable": failure.kind in RETRYABLE,
-            },
-        )
+        self.write("asset_failed", **_about(failure, key, signal))
+
+    def quarantined(self, failure: Failed, *, key: str, evidence: Path) -> None:
+        """Remember that a photo is set aside. evidence: relative to the output folder."""
+        self.write("quarantined", **_about(failure, key, None), evidence=evidence)
 
 
-def read_lines(out: Path, *, having: bytes = b"") -> Iterator[Mapping[str, Any]]:
+def _about(failure: Failed, key: str, signal: int | None) -> dict[str, Any]:
+    """What a line says of a failure."""
+    return {
+        "asset": failure.path,
+        "key": key,
+        "attempt": failure.attempts,
+        "stage": failure.stage,
+        "error": {
+            "class": failure.kind,
+            "code": failure.code,
+            "msg": failure.message,
+            "signal": signal,
+            "retryable": failure.kind in RETRYABLE,
+        },
+    }
+
+
+def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mapping[str, Any]]:
     """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over.
 
-    having: bytes without which a line is not even parsed.
+    having: a line that holds none of these is not even parsed.
     """
     for path in sorted(_folder(out).glob("*.ndjson")):
         with contextlib.suppress(OSError), path.open("rb") as file:
             for raw in file:
-                if having not in raw or not raw.endswith(b"\n"):
+                if not raw.endswith(b"\n") or not any(part in raw for part in having):
                     continue
                 with contextlib.suppress(ValueError, RecursionError):
                     line = json.loads(raw)
@@ -132,17 +144,42 @@ def read_lines(out: Path, *, having: bytes = b"") -> Iterator[Mapping[str, Any]]
 def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:
     """Failures that no later success has answered, by asset."""
     failures: dict[PurePosixPath, LastFailure] = {}
-    for line in read_lines(out, having=b'"ev":"asset_'):
-        if line.get("ev") not in ("asset_done", "asset_failed"):
+    for line in read_lines(out, having=(b'"ev":"asset_', b'"ev":"quarantined"')):
+        if line.get("ev") not in ("asset_done", "asset_failed", "quarantined"):
             continue
         with contextlib.suppress(ValueError, KeyError, TypeError):
             asset = from_plain(PurePosixPath, line["asset"])
             failures.pop(asset, None)
-            if line["ev"] == "asset_failed":
+            if line["ev"] != "asset_done":
                 error = line["error"]
                 plain = {**line, "kind": error["class"], "code": error["code"], "message": error["msg"]}
+                plain["is_quarantined"] = line["ev"] == "quarantined"
                 failures[asset] = from_plain(LastFailure, plain)
     return failures
+
+
+def unfinished_attempts(out: Path) -> Counter[PurePosixPath]:
+    """How many attempts at an asset ended with the run itself, since its last outcome.
+
+    A run that dies without a word leaves its attempts open: power cuts do, and photos that take the machine
+    down. One that was told to stop says so, and its photos had no part in it.
+    """
+    deaths: Counter[PurePosixPath] = Counter()
+    is_open: dict[PurePosixPath, str] = {}
+    wanted = (b'"ev":"attempt_start"', b'"ev":"asset_', b'"ev":"interrupted"')
+    for line in read_lines(out, having=wanted):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            asset, run = from_plain(PurePosixPath, line["asset"]), str(line["run"])
+            if line["ev"] == "attempt_start":
+                # Within a run every attempt is closed before the next begins.
+                deaths[asset] += asset in is_open and is_open[asset] != run
+                is_open[asset] = run
+            else:
+                is_open.pop(asset, None)
+                if line["ev"] in ("asset_done", "asset_failed"):
+                    del deaths[asset]
+    deaths.update(is_open.keys())
+    return +deaths
 
 
 def _folder(out: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
+from crm_cli.run.amounts import Share
 from crm_cli.run.keeping import CACHE_SIZE, read_size
 from crm_cli.run.lists import Listed
 from crm_cli.run.walk import Selection
@@ -22,6 +24,22 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format has it."""
+
+GRACE_S = 20.0
+"""How long SIGTERM, SIGHUP and a time limit let running photos finish: schedulers kill after 30 s."""
+
+MIN_FREE = "2G"
+"""Free space without which no run begins, unless told otherwise."""
+
+STAGES: Mapping[str, str] = {
+    "prepare": "prep",
+    "imagine": "views",
+    "reconstruct": "mesh",
+    "unwrap": "out",
+    "bake": "out",
+    "deliver": "out",
+}
+"""Stages as people call them → the key they belong to."""
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 """What the networks may calculate in; auto is what the device does best."""
@@ -76,11 +94,28 @@ class RunOptions:
     cache_bytes: int = read_size(CACHE_SIZE)
     """What kept views may take in the output folder after a run; 0: none are kept or used."""
     overwrite: bool = False
+    skip_existing: bool = False
+    """Leave photos alone whose asset somebody else has put in place, or edited."""
+    keep_stale: bool = False
+    """Keep assets that were made of the same photo with other settings or weights."""
+    force_stage: str | None = None
+    """One of STAGES: every photo is made anew from it on."""
     retry_failed: bool = False
     fail_fast: bool = False
+    max_failures: Share | None = None
+    """So many failures end the run."""
+    allow_failures: Share | None = None
+    """So many failures still count as success."""
+    time_limit_s: float | None = None
+    """After so long nothing new starts."""
+    grace_s: float = GRACE_S
+    """How long running photos may take once a run has to end."""
+    min_free_bytes: int = read_size(MIN_FREE)
     dry_run: bool = False
     allow_empty: bool = False
     report: bool = True
+    junit: Path | None = None
+    """Where else than in the run's folder the results are written as JUnit XML."""
     wait_lock_s: float = 0.0
 
 
@@ -92,6 +127,24 @@ class Stop:
     """The first signal: nothing new starts."""
     is_urgent: bool = False
     """A second one: running photos are given up."""
+
+    @property
+    def is_graceful(self) -> bool:
+        """Whether it was sent by something that will not wait for ever, unlike a person at a keyboard."""
+        return self.signal in (signal.SIGTERM, signal.SIGHUP)
+
+    @property
+    def name(self) -> str:
+        """What the first signal is called."""
+        return signal.Signals(self.signal).name if self.signal is not None else ""
+
+
+def check_stage(wanted: str | None) -> None:
+    """Refuse a stage that there is not."""
+    if wanted is not None and wanted not in STAGES:
+        raise UsageError(
+            f"--force-stage {wanted}: no such stage", code="E_STAGE", remedy=f"stages: {', '.join(STAGES)}"
+        )
 
 
 def check_precision(wanted: str) -> None:

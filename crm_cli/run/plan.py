@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
+from crm_cli.run.events import Plan
 from crm_cli.run.journal import LastFailure
+from crm_cli.run.keeping import MARK, folder_of
+from crm_cli.run.options import STAGES, UsedWeights
 from crm_cli.run.store import CommitRecord, Input, Keys, Recipe, Records, hash_file, looks_unchanged
 from crm_cli.run.walk import Found
 
-Action = Literal["convert", "cached", "failed", "conflict"]
+Action = Literal["convert", "cached", "skipped", "failed", "conflict"]
 
 PARTS: Mapping[str, str] = {"prep": "cut-out", "views": "views", "mesh": "surface", "out": "texture"}
 """What people call the first thing that is made anew, by the key that changed."""
+
+MAIN_FILES: Mapping[str, tuple[str, ...]] = {
+    "glb": (".glb",),
+    "obj": (".obj", ".mtl", ".png"),
+    "usd": (".usdc", ".png"),
+    "usdz": (".usdz",),
+}
+"""Suffixes of what a format writes, so that a file in the way is noticed before any work is done."""
 
 CLOCK_DOUBT_S = 2.0
 """A file written this shortly before it was hashed may have changed again with the same time stamp."""
@@ -34,6 +46,10 @@ class Planned:
     """Of the finished asset, where there is one."""
     failure: LastFailure | None = None
     """How this very photo failed before, where it is not tried again."""
+    stage: str = ""
+    """The first stage that runs, where one does."""
+    interruptions: int = 0
+    """Runs that died with this photo at work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,38 +60,85 @@ class Planner:
     records: Records
     failures: Mapping[PurePosixPath, LastFailure]
     max_mpixels: float
+    interruptions: Mapping[PurePosixPath, int] = field(default_factory=dict)
+    """Runs that died with a photo at work."""
+    formats: Sequence[str] = ()
     may_overwrite: bool = False
+    skip_existing: bool = False
+    """Whether a photo is left alone whose asset somebody else has put in place."""
+    keep_stale: bool = False
+    """Whether an asset stays that was made of the same bytes with other settings or weights."""
+    force_stage: str | None = None
     retry_failed: bool = False
 
     def decide(self, found: Found) -> Planned:
         """Say what to do with one photo."""
         records = self.records.of(found.id)
         failure = self.failures.get(found.path)
+        interruptions = self.interruptions.get(found.path, 0)
         if not records and failure is None:
-            return Planned(found=found, action="convert", reason="new")
+            return self._convert(
+                Planned(found=found, action="convert", reason="new", stage="prepare"), interruptions
+            )
         try:
             known = self._identify(found, records)
         except OSError:  # it fails by itself when its turn comes
-            return Planned(found=found, action="convert", reason="unreadable when planned")
+            return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
         keys = self.recipe.keys(known.sha256)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
-        if current and self.records.intact(current):
+        if current and self.force_stage is None and self.records.intact(current):
             return Planned(found=found, action="cached", reason="up to date", input=known, record=current)
-        if (
-            failure
-            and not self.retry_failed
-            and failure.kind == "input"
-            and failure.key == self.attempt_key(keys)
-        ):
+        stale = self._stale(found, known, records)
+        if stale and self.keep_stale and self.force_stage is None:
+            reason = f"kept, although {_why_again(found, keys, known, records, None)}"
+            return Planned(found=found, action="cached", reason=reason, input=known, record=stale)
+        if failure and self._is_settled(failure, keys):
             reason = f"failed before with these bytes ({failure.code})"
             return Planned(found=found, action="failed", reason=reason, input=known, failure=failure)
-        edited = None if self.may_overwrite else self._edited(found)
-        if edited is not None:
-            reason = f"{edited} was changed since crm wrote it; move it, or use --overwrite"
-            return Planned(found=found, action="conflict", reason=reason, input=known)
         reason = _why_again(found, keys, known, records, current)
-        return Planned(found=found, action="convert", reason=reason, input=known)
+        if current and self.force_stage is not None and self.records.intact(current):
+            reason = f"forced, from {self.force_stage} on"
+        planned = Planned(
+            found=found, action="convert", reason=reason, input=known, stage=self._first_stage(keys)
+        )
+        return self._convert(planned, interruptions)
+
+    def _convert(self, planned: Planned, interruptions: int) -> Planned:
+        """Convert a photo, unless somebody else's file is in the way."""
+        obstacle = None if self.may_overwrite else self._obstacle(planned.found)
+        if obstacle is None:
+            return replace(planned, interruptions=interruptions)
+        if self.skip_existing:
+            return replace(planned, action="skipped", reason=f"{obstacle} is there already", stage="")
+        known = bool(self.records.of(planned.found.id, with_intents=True))
+        words = "was changed since crm wrote it" if known else "is in the way: crm did not write it"
+        reason = f"{obstacle} {words}; move it, or use --overwrite"
+        return replace(planned, action="conflict", reason=reason, stage="")
+
+    def _is_settled(self, failure: LastFailure, keys: Keys) -> bool:
+        """Whether a photo failed in a way that another try would only repeat."""
+        is_final = failure.kind == "input" or failure.is_quarantined
+        return is_final and not self.retry_failed and failure.key == self.attempt_key(keys)
+
+    def _first_stage(self, keys: Keys) -> str:
+        """Where the work begins: behind the views, where they are kept."""
+        is_forced = STAGES.get(self.force_stage or "") in ("prep", "views")
+        is_kept = (folder_of(self.records.out, keys.views) / MARK).exists()
+        return "reconstruct" if is_kept and not is_forced else "prepare"
+
+    def _stale(self, found: Found, known: Input, records: Sequence[CommitRecord]) -> CommitRecord | None:
+        """A standing asset of the same photo, whatever the settings it was made with."""
+        return next(
+            (
+                record
+                for record in records
+                if record.input.sha256 == known.sha256
+                and record.stem == found.stem
+                and self.records.intact(record)
+            ),
+            None,
+        )
 
     def attempt_key(self, keys: Keys) -> str:
         """What an attempt was asked for; a higher limit on pixels is another question."""
@@ -89,16 +152,18 @@ class Planner:
                 return record.input
         return hash_file(found.file)
 
-    def _edited(self, found: Found) -> PurePosixPath | None:
-        """A file of the asset that stands but is not as any of its records or intents left it.
+    def _obstacle(self, found: Found) -> PurePosixPath | None:
+        """A file where the asset's would go that none of its records or intents has left like this.
 
         Intents count: a run killed between two moves leaves files that no record names yet.
         """
         written = self.records.of(found.id, with_intents=True)
         outputs = [output for record in written for output in record.outputs]
         ours = {output.path for output in outputs if self.records.is_as_written(output)}
-        standing = (output.path for output in outputs if os.path.lexists(self.records.out / output.path))
-        return next((path for path in standing if path not in ours), None)
+        suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))
+        named = {PurePosixPath(f"{found.stem}{suffix}"): None for suffix in suffixes}
+        wanted = {output.path: None for output in outputs} | named
+        return next((p for p in wanted if p not in ours and os.path.lexists(self.records.out / p)), None)
 
 
 def _why_again(
@@ -116,3 +181,23 @@ def _why_again(
         return "output renamed"
     part = next(words for key, words in PARTS.items() if getattr(latest.keys, key) != getattr(keys, key))
     return f"settings or weights changed, from the {part} on"
+
+
+def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:
+    """Say in numbers what will be done."""
+    counts = Counter(planned.action for planned in plan)
+    failed = [planned.failure for planned in plan if planned.failure is not None]
+    quarantined = sum(failure.is_quarantined for failure in failed)
+    return Plan(
+        photos=len(plan),
+        to_convert=counts["convert"],
+        cached=counts["cached"],
+        skipped=counts["skipped"],
+        failed_before=counts["failed"] - quarantined,
+        quarantined_before=quarantined,
+        conflicts=counts["conflict"],
+        workers=workers,
+        reasons=dict(Counter(planned.reason for planned in plan if planned.action == "convert")),
+        weights=weights.name,
+        weights_digest=weights.digest,
+    )

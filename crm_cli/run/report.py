@@ -65,7 +65,7 @@ def write_report(
     entries = [
         _entry(planned, outcomes[planned.found.id]) for planned in plan if planned.found.id in outcomes
     ]
-    left = len(plan) - len(entries)
+    left = sum(planned.action != "skipped" and planned.found.id not in outcomes for planned in plan)
     summary = SheetSummary(
         started=facts.started,
         wall_s=time.monotonic() - facts.clock,

@@ -502,6 +502,15 @@ def output_error(out: Path, error: OSError) -> OutputError:
     )
 
 
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Blame the output folder for an OSError, around nothing but what writes to it."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(out, error) from error
+
+
 def _private(out: Path) -> Path:
     return out / ".crm"
 

@@ -48,7 +48,9 @@ class Line(Protocol):
     """The stations that turn one photo into an asset, opened and ready."""
 
     @classmethod
-    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int) -> Line:
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> Line:
         """Load what the stations need."""
 
     def forecast_s(self) -> float | None:
@@ -74,6 +76,8 @@ class Launch:
     precision: str = "auto"
     sharers: int = 1
     """How many workers share its device."""
+    is_frugal: bool = False
+    """Whether memory has run out before, and less of it should do."""
     line: str = PIPELINE
     """Never taken from a preset: a preset can name no code."""
 
@@ -127,6 +131,7 @@ def open_line(launch: Launch) -> Line:
         threads=launch.threads,
         precision=launch.precision,
         sharers=launch.sharers,
+        is_frugal=launch.is_frugal,
     )
 
 

@@ -1,0 +1,599 @@
+"""The work of one run: photos to workers, assets to the store, failures to whoever must know of them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from crm_cli import __version__
+from crm_cli.errors import EnvironmentProblem, OutputError, PhotoError
+from crm_cli.preset import Preset
+from crm_cli.records import Asset, Failed, Job
+from crm_cli.run import quarantine
+from crm_cli.run.attempt import Attempt, Turn
+from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
+from crm_cli.run.events import (
+    FAILING,
+    AssetFinished,
+    AssetStarted,
+    AttemptFailed,
+    Event,
+    Progress,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+    Status,
+    Warned,
+    WeightsLoading,
+    weights_label,
+)
+from crm_cli.run.forecast import about, forecast
+from crm_cli.run.journal import Journal
+from crm_cli.run.keeping import folder_of, trim
+from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
+from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
+from crm_cli.run.report import RunFacts, write_report, write_whole
+from crm_cli.run.search import absolute
+from crm_cli.run.store import (
+    CommitRecord,
+    Output,
+    Store,
+    hash_file,
+    looks_unchanged,
+    write_atomically,
+    writing,
+)
+from crm_cli.run.wire import dumps
+from crm_cli.run.worker import NO_SPACE
+
+MAX_UNOPENED = 3
+"""After so many workers in a row that died before their first photo, the machine is to blame."""
+
+MAX_KILLED_UNOPENED = 20
+"""The same for workers that somebody killed: whoever kills them all wants no run."""
+
+TICK_S = 0.2
+"""How soon a signal is noticed at the latest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Where a run works, and with what: everything that stands before its first photo."""
+
+    options: RunOptions
+    preset: Preset
+    planner: Planner
+    store: Store
+    journal: Journal
+    conveyor: Conveyor
+    weights: UsedWeights
+    folder: Path
+    """Of the run: logs, events, summary."""
+    device: str
+    workers: int
+    is_part: bool
+    """Whether the photos are some of those that the inputs hold, and the sheet is of the whole folder."""
+
+
+class Work:
+    """One run over one plan."""
+
+    def __init__(self, plan: Sequence[Planned], scene: Scene, *, stop: Stop, found: int) -> None:
+        """found: photos there are; more than were planned where a signal came before."""
+        self._scene = scene
+        self._options = scene.options
+        self._planner = scene.planner
+        self._store = scene.store
+        self._journal = scene.journal
+        self._conveyor = scene.conveyor
+        self._weights = scene.weights
+        self._stop = stop
+        self._ending = Ending(scene.options, stop, photos=len(plan))
+        self._found = found
+        self._clock = time.monotonic()
+        self._facts = RunFacts(
+            started=datetime.now().astimezone(),
+            clock=self._clock,
+            device=scene.device,
+            weights=weights_label(scene.weights.name, scene.weights.digest),
+        )
+        self._plan = plan
+        self._photos = [planned.found.file for planned in plan]
+        self._queue: deque[Turn] = deque()
+        self._attempts: dict[str, Attempt] = {}
+        self._outcomes: dict[str, CommitRecord | Failed] = {}
+        self._counts: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._unopened = 0
+        self._killed_unopened = 0
+        self._last_progress = 0.0
+        self._has_announced_end = False
+        self._has_forecast = False
+
+    def run(self) -> Iterator[Event]:
+        """Do everything that the plan asks for."""
+        self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
+        about_run = {
+            "run": self._store.run,
+            "started": self._facts.started.isoformat(),
+            "device": self._facts.device,
+            "preset": asdict(self._scene.preset),
+            # Whoever reads it may stand in another folder.
+            "options": replace(self._options, inputs=tuple(map(absolute, self._options.inputs))),
+            "weights": self._weights,
+        }
+        self._write_file("run.json", dumps(about_run))
+        with writing(self._options.out):
+            lines = (self._scene.folder / "events.ndjson").open("a", encoding="ascii")
+        with lines:
+            for event in self._events():
+                with writing(self._options.out):
+                    lines.write(event.as_json() + "\n")
+                    lines.flush()
+                yield event
+
+    def _write_file(self, name: str, text: str) -> None:
+        """Write a file of the run's folder."""
+        with writing(self._options.out):
+            write_atomically(self._scene.folder / name, text.encode("ascii"), run=self._store.run)
+
+    def _events(self) -> Iterator[Event]:
+        yield RunStarted(
+            run=self._store.run,
+            out=self._options.out,
+            weights=self._weights.name,
+            weights_digest=self._weights.digest,
+            architecture=self._weights.architecture,
+        )
+        yield summary(self._plan, self._weights, workers=self._scene.workers)
+        for planned in self._plan:
+            if planned.action != "convert":
+                yield self._settle_at_once(planned)
+        self._queue.extend(self._turns())
+        yield from self._work()
+        left = self._found - self._counts.total()
+        failed = sum(self._counts[status] for status in FAILING)
+        exit_code = self._ending.exit_code(failed=failed, left=left)
+        if self._options.cache_bytes:
+            trim(self._options.out, limit_bytes=self._options.cache_bytes)
+        report = self._write_report()
+        self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
+        finished = RunFinished(
+            exit_code=exit_code,
+            counts=dict(self._counts),
+            failures=dict(self._failures),
+            seconds=round(time.monotonic() - self._clock, 3),
+            left=left,
+            report=report,
+            weights=self._weights.name,
+            weights_digest=self._weights.digest,
+        )
+        self._write_file("summary.json", finished.as_json())
+        yield finished
+
+    def _turns(self) -> Iterator[Turn]:
+        """Photos in the order they are taken; those that may take the machine down come last, and alone."""
+        waiting = [planned for planned in self._plan if planned.action == "convert"]
+        for planned in waiting:
+            if planned.interruptions < MAX_INTERRUPTIONS:
+                yield Turn(planned=planned)
+        for planned in waiting:
+            if planned.interruptions >= MAX_INTERRUPTIONS:
+                yield Turn(planned=planned, is_alone=True)
+
+    def _work(self) -> Iterator[Event]:
+        """Keep workers busy until nothing is left, or somebody says stop."""
+        grace_ends: float | None = None
+        while self._attempts or (self._queue and self._ending.why is None):
+            while self._may_dispatch():
+                yield from self._dispatch(self._queue.popleft())
+            for report in self._conveyor.wait(TICK_S):
+                yield from self._hear(report)
+            if self._ending.has_grace and grace_ends is None:
+                grace_ends = time.monotonic() + self._options.grace_s
+            if self._stop.is_urgent or (grace_ends is not None and time.monotonic() > grace_ends):
+                self._give_up_running()
+                return
+            yield from self._heed_end()
+            yield from self._progress()
+
+    def _may_dispatch(self) -> bool:
+        """Whether the next photo may start now."""
+        if not self._queue or self._ending.why is not None or not self._conveyor.has_room:
+            return False
+        is_alone = self._queue[0].is_alone or any(one.turn.is_alone for one in self._attempts.values())
+        return not (is_alone and self._attempts)
+
+    def _hear(self, report: Report) -> Iterator[Event]:
+        """Take in one report of a worker."""
+        match report:
+            case NotOpened():
+                self._send_back(report)
+            case Killed():
+                yield from self._forgive(report)
+            case Opened():
+                yield from self._foresee(report)
+            case Staged():
+                yield from self._enter_stage(report)
+            case Stepped():
+                yield self._step(report)
+            case Finished():
+                yield from self._finish(report)
+
+    def _dispatch(self, turn: Turn) -> Iterator[Event]:
+        """Hand a photo to a worker, after the journal knows of it."""
+        planned, found = turn.planned, turn.planned.found
+        try:
+            known = planned.input or hash_file(found.file)
+        except OSError as error:
+            yield self._settle_failed(planned, _unreadable(planned, error, turn.number), key="")
+            return
+        planned = replace(planned, input=known)
+        keys = self._planner.recipe.keys(known.sha256)
+        key = self._planner.attempt_key(keys)
+        views_anew = STAGES.get(self._options.force_stage or "") in ("prep", "views")
+        job = Job(
+            root=found.root,
+            path=found.path,
+            stem=found.stem,
+            id=found.id,
+            scratch=self._store.scratch(),
+            max_mpixels=self._options.max_mpixels,
+            cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
+            may_reuse=not views_anew,
+        )
+        self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
+        self._attempts[job.id] = Attempt(turn=replace(turn, planned=planned), job=job, key=key)
+        with writing(self._options.out):  # a new worker opens its log there
+            is_new = self._conveyor.submit(job, on_cpu=turn.on_cpu)
+        yield AssetStarted(path=found.path, attempt=turn.number)
+        if is_new and not self._weights.is_small:
+            yield WeightsLoading(path=found.path, weights=self._weights.name)
+
+    def _send_back(self, report: NotOpened) -> None:
+        """Queue a photo again whose worker never opened: not its fault, so it costs no attempt."""
+        attempt = self._attempts.pop(report.job.id)
+        self._store.discard(report.job.scratch)
+        self._unopened += 1
+        if self._unopened >= MAX_UNOPENED:
+            raise _no_worker(report.reason)
+        self._queue.appendleft(attempt.turn)
+
+    def _forgive(self, report: Killed) -> Iterator[Event]:
+        """Queue a photo again whose worker was killed from outside; in the end it fails all the same."""
+        attempt = self._attempts.pop(report.job.id)
+        self._store.discard(report.job.scratch)
+        path, turn = report.job.path, replace(attempt.turn, kills=attempt.turn.kills + 1)
+        if attempt.stage == "start":
+            self._killed_unopened += 1
+            if self._killed_unopened >= MAX_KILLED_UNOPENED:
+                raise _no_worker("somebody kills them")
+        self._journal.write("interrupted", asset=path, attempt=turn.number, by="kill")
+        if turn.kills <= MAX_KILLS:
+            self._queue.appendleft(turn)
+            yield AttemptFailed(path=path, reason=f"its worker was killed in {report.stage}, from outside")
+            return
+        failed = Failed(
+            path=path,
+            kind="crash",
+            code="E_KILLED",
+            message=f"its worker was killed {turn.kills} times, from outside",
+            stage=report.stage,
+            attempts=turn.number,
+        )
+        yield self._settle_failed(turn.planned, failed, key=attempt.key)
+
+    def _foresee(self, report: Opened) -> Iterator[Event]:
+        """Say once how long all this will take, before the first photo's work begins."""
+        if self._has_forecast or report.forecast_s is None:
+            return
+        self._has_forecast = True
+        photos = len(self._attempts) + len(self._queue)
+        yield from forecast(
+            report.forecast_s,
+            photos=photos,
+            workers=self._scene.workers,
+            weights=self._weights.name,
+            preset=self._scene.preset,
+        )
+
+    def _step(self, report: Stepped) -> Event:
+        """Say how far a photo is within its stage."""
+        attempt = self._attempts[report.job.id]
+        left_s = attempt.step(report.done, report.of, time.monotonic())
+        return StageProgress(
+            path=report.job.path,
+            stage=attempt.stage,
+            done=report.done,
+            of=report.of,
+            eta_s=None if left_s is None else round(left_s, 1),
+        )
+
+    def _enter_stage(self, report: Staged) -> Iterator[Event]:
+        self._unopened = self._killed_unopened = 0
+        attempt = self._attempts[report.job.id]
+        yield from self._leave_stage(attempt)
+        attempt.enter(report.stage, time.monotonic())
+        yield StageStarted(path=report.job.path, stage=report.stage)
+
+    def _leave_stage(self, attempt: Attempt) -> Iterator[Event]:
+        if attempt.stage == "start":
+            return
+        seconds = round(time.monotonic() - attempt.since, 3)
+        attempt.seconds += seconds
+        path = attempt.job.path
+        self._journal.write("stage_done", is_durable=False, asset=path, stage=attempt.stage, s=seconds)
+        yield StageFinished(path=path, stage=attempt.stage, seconds=seconds)
+
+    def _finish(self, report: Finished) -> Iterator[Event]:
+        """Publish an asset, or decide what its failure means."""
+        attempt = self._attempts.pop(report.job.id)
+        outcome: Asset | Failed | CommitRecord = report.outcome
+        if isinstance(outcome, Asset):
+            yield from self._leave_stage(attempt)
+            try:
+                outcome = self._publish(attempt, outcome)
+            except PhotoError as error:
+                outcome = Failed.from_error(report.job.path, error, stage="publish")
+        self._store.discard(report.job.scratch)
+        if isinstance(outcome, CommitRecord):
+            self._ending.breaker.note(None, worker=report.worker)
+            yield self._settle_done(attempt, outcome)
+            return
+        yield from self._fail(attempt, replace(outcome, attempts=attempt.turn.number), report)
+
+    def _fail(self, attempt: Attempt, failed: Failed, report: Finished) -> Iterator[Event]:
+        """Decide what a failed try means for its photo and for the run."""
+        self._keep_words(attempt, report.traceback or report.log)
+        if failed.code == NO_SPACE:
+            raise OutputError(
+                f"{self._options.out}: {failed.message}", code=NO_SPACE, remedy="free space, then run again"
+            )
+        self._journal.failed(failed, key=attempt.key, signal=report.signal)
+        logs = (*attempt.turn.logs, report.log)
+        if may_try_again(failed) and self._ending.why is None:
+            yield AttemptFailed(path=failed.path, reason=failed.message)
+            again = replace(attempt.turn, number=failed.attempts + 1, logs=logs)
+            if failed.kind == "oom":
+                again = yield from self._economize(again)
+            self._queue.appendleft(again)
+            return
+        is_hopeless = failed.kind == "crash" and failed.attempts >= TRIES["crash"]
+        if is_hopeless:
+            self._quarantine(attempt, failed, logs)
+        yield self._settle_failed(attempt.planned, failed, key=None, is_quarantined=is_hopeless)
+        self._ending.breaker.note(failed.kind, worker=report.worker)
+        if self._ending.breaker.is_suspect(report.worker):
+            self._conveyor.renew(report.worker)
+
+    def _economize(self, turn: Turn) -> Generator[Event, None, Turn]:
+        """Make the next try need less memory, and the other photos as well, as far as that goes."""
+        how = self._conveyor.economize()
+        if how is None and self._scene.device != "cpu":
+            yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
+            return replace(turn, on_cpu=True)
+        if how is not None:
+            yield Warned(message=f"out of memory: going on with {how}")
+        return turn
+
+    def _quarantine(self, attempt: Attempt, failed: Failed, logs: Sequence[str]) -> None:
+        """Set a photo aside that crashes every worker, with the evidence."""
+        out, job = self._options.out, attempt.job
+        about_crash = {
+            "v": 1,
+            "run": self._store.run,
+            "photo": attempt.planned.found.file,
+            "input": attempt.planned.input,
+            "key": attempt.key,
+            "failure": failed,
+            "device": "cpu" if attempt.turn.on_cpu else self._scene.device,
+            "weights": self._weights.digest,
+            "preset": asdict(self._scene.preset),
+            "crm": __version__,
+        }
+        with writing(out):
+            folder = quarantine.keep(
+                out,
+                job.id,
+                run=self._store.run,
+                about=about_crash,
+                logs=logs,
+                photo=attempt.planned.found.file,
+                views=job.cache,
+            )
+        self._journal.quarantined(failed, key=attempt.key, evidence=folder.relative_to(out))
+
+    def _publish(self, attempt: Attempt, asset: Asset) -> CommitRecord:
+        """Move the files into place and commit the asset."""
+        planned, recipe = attempt.planned, self._planner.recipe
+        assert planned.input is not None
+        try:
+            is_same = looks_unchanged(planned.found.file, planned.input)
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise PhotoError(
+                f"{asset.photo}: changed while it was converted",
+                code="E_CHANGED",
+                remedy="run again",
+                kind="io",
+            )
+        record = CommitRecord(
+            asset=planned.found.path,
+            id=planned.found.id,
+            stem=planned.found.stem,
+            input=planned.input,
+            keys=recipe.keys(planned.input.sha256),
+            outputs=tuple(
+                Output(path=file.path, size=file.size, mtime_ns=0, sha256=file.sha256) for file in asset.files
+            ),
+            weights=recipe.weights,
+            weights_name=self._weights.name,
+            weights_digest=self._weights.digest,
+            params_sha=recipe.params_sha,
+            seed=recipe.seed,
+            seconds=asset.seconds,
+            checks=asset.checks,
+            warnings=asset.warnings,
+            run=self._store.run,
+            attempt=attempt.turn.number,
+            t=time.time(),
+            crm=__version__,
+        )
+        return self._store.publish(
+            record, attempt.job.scratch, may_overwrite=self._options.overwrite, inputs=self._photos
+        )
+
+    def _settle_at_once(self, planned: Planned) -> Event:
+        """Count a photo that needs no worker."""
+        path = planned.found.path
+        if planned.action == "skipped":
+            self._counts["skipped"] += 1
+            return AssetFinished(path=path, status="skipped", reason=planned.reason)
+        if planned.record is not None:
+            self._outcomes[planned.found.id] = planned.record
+            self._counts["cached"] += 1
+            paths = tuple(output.path for output in planned.record.outputs)
+            return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=paths)
+        if planned.failure is not None:
+            failure = planned.failure
+            failed = Failed(
+                path=failure.asset,
+                kind=failure.kind,
+                code=failure.code,
+                message=f"{failure.message}; the photo has not changed: only --retry-failed tries it again",
+                stage=failure.stage,
+            )
+            return self._settle_failed(planned, failed, key=None, is_quarantined=failure.is_quarantined)
+        failed = Failed(path=path, kind="conflict", code="E_CONFLICT", message=planned.reason, stage="plan")
+        return self._settle_failed(planned, failed, key="")
+
+    def _settle_done(self, attempt: Attempt, record: CommitRecord) -> Event:
+        self._journal.write("asset_done", asset=record.asset, key=attempt.key, attempt=attempt.turn.number)
+        quarantine.release(self._options.out, record.id)
+        self._counts["converted"] += 1
+        self._outcomes[record.id] = record
+        return AssetFinished(
+            path=record.asset,
+            status="converted",
+            outputs=tuple(output.path for output in record.outputs),
+            warnings=record.warnings,
+            seconds=round(attempt.seconds, 3),
+        )
+
+    def _settle_failed(
+        self, planned: Planned, failed: Failed, *, key: str | None, is_quarantined: bool = False
+    ) -> Event:
+        """Count a failure for good. key: journal it under this key; None where the journal has it already."""
+        if key is not None:
+            self._journal.failed(failed, key=key)
+        status: Status = "failed"
+        if failed.kind == "conflict":
+            status = "conflict"
+        elif is_quarantined:
+            status = "quarantined"
+        self._counts[status] += 1
+        self._failures[failed.kind] += 1
+        if planned.failure is None:
+            self._ending.note_failure()
+        self._outcomes[planned.found.id] = failed
+        return AssetFinished(
+            path=failed.path, status=status, reason=failed.message, kind=failed.kind, code=failed.code
+        )
+
+    def _keep_words(self, attempt: Attempt, text: str) -> None:
+        """Keep a traceback, or a dead worker's last words, in the run's folder."""
+        if not text:
+            return
+        folder = self._scene.folder / "errors"
+        name = f"{attempt.job.id}-{attempt.turn.number}.txt"
+        with writing(self._options.out):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def _give_up_running(self) -> None:
+        """Leave running photos to the next run; being interrupted is not their fault."""
+        for job in [attempt.job for attempt in self._attempts.values()]:
+            self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        """Leave a photo to the next run, without an attempt that counts."""
+        attempt = self._attempts.pop(job.id)
+        self._journal.write("interrupted", asset=job.path, attempt=attempt.turn.number)
+
+    def _heed_end(self) -> Iterator[Event]:
+        """Once the run has to end, end at once what has not begun, and say what is still waited for."""
+        if self._ending.why is None or self._has_announced_end:
+            return
+        self._has_announced_end = True
+        for job in self._conveyor.recall():
+            self._give_up(job)
+            self._store.discard(job.scratch)
+        words, running = self._ending.words(), len(self._attempts)
+        if not running:
+            yield Warned(message=f"{words}: stopping; no photo had begun")
+            return
+        waits = ", ".join([f"{running} photo" if running == 1 else f"{running} photos", *self._wait()])
+        once_more = "once more" if self._stop.signal is not None else "an interrupt"
+        yield Warned(message=f"{words}: finishing what is running ({waits}); {once_more} stops at once")
+
+    def _wait(self) -> Iterator[str]:
+        """How long running photos may still take, where that is known."""
+        if self._ending.has_grace:
+            yield f"{self._options.grace_s:.0f} s at most"
+            return
+        ends = [attempt.ends for attempt in self._attempts.values() if attempt.ends is not None]
+        left_s = max(ends, default=0.0) - time.monotonic()
+        if left_s > 0:
+            yield f"about {about(left_s)}"
+
+    def _progress(self) -> Iterator[Event]:
+        total, now = len(self._plan), time.monotonic()
+        if now - self._last_progress < 1.0:
+            return
+        self._last_progress = now
+        done, converted = self._counts.total(), self._counts["converted"]
+        rate = converted * 3600 / (now - self._clock)
+        yield Progress(
+            done=done,
+            total=total,
+            failed=sum(self._counts[status] for status in FAILING),
+            rate=round(rate, 1),
+            eta_s=round((total - done) * 3600 / rate, 1) if rate else None,
+        )
+
+    def _write_report(self) -> Path | None:
+        """Write the contact sheet of everything that the plan names; a shard would wipe out the others'."""
+        if not self._options.report or not self._plan or self._options.select.shard:
+            return None
+        with writing(self._options.out):
+            if self._scene.is_part:
+                so_far_s = {self._store.run: time.monotonic() - self._clock}
+                return write_whole(self._options.out, so_far_s=so_far_s).sheet
+            return write_report(self._plan, self._outcomes, options=self._options, facts=self._facts)
+
+
+def _no_worker(reason: str) -> EnvironmentProblem:
+    """No worker lives long enough to be of use."""
+    return EnvironmentProblem(
+        f"workers die before their first photo: {reason}", code="E_WORKER", remedy="see `crm doctor`"
+    )
+
+
+def _unreadable(planned: Planned, error: OSError, number: int) -> Failed:
+    """A photo that cannot even be hashed."""
+    return Failed(
+        path=planned.found.path,
+        kind="io",
+        code="E_READ",
+        message=f"{planned.found.path}: cannot be read: {error.strerror}",
+        stage="start",
+        attempts=number,
+    )
