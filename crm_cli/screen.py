@@ -6,11 +6,13 @@ display_name and is printed as plain text, never as markup.
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import time
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from crm_cli.names import display_name
 from crm_cli.run.events import (
@@ -35,7 +37,8 @@ from crm_cli.run.events import (
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-ProgressMode = Literal["auto", "bar", "plain", "none"]
+PROGRESS_MODES = ("auto", "bar", "plain", "none")
+"""How a run may be shown: `auto` draws where somebody can watch."""
 
 HEARTBEAT_S = 30.0
 """How often a log hears that a run is alive."""
@@ -70,8 +73,8 @@ class Screen(Protocol):
         """Show one event."""
 
 
-def open_screen(mode: ProgressMode, console: Console, *, verbosity: int) -> Screen:
-    """The screen that fits: live where somebody can watch, otherwise plain lines."""
+def open_screen(mode: str, console: Console, *, verbosity: int) -> Screen:
+    """The screen that fits: live where somebody can watch, otherwise plain lines. mode: a PROGRESS_MODE."""
     if mode == "none" or verbosity < 0:
         return QuietScreen(console)
     if mode == "bar" or (mode == "auto" and console.is_terminal and not console.is_dumb_terminal):
@@ -100,7 +103,11 @@ class QuietScreen:
     def show(self, event: Event) -> None:
         """Print a failed photo."""
         if isinstance(event, AssetFinished) and event.status in FAILING:
-            say(self._console, f"error: {with_path(event.path, event.reason, code=event.code)}", style="red")
+            self.tell(f"error: {with_path(event.path, event.reason, code=event.code)}", style="red")
+
+    def tell(self, line: str, *, style: str = "") -> None:
+        """Print one line."""
+        say(self._console, line, style=style)
 
 
 class PlainScreen(QuietScreen):
@@ -121,7 +128,7 @@ class PlainScreen(QuietScreen):
         """Print what belongs in a log."""
         lines = self._lines(event)
         for line in lines:
-            say(self._console, line)
+            self.tell(line)
             self._last_line = time.monotonic()
         if not lines:
             super().show(event)
@@ -159,6 +166,40 @@ class PlainScreen(QuietScreen):
             case StageFinished() if self._is_verbose:
                 return [f"{event.path}: {event.stage} {event.seconds:.1f} s"]
         return []
+
+
+class LogScreen(PlainScreen):
+    """A log file: everything that plain lines tell, each with its time, and the end as well."""
+
+    def __init__(self, file: TextIO) -> None:
+        from rich.console import Console
+
+        super().__init__(Console(file=file, highlight=False, no_color=True), is_verbose=True)
+        self._file = file
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def show(self, event: Event) -> None:
+        """Write down an event."""
+        super().show(event)
+        if isinstance(event, RunFinished):
+            counts = (
+                ", ".join(f"{count} {status}" for status, count in event.counts.items()) or "nothing done"
+            )
+            self.tell(f"exit code {int(event.exit_code)} after {duration(event.seconds)}: {counts}")
+
+    def tell(self, line: str, *, style: str = "") -> None:
+        """Write one line; a log that cannot be written ends no run."""
+        with contextlib.suppress(OSError, ValueError):
+            super().tell(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
 
 
 class LiveScreen(PlainScreen):
@@ -259,8 +300,8 @@ def with_path(path: PurePosixPath, reason: str, *, code: str) -> str:
     return text if f"[{code}]" in text else f"{text} [{code}]"
 
 
-def show_summary(console: Console, event: RunFinished) -> None:
-    """Print the table that ends every run."""
+def show_summary(console: Console, event: RunFinished, *, out: Path | None) -> None:
+    """Print the table that ends every run, and what may be done next. out: None where no run began."""
     from rich.table import Table
     from rich.text import Text
 
@@ -286,9 +327,13 @@ def show_summary(console: Console, event: RunFinished) -> None:
     console.print(table)
     if event.report is not None:
         say(console, f"contact sheet: {event.report}")
-    if event.exit_code:
-        is_all = not event.left and not event.failures
-        say(console, "nothing is left to do" if is_all else "the same command again does what is left")
+    may_retry = out is not None and any(kind != "conflict" for kind in event.failures)
+    if event.left:
+        say(console, f"{event.left} left: the same command again does what is left")
+    elif event.exit_code and not event.failures:
+        say(console, "nothing is left to do")
+    if may_retry:
+        say(console, f"to try failed photos again: crm retry {shlex.quote(str(out))}")
 
 
 def _plan(event: Plan) -> str:

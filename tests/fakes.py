@@ -188,6 +188,36 @@ class DeadLine(FakeLine):
         raise AssertionError
 
 
+class KilledLine(FakeLine):
+    """A line whose worker somebody kills while it is opened."""
+
+    @classmethod
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class KeepingLine(FakeLine):
+    """A line that keeps views as the real one does: what is kept is not imagined again."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        assert job.cache is not None
+        mark = job.cache / "ok.json"
+        is_kept = job.may_reuse and mark.exists()
+
+        def report(stage: str) -> None:
+            if stage == "imagine" and is_kept:
+                return
+            report_stage(stage)
+            if stage == "imagine":
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.write_text("{}")
+
+        return super().convert(job, report, report_step)
+
+
 class LateLine(FakeLine):
     """A line that opens at once in the first worker, and never in the others."""
 

@@ -10,19 +10,18 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fakes
 import pytest
+from runs import HERE, PATHS, exit_code, plant, published, reasons, run, start, started, statuses
 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
-from crm_cli.preset import Override, load_preset
+from crm_cli.preset import load_preset
 from crm_cli.run import conveyor
 from crm_cli.run.attempt import Attempt
-from crm_cli.run.batch import convert
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -38,80 +37,21 @@ from crm_cli.run.events import (
     WeightsLoading,
 )
 from crm_cli.run.journal import Journal, read_lines
-from crm_cli.run.options import RunOptions, Stop
+from crm_cli.run.options import Stop
 from crm_cli.run.status import status as read_status
 from crm_cli.run.store import CommitRecord, Records, Store
 from crm_cli.run.walk import Selection
 from crm_cli.run.wire import dumps, to_plain
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True)
 def fakes_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+    monkeypatch.setenv("PYTHONPATH", PATHS)
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return plant(tmp_path / "in", "a.jpg", "sub/b.png", "sub/c.webp")
-
-
-def plant(root: Path, *names: str) -> Path:
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(os.fsencode(name))
-        # Older than a clock's doubt, so that the time stamp alone tells that nothing has changed.
-        os.utime(file, (1_600_000_000, 1_600_000_000))
-    return root
-
-
-def run(
-    photos: Path,
-    *assignments: str,
-    stop: Stop | None = None,
-    engine: fakes.Engine | None = None,
-    **changes: Any,
-) -> list[Event]:
-    return list(start(photos, *assignments, stop=stop, engine=engine, **changes))
-
-
-def start(
-    photos: Path,
-    *assignments: str,
-    stop: Stop | None = None,
-    engine: fakes.Engine | None = None,
-    **changes: Any,
-) -> Iterator[Event]:
-    preset = load_preset("tiny", [Override.from_assignment(text) for text in assignments]).preset
-    options = RunOptions(
-        inputs=(photos,), out=photos.parent / "out", device="cpu", jobs=1, report=False,
-        deadlines_s={"unwrap": 2.0},
-    )  # fmt: skip
-    return convert(preset, replace(options, **changes), stop=stop, engine=engine or fakes.engine())
-
-
-def statuses(events: list[Event]) -> dict[str, str]:
-    return {str(event.path): event.status for event in events if isinstance(event, AssetFinished)}
-
-
-def exit_code(events: list[Event]) -> int:
-    assert isinstance(events[-1], RunFinished)
-    return events[-1].exit_code
-
-
-def started(events: list[Event]) -> list[str]:
-    return [str(event.path) for event in events if isinstance(event, AssetStarted)]
-
-
-def reasons(events: list[Event]) -> Mapping[str, int]:
-    return next(event for event in events if isinstance(event, Plan)).reasons
-
-
-def published(out: Path) -> dict[str, bytes]:
-    files = (path for path in out.rglob("*") if path.is_file() and ".crm" not in path.parts)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def test_every_photo_becomes_an_asset_in_the_mirrored_folder(photos: Path) -> None:

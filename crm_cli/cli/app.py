@@ -18,6 +18,7 @@ from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.report import report
 from crm_cli.cli.retry import retry
+from crm_cli.cli.schema import schema
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
 from crm_cli.cli.verify import verify
@@ -45,6 +46,7 @@ app.command()(gc)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
+app.command()(schema)
 app.command()(train)
 
 

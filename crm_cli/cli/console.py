@@ -12,18 +12,16 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
-# How a run is shown, for every command that runs one.
-EventsOption = Annotated[bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")]
-ProgressOption = Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print failures only.")]
-VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Print more; -vv even more.")]
+COLORS = ("auto", "always", "never")
 
 
-def open_console(*, to_stdout: bool = False) -> Console:
-    """Where words go: stderr, or stdout for answers."""
+def open_console(*, to_stdout: bool = False, color: str = "auto") -> Console:
+    """Where words go: stderr, or stdout for answers. color: one of COLORS; `auto` minds the environment."""
     from rich.console import Console
 
-    return Console(stderr=not to_stdout, highlight=False)
+    if color == "always":
+        return Console(stderr=not to_stdout, highlight=False, color_system="standard", no_color=False)
+    return Console(stderr=not to_stdout, highlight=False, no_color=True if color == "never" else None)
 
 
 def say(text: str, *, style: str = "", to_stdout: bool = False) -> None:

@@ -2,139 +2,81 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
 
 import typer
 
-from crm_cli.cli.console import (
-    EventsOption,
-    ProgressOption,
-    QuietOption,
-    VerboseOption,
-    log_to_stderr,
-    open_console,
-    say,
-)
+from crm_cli.cli import flags, telling
+from crm_cli.cli.console import log_to_stderr
 from crm_cli.cli.listening import listening
 from crm_cli.cli.overrides import read_overrides
 from crm_cli.errors import UsageError
 from crm_cli.run.keeping import CACHE_SIZE, read_size
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from crm_cli.run.events import Event, RunFinished
-
 
 def convert(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; mirrors the input's folders.")],
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option("-p", "--preset", envvar="CRM_PRESET", help="Name of a preset, or a file.yaml.")
-    ] = "default",
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset.")
-    ] = None,
-    matting: Annotated[
-        str | None,
-        typer.Option(envvar="CRM_MATTING", help="Who finds the subject: auto, alpha, grabcut, rembg, none."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(envvar="CRM_WEIGHTS", help="auto, embedded, published, or a folder.")
-    ] = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", envvar="CRM_FORMAT", help="glb, obj, usd; repeat, or separate by commas."),
-    ] = None,
-    from_file: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="More photos and folders, one a line; - is stdin."),
-    ] = None,
-    null: Annotated[bool, typer.Option("-0", "--null", help="Lists end their paths with NUL bytes.")] = False,
-    include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Take only photos that match.")
-    ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Leave out what matches.")] = None,
-    no_recursive: Annotated[bool, typer.Option("--no-recursive", help="Do not search sub-folders.")] = False,
-    follow_symlinks: Annotated[
-        bool,
-        typer.Option(
-            "--follow-symlinks", help="Take links that lead out of the input, and search linked folders."
-        ),
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N photos only.")] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Take part I of N, for N machines with one OUT.")
-    ] = None,
-    keep_ext: Annotated[
-        bool, typer.Option("--keep-ext", help="Name assets a.jpg.glb, so that a.jpg and a.png can both stay.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files in OUT that crm did not write.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try photos again that were refused before.")
-    ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")
-    ] = False,
-    jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", min=1, envvar="CRM_JOBS", help="Photos at the same time.")
-    ] = None,
-    device: Annotated[str, typer.Option(envvar="CRM_DEVICE", help="auto, cpu, cuda, or cuda:0,1.")] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(envvar="CRM_PRECISION", help="auto, float32, bfloat16 or float16, for large networks."),
-    ] = "auto",
-    timeouts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--timeout",
-            metavar="STAGE=SECONDS",
-            help="Change a stage's deadline, counted from its start or its last sign of life.",
-        ),
-    ] = None,
-    max_mpixels: Annotated[
-        float,
-        typer.Option(min=0.01, envvar="CRM_MAX_MPIXELS", help="Refuse photos of more million pixels."),
-    ] = 64.0,
-    cache_size: Annotated[
-        str,
-        typer.Option(
-            envvar="CRM_CACHE_SIZE",
-            metavar="SIZE",
-            help="What OUT may keep of imagined views, so that other textures or formats need no network.",
-        ),
-    ] = CACHE_SIZE,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither keep views nor use kept ones.")
-    ] = False,
-    wait_lock: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="Wait for another run in OUT to end.")
-    ] = 0.0,
-    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="No photo is no error.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Write no contact sheet.")] = False,
-    as_json: EventsOption = False,
-    progress: ProgressOption = "auto",
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
+    out: flags.Out,
+    inputs: flags.Inputs = None,
+    preset: flags.PresetName = "default",
+    assignments: flags.Assignments = None,
+    matting: flags.Matting = None,
+    weights: flags.Weights = None,
+    formats: flags.Formats = None,
+    from_file: flags.FromFile = None,
+    null: flags.Null = False,
+    include: flags.Include = None,
+    exclude: flags.Exclude = None,
+    no_recursive: flags.NoRecursive = False,
+    follow_symlinks: flags.FollowSymlinks = False,
+    limit: flags.Limit = None,
+    shard: flags.ShardText = None,
+    keep_ext: flags.KeepExt = False,
+    allow_empty: flags.AllowEmpty = False,
+    overwrite: flags.Overwrite = False,
+    skip_existing: flags.SkipExisting = False,
+    keep_stale: flags.KeepStale = False,
+    force_stage: flags.ForceStage = None,
+    retry_failed: flags.RetryFailed = False,
+    keep_going: flags.KeepGoing = True,
+    max_failures: flags.MaxFailures = None,
+    allow_failures: flags.AllowFailures = None,
+    dry_run: flags.DryRun = False,
+    jobs: flags.Jobs = None,
+    device: flags.Device = "auto",
+    precision: flags.Precision = "auto",
+    timeouts: flags.Timeouts = None,
+    time_limit: flags.TimeLimit = None,
+    grace: flags.Grace = "20s",
+    wait_lock: flags.WaitLock = "0",
+    max_mpixels: flags.MaxMpixels = 64.0,
+    min_free: flags.MinFree = "2G",
+    cache_size: flags.CacheSize = CACHE_SIZE,
+    no_cache: flags.NoCache = False,
+    no_report: flags.NoReport = False,
+    junit: flags.Junit = None,
+    as_json: telling.Json = False,
+    events: telling.Events = None,
+    printed: telling.Print = None,
+    progress: telling.ProgressMode = "auto",
+    quiet: telling.Quiet = False,
+    verbose: telling.Verbose = 0,
+    color: telling.Color = "auto",
+    log_file: telling.LogFile = None,
 ) -> None:
     """Convert photos to 3D assets. Run it again to do what is missing."""
+    from crm_cli.run.amounts import Share, read_duration
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
     from crm_cli.run.shards import Shard
     from crm_cli.run.walk import Selection
 
-    log_to_stderr(-1 if quiet else verbose)
+    told = telling.Telling(
+        progress=progress, is_quiet=quiet, verbosity=verbose, as_json=as_json, events=events, printed=printed,
+        color=color, log_file=log_file,
+    )  # fmt: skip
+    log_to_stderr(told.level)
     overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
     if not inputs and not from_file:
         raise UsageError(
@@ -142,6 +84,8 @@ def convert(
         )
     if null and not from_file:
         raise UsageError("-0 without a list", code="E_LIST", remedy="it tells how to read --from-file")
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing: one or the other", code="E_FLAGS")
     options = RunOptions(
         inputs=tuple(inputs or ()),
         listed=read_lists(from_file or (), is_null=null),
@@ -163,73 +107,41 @@ def convert(
         max_mpixels=max_mpixels,
         cache_bytes=0 if no_cache else read_size(cache_size),
         overwrite=overwrite,
+        skip_existing=skip_existing,
+        keep_stale=keep_stale,
+        force_stage=force_stage,
         retry_failed=retry_failed,
-        fail_fast=fail_fast,
+        fail_fast=not keep_going,
+        max_failures=Share.from_text(max_failures, flag="--max-failures") if max_failures else None,
+        allow_failures=Share.from_text(allow_failures, flag="--allow-failures") if allow_failures else None,
+        time_limit_s=read_duration(time_limit, flag="--time-limit") if time_limit else None,
+        grace_s=read_duration(grace, flag="--grace"),
+        min_free_bytes=read_size(min_free),
         dry_run=dry_run,
         allow_empty=allow_empty,
         report=not no_report,
-        wait_lock_s=wait_lock,
+        junit=junit,
+        wait_lock_s=read_duration(wait_lock, flag="--wait-lock"),
     )
     engine = context.obj or PRODUCTION
     resolved = load_suited(preset, overrides, engine)
     with listening() as stop:
-        events = run_batch(resolved.preset, options, stop=stop, engine=engine)
-        finished = follow(events, progress=progress, verbosity=-1 if quiet else verbose, as_json=as_json)
+        finished = told.follow(run_batch(resolved.preset, options, stop=stop, engine=engine))
     raise typer.Exit(finished.exit_code)
 
 
-def follow(events: Iterator[Event], *, progress: str, verbosity: int, as_json: bool) -> RunFinished:
-    """Show events until the last one."""
-    from crm_cli.run.events import AssetPlanned, RunFinished
-    from crm_cli.screen import ProgressMode, open_screen, show_summary
-
-    modes: Sequence[ProgressMode] = ("auto", "bar", "plain", "none")
-    mode = next((mode for mode in modes if mode == progress), None)
-    if mode is None:
-        raise UsageError(
-            f"--progress {progress}: no such way", code="E_PROGRESS", remedy=f"one of {', '.join(modes)}"
-        )
-    console = open_console()
-    writes = as_json
-    is_dry = False
-    with open_screen(mode, console, verbosity=verbosity) as screen:
-        for event in events:
-            if writes:
-                writes = _write_line(event.as_json(), console)
-            screen.show(event)
-            is_dry |= isinstance(event, AssetPlanned)
-    assert isinstance(event, RunFinished)
-    if verbosity >= 0 and not is_dry:
-        show_summary(console, event)
-    return event
-
-
-def _write_line(line: str, console: Console) -> bool:
-    """Write to stdout; False once nobody reads it any more, which is no reason to end a run."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        say("warning: stdout was closed; going on without events", style="yellow")
-        return False
-    return True
-
-
 def _deadlines(timeouts: Sequence[str]) -> dict[str, float]:
-    """Read STAGE=SECONDS."""
+    """Read STAGE=TIME."""
+    from crm_cli.run.amounts import read_duration
+
     table = {}
     for text in timeouts:
-        stage, _, seconds = text.partition("=")
-        try:
-            table[stage.strip()] = float(seconds)
-        except ValueError as error:
+        stage, equals, time = text.partition("=")
+        if not equals:
             raise UsageError(
-                f"--timeout {text}: expected STAGE=SECONDS",
-                code="E_TIMEOUT_FLAG",
-                remedy="--timeout unwrap=600",
-            ) from error
-        if not 0 < table[stage.strip()] < float("inf"):
-            raise UsageError(f"--timeout {text}: not a number of seconds", code="E_TIMEOUT_FLAG")
+                f"--timeout {text}: expected STAGE=TIME", code="E_TIMEOUT_FLAG", remedy="--timeout unwrap=10m"
+            )
+        table[stage.strip()] = read_duration(time, flag=f"--timeout {stage.strip()}")
+        if not table[stage.strip()]:
+            raise UsageError(f"--timeout {text}: leaves no time at all", code="E_TIMEOUT_FLAG")
     return table

@@ -8,15 +8,8 @@ from typing import Annotated
 
 import typer
 
-from crm_cli.cli.console import (
-    EventsOption,
-    ProgressOption,
-    QuietOption,
-    VerboseOption,
-    log_to_stderr,
-    say,
-)
-from crm_cli.cli.convert import follow
+from crm_cli.cli import telling
+from crm_cli.cli.console import log_to_stderr, say
 from crm_cli.cli.listening import listening
 from crm_cli.cli.status import OutArgument
 from crm_cli.errors import ExitCode, NoInput, UsageError
@@ -40,18 +33,25 @@ def retry(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be tried again; write nothing.")
     ] = False,
-    as_json: EventsOption = False,
-    progress: ProgressOption = "auto",
-    quiet: QuietOption = False,
-    verbose: VerboseOption = 0,
+    as_json: telling.Json = False,
+    events: telling.Events = None,
+    printed: telling.Print = None,
+    progress: telling.ProgressMode = "auto",
+    quiet: telling.Quiet = False,
+    verbose: telling.Verbose = 0,
+    color: telling.Color = "auto",
+    log_file: telling.LogFile = None,
 ) -> None:
     """Try failed photos again, with the inputs, settings and options of the run in which they failed."""
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.options import PRODUCTION
     from crm_cli.run.retry import plan_retry
 
-    verbosity = -1 if quiet else verbose
-    log_to_stderr(verbosity)
+    told = telling.Telling(
+        progress=progress, is_quiet=quiet, verbosity=verbose, as_json=as_json, events=events, printed=printed,
+        color=color, log_file=log_file,
+    )  # fmt: skip
+    log_to_stderr(told.level)
     names = None if id_file is None else _names(id_file)
     planned = plan_retry(out, classes=classes or (), names=names, dry_run=dry_run)
     if not planned:
@@ -59,11 +59,11 @@ def retry(
     exit_code = ExitCode.DONE
     with listening() as stop:
         for again in planned:
-            events = run_batch(
+            run = run_batch(
                 again.preset, again.options, stop=stop, engine=context.obj or PRODUCTION, only=again.photos
             )
             try:
-                finished = follow(events, progress=progress, verbosity=verbosity, as_json=as_json)
+                finished = told.follow(run)
             except NoInput as error:  # other photos may still be there
                 say(f"error: {error}", style="red")
                 exit_code = error.exit_code

@@ -63,7 +63,7 @@ def take_lock(
                 raise Locked(
                     f"{display_name(private.parent)}: another run holds this folder ({_describe(rival)})",
                     code="E_LOCKED",
-                    remedy="wait for it, or use --wait-lock SECONDS",
+                    remedy="wait for it, or use --wait-lock TIME",
                 )
         time.sleep(LOCK_BLINK_S / 4)
 

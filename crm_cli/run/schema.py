@@ -1,0 +1,77 @@
+"""The schema of `crm.events/1`, as JSON Schema, read off the events themselves.
+
+Types and fields are only ever added, so a consumer must let unknown ones pass; the schema does too.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from crm_cli.run.events import SCHEMA, Event
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> dict[str, Any]:
+    """What every line of an event stream is."""
+    kinds = sorted(Event.__subclasses__(), key=lambda kind: kind.type)
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:{SCHEMA.replace('/', ':')}",
+        "title": SCHEMA,
+        "description": "One event of a crm run, a line each. Types and fields are only ever added.",
+        "type": "object",
+        "required": ["schema", "type", "t"],
+        "properties": {
+            "schema": {"const": SCHEMA},
+            "type": {"type": "string"},
+            "t": {"type": "number", "description": "Seconds since 1970."},
+        },
+        "allOf": [
+            {"if": {"properties": {"type": {"const": kind.type}}}, "then": {"$ref": f"#/$defs/{kind.type}"}}
+            for kind in kinds
+        ],
+        "$defs": {kind.type: _described(kind) for kind in kinds},
+    }
+
+
+def _described(kind: type[Event]) -> dict[str, Any]:
+    """One type of event."""
+    hints = get_type_hints(kind)
+    properties: dict[str, Any] = {}
+    for field in fields(kind):
+        properties.update(_property(field, hints[field.name]))
+    required = [field.name for field in fields(kind) if field.default is MISSING]
+    return {
+        "description": (kind.__doc__ or "").split("\n")[0],
+        "type": "object",
+        "required": required,
+        "properties": properties,
+    }
+
+
+def _property(field: Field[Any], hint: Any) -> Iterator[tuple[str, Any]]:
+    """One field; a path has a companion that is exact where the path is not UTF-8."""
+    yield field.name, _type(hint)
+    if hint in (Path, PurePosixPath) or Path in get_args(hint):
+        exact = f"The bytes of `{field.name}`, where they are not UTF-8."
+        yield f"{field.name}_b64", {"type": "string", "contentEncoding": "base64", "description": exact}
+
+
+def _type(hint: Any) -> dict[str, Any]:
+    """A type as JSON has it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, types.UnionType):  # only `X | None` occurs in events
+        return {"anyOf": [_type(arguments[0]), {"type": "null"}]}
+    if origin is tuple:
+        return {"type": "array", "items": _type(arguments[0])}
+    if origin is not None and issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": _type(arguments[1])}
+    names = {bool: "boolean", int: "integer", float: "number"}
+    return {"type": names.get(hint, "string")}
