@@ -150,10 +150,10 @@ def test_a_change_within_the_clocks_doubt_is_seen_although_the_time_stamp_stayed
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("export.formats=glb", "settings or weights changed, from the texture on"),
-        ("mesh.faces=200", "settings or weights changed, from the surface on"),
-        ("seed=5", "settings or weights changed, from the views on"),
-        ("matting.method=none", "settings or weights changed, from the cut-out on"),
+        ("export.formats=glb", "export.formats glb+obj+usd → glb"),
+        ("mesh.faces=200", "mesh.faces 2000 → 200"),
+        ("seed=5", "seed 0 → 5"),
+        ("matting.method=none", "matting.method auto → none"),
     ],
 )
 def test_another_preset_redoes_every_asset(photos: Path, change: str, reason: str) -> None:
@@ -162,6 +162,20 @@ def test_another_preset_redoes_every_asset(photos: Path, change: str, reason: st
     assert reasons(events) == {reason: 3}
     assert set(statuses(events).values()) == {"converted"}
     assert set(statuses(run(photos, change)).values()) == {"cached"}
+
+
+def test_of_many_changed_settings_a_few_are_named_and_without_a_run_to_ask_the_stage_is(photos: Path) -> None:
+    run(photos)
+    many = ("seed=5", "mesh.faces=200", "mesh.smooth=2", "texture.size_px=512", "unwrap.padding_px=3")
+    [reason] = reasons(run(photos, *many, dry_run=True))
+    assert reason == "seed 0 → 5, mesh.faces 2000 → 200, mesh.smooth 3 → 2, 2 more"
+    weights = fakes.engine(weights="w2")
+    assert reasons(run(photos, engine=weights, dry_run=True)) == {"other weights": 3}
+    assert reasons(run(photos, "seed=5", engine=weights, dry_run=True)) == {"seed 0 → 5, other weights": 3}
+    shutil.rmtree(photos.parent / "out" / ".crm" / "runs")
+    assert reasons(run(photos, "seed=5", dry_run=True)) == {
+        "settings or weights changed, from the views on": 3
+    }
 
 
 def test_other_weights_redo_and_another_device_or_worker_count_does_not(photos: Path) -> None:
@@ -190,10 +204,10 @@ def test_a_refused_photo_waits_for_other_bytes_other_limits_or_a_word(tmp_path: 
     assert started(run(photos)) == ["input_a.jpg"]
 
 
-def test_a_crashed_photo_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
-    photos = plant(tmp_path / "in", "segv_a.jpg")
+def test_a_photo_that_failed_by_surprise_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "raise_a.jpg")
     run(photos)
-    assert started(run(photos)) == ["segv_a.jpg", "segv_a.jpg"]
+    assert started(run(photos)) == ["raise_a.jpg", "raise_a.jpg"]
 
 
 def test_an_edited_asset_is_a_conflict_before_any_work_is_done(photos: Path) -> None:

@@ -35,6 +35,7 @@ from crm_cli.run.options import (
     check_stage,
     check_steps,
 )
+from crm_cli.run.past import Past
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_newer, writing
 from crm_cli.run.walk import Found, asset_id, walk
@@ -179,6 +180,7 @@ def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptio
         records=records,
         failures=last_failures(options.out),
         interruptions=unfinished_attempts(options.out),
+        past=Past(options.out, preset),
         formats=preset.export.formats,
         max_mpixels=options.max_mpixels,
         may_overwrite=options.overwrite,

@@ -13,6 +13,7 @@ from crm_cli.run.events import Plan
 from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import STAGES, UsedWeights
+from crm_cli.run.past import Past
 from crm_cli.run.store import CommitRecord, Input, Keys, Recipe, Records, hash_file, looks_unchanged
 from crm_cli.run.walk import Found
 
@@ -62,6 +63,8 @@ class Planner:
     max_mpixels: float
     interruptions: Mapping[PurePosixPath, int] = field(default_factory=dict)
     """Runs that died with a photo at work."""
+    past: Past | None = None
+    """What finished assets were made with, to say what is different now."""
     formats: Sequence[str] = ()
     may_overwrite: bool = False
     skip_existing: bool = False
@@ -91,12 +94,12 @@ class Planner:
             return Planned(found=found, action="cached", reason="up to date", input=known, record=current)
         stale = self._stale(found, known, records)
         if stale and self.keep_stale and self.force_stage is None:
-            reason = f"kept, although {_why_again(found, keys, known, records, None)}"
+            reason = f"kept, although {self._why_again(found, keys, known, records, None)}"
             return Planned(found=found, action="cached", reason=reason, input=known, record=stale)
         if failure and self._is_settled(failure, keys):
             reason = f"failed before with these bytes ({failure.code})"
             return Planned(found=found, action="failed", reason=reason, input=known, failure=failure)
-        reason = _why_again(found, keys, known, records, current)
+        reason = self._why_again(found, keys, known, records, current)
         if current and self.force_stage is not None and self.records.intact(current):
             reason = f"forced, from {self.force_stage} on"
         planned = Planned(
@@ -165,22 +168,30 @@ class Planner:
         wanted = {output.path: None for output in outputs} | named
         return next((p for p in wanted if p not in ours and os.path.lexists(self.records.out / p)), None)
 
-
-def _why_again(
-    found: Found, keys: Keys, known: Input, records: list[CommitRecord], current: CommitRecord | None
-) -> str:
-    """Say why a photo that was looked at before is converted."""
-    if current:
-        return "output missing"
-    if not records:
-        return "failed before"
-    latest = records[0]
-    if latest.input.sha256 != known.sha256:
-        return "photo changed"
-    if latest.keys == keys:
-        return "output renamed"
-    part = next(words for key, words in PARTS.items() if getattr(latest.keys, key) != getattr(keys, key))
-    return f"settings or weights changed, from the {part} on"
+    def _why_again(
+        self,
+        found: Found,
+        keys: Keys,
+        known: Input,
+        records: Sequence[CommitRecord],
+        current: CommitRecord | None,
+    ) -> str:
+        """Say why a photo that was looked at before is converted."""
+        if current:
+            return "output missing"
+        if not records:
+            return "failed before"
+        latest = records[0]
+        if latest.input.sha256 != known.sha256:
+            return "photo changed"
+        if latest.keys == keys:
+            return "output renamed"
+        part = next(key for key in PARTS if getattr(latest.keys, key) != getattr(keys, key))
+        parts = [self.past.changes_since(latest.run)] if self.past else []
+        if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):
+            parts.append("other weights")
+        told = ", ".join(part for part in parts if part)
+        return told or f"settings or weights changed, from the {PARTS[part]} on"
 
 
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import get_args
@@ -15,10 +13,10 @@ from crm_cli.names import display_name
 from crm_cli.preset import Preset
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
+from crm_cli.run.past import Asked, asked_of
 from crm_cli.run.status import answer
 from crm_cli.run.store import Records, refuse_newer, refuse_none
 from crm_cli.run.walk import asset_id
-from crm_cli.run.wire import from_plain
 
 CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
 
@@ -91,40 +89,34 @@ def _grouped(out: Path, failures: Sequence[LastFailure], *, dry_run: bool) -> tu
     """Put together what was asked for in the same way, in the order of the runs."""
     groups: list[Again] = []
     for run in sorted({failure.run for failure in failures}):
-        preset, options = _asked(out, run)
+        asked = _asked(out, run)
         options = replace(
-            options,
+            asked.options,
             out=out,
             # The photos are known: counting or dividing anew would leave some of them out.
-            select=replace(options.select, limit=None, shard=None),
+            select=replace(asked.options.select, limit=None, shard=None),
             retry_failed=True,
             dry_run=dry_run,
         )
         photos = tuple(sorted(failure.asset for failure in failures if failure.run == run))
         for index, group in enumerate(groups):
-            if (group.preset, group.options) == (preset, options):
+            if (group.preset, group.options) == (asked.preset, options):
                 groups[index] = replace(group, photos=(*group.photos, *photos))
                 break
         else:
-            groups.append(Again(preset=preset, options=options, photos=photos))
+            groups.append(Again(preset=asked.preset, options=options, photos=photos))
     return tuple(groups)
 
 
-def _asked(out: Path, run: str) -> tuple[Preset, RunOptions]:
+def _asked(out: Path, run: str) -> Asked:
     """What a run was asked for, or, where nobody knows any more, the latest run that still tells."""
-    folder = out / ".crm" / "runs"
-    for path in (folder / run / "run.json", *sorted(folder.glob("*/run.json"), reverse=True)):
-        for asked in _read(path):
+    folders = sorted((out / ".crm" / "runs").glob("*/run.json"), reverse=True)
+    for name in (run, *(path.parent.name for path in folders)):
+        asked = asked_of(out, name)
+        if asked is not None:
             return asked
     raise UsageError(
         f"{out}: no run has left word of what it was asked for",
         code="E_NO_RUN",
         remedy="use `crm convert --retry-failed` with the same inputs and settings",
     )
-
-
-def _read(path: Path) -> Iterator[tuple[Preset, RunOptions]]:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        about = json.loads(path.read_bytes())
-        asked = from_plain(Preset, about["preset"]), from_plain(RunOptions, about["options"])
-        yield asked
