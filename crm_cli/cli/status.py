@@ -9,12 +9,22 @@ from typing import Annotated
 import typer
 
 from crm_cli.cli.console import JsonOption, say
+from crm_cli.errors import UsageError
 
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of crm.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Print a table of all photos on stdout, as CSV.")]
 
 
-def status(out: OutArgument, as_json: JsonOption = False) -> None:
+def status(out: OutArgument, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
     """Say what is finished and what failed, at any time."""
+    if as_json and as_csv:
+        raise UsageError("--json and --csv: only one of them", code="E_OUTPUT_FORM")
+    if as_csv:
+        from crm_cli.run import table
+
+        # In bytes: a table is UTF-8 whatever the terminal speaks.
+        typer.echo(table.as_csv(table.read_rows(out)).encode("utf-8"), nl=False)
+        return
     from crm_cli.run.status import status as read_status
     from crm_cli.run.wire import to_plain
     from crm_cli.screen import with_path

@@ -1,0 +1,105 @@
+"""An output folder as a table for spreadsheets: one row for each photo that is finished or failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from crm_cli.names import display_name
+from crm_cli.run.journal import LastFailure, last_failures
+from crm_cli.run.status import answer
+from crm_cli.run.store import CommitRecord, Records, refuse_newer, refuse_none
+
+HEAD = ("photo", "assets", "status", "faces", "confidence", "silhouette_iou", "code", "reason")
+
+FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
+"""What makes a spreadsheet calculate a cell, in narrow and wide letters: `=HYPERLINK(…)` is a name, too."""
+
+TEXT_MARK = "'"
+"""Before a cell it says that what follows is text; whoever reads the table takes one off."""
+
+NOT_INTACT = "files are missing or were changed since"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One photo."""
+
+    photo: PurePosixPath
+    assets: tuple[PurePosixPath, ...] = ()
+    """Its files in the output folder."""
+    status: str
+    """`finished`, `damaged`, `failed` or `conflict`."""
+    faces: int | None = None
+    confidence: str = ""
+    silhouette_iou: float | None = None
+    code: str = ""
+    reason: str = ""
+
+
+def read_rows(out: Path) -> list[Row]:
+    """Read what stands in an output folder, in the order of the photos' names; NoInput where it is none."""
+    refuse_none(out)
+    refuse_newer(out)
+    # Before the records: an asset finished meanwhile then answers its failure, never the other way round.
+    failures = last_failures(out)
+    rows = {row.photo: row for row in _finished(Records.scan(out), failures)}
+    rows |= {failure.asset: _failed(failure) for failure in failures.values()}
+    return sorted(rows.values(), key=lambda row: os.fsencode(row.photo))
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """Write rows as CSV with a head; no cell is a formula, and none spans lines."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(HEAD)
+    for row in rows:
+        iou = "" if row.silhouette_iou is None else f"{row.silhouette_iou:.4f}"
+        faces = "" if row.faces is None else str(row.faces)
+        assets = "; ".join(map(str, row.assets))
+        texts = [str(row.photo), assets, row.status, row.confidence, row.code, row.reason]
+        photo, assets, status, confidence, code, reason = map(_cell, texts)
+        table.writerow([photo, assets, status, faces, confidence, iou, code, reason])
+    return stream.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text that a spreadsheet shows and does not calculate, control characters as escapes."""
+    shown = display_name(text)
+    # Some programs look for a formula behind blanks as well.
+    is_risky = shown.lstrip()[:1] in FORMULA or shown.startswith(TEXT_MARK)
+    return TEXT_MARK + shown if is_risky else shown
+
+
+def _finished(records: Records, failures: dict[PurePosixPath, LastFailure]) -> Iterator[Row]:
+    """Rows of the assets that have a record; failures that these have answered are taken out."""
+    for record in records.newest():
+        is_intact = records.intact(record)
+        if is_intact:
+            answer(failures, record)
+        yield _row(record, is_intact=is_intact)
+
+
+def _row(record: CommitRecord, *, is_intact: bool) -> Row:
+    return Row(
+        photo=record.asset,
+        assets=tuple(output.path for output in record.outputs),
+        status="finished" if is_intact else "damaged",
+        faces=record.checks.faces,
+        confidence=record.checks.confidence,
+        silhouette_iou=record.checks.silhouette_iou,
+        reason="; ".join(record.warnings) if is_intact else NOT_INTACT,
+    )
+
+
+def _failed(failure: LastFailure) -> Row:
+    return Row(
+        photo=failure.asset,
+        status="conflict" if failure.kind == "conflict" else "failed",
+        code=failure.code,
+        reason=failure.message,
+    )
