@@ -239,7 +239,7 @@ def test_a_photo_is_never_overwritten_even_when_told_to(store: Store, out: Path)
     photo.write_text("a photo with an odd name")
     record, scratch = attempt(store)
     with pytest.raises(PhotoError, match="it is an input"):
-        store.publish(record, scratch, may_overwrite=True, inputs=[photo])
+        store.publish(record, scratch, may_overwrite=True, is_input=photo.samefile)
     assert photo.read_text() == "a photo with an odd name"
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
+from crm_cli.export.sheet import SheetEntry
 from crm_cli.run.events import Plan
 from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import STAGES, UsedWeights
 from crm_cli.run.past import Past
+from crm_cli.run.report import sheet_entry
 from crm_cli.run.store import CommitRecord, Input, Keys, Recipe, Records, hash_file, looks_unchanged
 from crm_cli.run.walk import Found
 
@@ -43,8 +45,8 @@ class Planned:
     reason: str
     input: Input | None = None
     """Known where it was needed to decide; a new photo is hashed when its turn comes."""
-    record: CommitRecord | None = None
-    """Of the finished asset, where there is one."""
+    entry: SheetEntry | None = None
+    """What there is to say of the finished asset, where there is one; a third of what its record takes."""
     failure: LastFailure | None = None
     """How this very photo failed before, where it is not tried again."""
     stage: str = ""
@@ -91,11 +93,11 @@ class Planner:
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
         if current and self.force_stage is None and self.records.intact(current):
-            return Planned(found=found, action="cached", reason="up to date", input=known, record=current)
+            return _kept(found, current, "up to date")
         stale = self._stale(found, known, records)
         if stale and self.keep_stale and self.force_stage is None:
             reason = f"kept, although {self._why_again(found, keys, known, records, None)}"
-            return Planned(found=found, action="cached", reason=reason, input=known, record=stale)
+            return _kept(found, stale, reason)
         if failure and self._is_settled(failure, keys):
             reason = f"failed before with these bytes ({failure.code})"
             return Planned(found=found, action="failed", reason=reason, input=known, failure=failure)
@@ -192,6 +194,12 @@ class Planner:
             parts.append("other weights")
         told = ", ".join(part for part in parts if part)
         return told or f"settings or weights changed, from the {PARTS[part]} on"
+
+
+def _kept(found: Found, record: CommitRecord, reason: str) -> Planned:
+    """Leave a finished asset as it is."""
+    entry = replace(sheet_entry(record), photo=found.path, is_kept=True)
+    return Planned(found=found, action="cached", reason=reason, entry=entry)
 
 
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:

@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +19,6 @@ from crm_cli.records import Failed, WrittenFile
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
-from crm_cli.run.plan import Planned
 from crm_cli.run.status import answer
 from crm_cli.run.store import REPORT, CommitRecord, Records, locked, output_error
 from crm_cli.run.walk import asset_id
@@ -50,22 +49,13 @@ class SheetCounts:
 
 
 def write_report(
-    plan: Sequence[Planned],
-    outcomes: Mapping[str, CommitRecord | Failed],
-    *,
-    options: RunOptions,
-    facts: RunFacts,
+    entries: Sequence[SheetEntry], *, left: int, is_idle: bool, options: RunOptions, facts: RunFacts
 ) -> Path:
-    """Write the sheet of everything the plan names; returns its first page.
+    """Write the sheet of a run's photos; returns its first page.
 
-    A run that tried no photo leaves a sheet of just these entries alone: it tells more of how they were made.
-
-    outcomes: by asset id; a photo without one was not reached.
+    left: photos that were not reached. is_idle: no photo was tried; such a run leaves a sheet of just these
+    entries alone, since it tells more of how they were made.
     """
-    entries = [
-        _entry(planned, outcomes[planned.found.id]) for planned in plan if planned.found.id in outcomes
-    ]
-    left = sum(planned.action != "skipped" and planned.found.id not in outcomes for planned in plan)
     summary = SheetSummary(
         started=facts.started,
         wall_s=time.monotonic() - facts.clock,
@@ -76,7 +66,6 @@ def write_report(
         note=f"stopped early: {left} left" if left else "",
     )
     sheet = options.out / REPORT / "index.html"
-    is_idle = all(planned.action != "convert" for planned in plan)
     if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary):
         return sheet
     return _write(options.out, entries, summary)
@@ -98,7 +87,7 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
     """
     records = Records.scan(out)
     failures = last_failures(out)
-    finished: dict[PurePosixPath, SheetEntry] = {}
+    entries: dict[PurePosixPath, SheetEntry] = {}
     labels: Counter[str] = Counter()
     runs: set[str] = set()
     for record in records.newest():
@@ -106,15 +95,15 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
         if is_intact:
             answer(failures, record)
         if record.asset not in failures:
-            finished[record.asset] = _finished(record, is_intact=is_intact)
+            entries[record.asset] = sheet_entry(record, is_intact=is_intact)
             runs.add(record.run)
             labels.update([weights_label(record.weights_name, record.weights_digest)])
     runs |= {failure.run for failure in failures.values()}
-    failed = {failure.asset: _failed(failure) for failure in failures.values()}
-    entries = sorted({**finished, **failed}.values(), key=lambda entry: os.fsencode(entry.photo))
+    entries |= {failure.asset: _failed(failure) for failure in failures.values()}
+    shown = sorted(entries.values(), key=lambda entry: os.fsencode(entry.photo))
     summary = _summary(out, sorted(runs), labels=tuple(labels), so_far_s=so_far_s or {})
     return SheetCounts(
-        sheet=_write(out, entries, summary), finished=len(entries) - len(failed), failed=len(failed)
+        sheet=_write(out, shown, summary), finished=len(shown) - len(failures), failed=len(failures)
     )
 
 
@@ -192,11 +181,20 @@ def _mark(out: Path) -> Path:
 
 
 def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
-    """What a sheet says, apart from when it was written and who made what."""
-    about = (summary.version, summary.preset, summary.weights, summary.note)
-    return hashlib.sha256(
-        dumps((about, [replace(entry, is_kept=False) for entry in entries])).encode()
-    ).hexdigest()
+    """What a sheet says, apart from when it was written and who made what, entry by entry."""
+    digest = hashlib.sha256(dumps((summary.version, summary.preset, summary.weights, summary.note)).encode())
+    for entry in entries:
+        said = (
+            entry.id,
+            entry.photo,
+            entry.files,
+            entry.checks,
+            entry.seconds,
+            entry.warnings,
+            entry.failure,
+        )
+        digest.update(dumps(said).encode())
+    return digest.hexdigest()
 
 
 def _read(mark: Path) -> str:
@@ -207,14 +205,7 @@ def _read(mark: Path) -> str:
         return ""
 
 
-def _entry(planned: Planned, outcome: CommitRecord | Failed) -> SheetEntry:
-    """One photo's place on the sheet."""
-    if isinstance(outcome, Failed):
-        return SheetEntry(id=planned.found.id, photo=outcome.path, failure=outcome)
-    return replace(_finished(outcome, is_intact=True), is_kept=planned.action == "cached")
-
-
-def _finished(record: CommitRecord, *, is_intact: bool) -> SheetEntry:
+def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
     """A finished asset's place on the sheet."""
     files = tuple(
         WrittenFile(path=output.path, size=output.size, sha256=output.sha256) for output in record.outputs

@@ -7,10 +7,12 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, OutputError, PhotoError
+from crm_cli.export.sheet import SheetEntry
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
@@ -39,13 +41,14 @@ from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
-from crm_cli.run.report import RunFacts, write_report, write_whole
+from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
 from crm_cli.run.search import absolute
 from crm_cli.run.store import (
     CommitRecord,
     Output,
     Store,
     hash_file,
+    identities,
     looks_unchanged,
     write_atomically,
     writing,
@@ -105,10 +108,10 @@ class Work:
             weights=weights_label(scene.weights.name, scene.weights.digest),
         )
         self._plan = plan
-        self._photos = [planned.found.file for planned in plan]
         self._queue: deque[Turn] = deque()
         self._attempts: dict[str, Attempt] = {}
-        self._outcomes: dict[str, CommitRecord | Failed] = {}
+        self._entries: dict[str, SheetEntry] = {}
+        """What the sheet says of each photo that is through, by asset id."""
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._unopened = 0
@@ -448,8 +451,16 @@ class Work:
             crm=__version__,
         )
         return self._store.publish(
-            record, attempt.job.scratch, may_overwrite=self._options.overwrite, inputs=self._photos
+            record,
+            attempt.job.scratch,
+            may_overwrite=self._options.overwrite,
+            is_input=lambda file: not self._photos.isdisjoint(identities(file)),
         )
+
+    @cached_property
+    def _photos(self) -> frozenset[object]:
+        """Identities of all photos, for the rare run that finds files in its way: then each may ask."""
+        return frozenset(mark for planned in self._plan for mark in identities(planned.found.file))
 
     def _settle_at_once(self, planned: Planned) -> Event:
         """Count a photo that needs no worker."""
@@ -457,10 +468,10 @@ class Work:
         if planned.action == "skipped":
             self._counts["skipped"] += 1
             return AssetFinished(path=path, status="skipped", reason=planned.reason)
-        if planned.record is not None:
-            self._outcomes[planned.found.id] = planned.record
+        if planned.entry is not None:
+            self._entries[planned.entry.id] = planned.entry
             self._counts["cached"] += 1
-            paths = tuple(output.path for output in planned.record.outputs)
+            paths = tuple(file.path for file in planned.entry.files)
             return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=paths)
         if planned.failure is not None:
             failure = planned.failure
@@ -479,7 +490,7 @@ class Work:
         self._journal.write("asset_done", asset=record.asset, key=attempt.key, attempt=attempt.turn.number)
         quarantine.release(self._options.out, record.id)
         self._counts["converted"] += 1
-        self._outcomes[record.id] = record
+        self._entries[record.id] = sheet_entry(record)
         return AssetFinished(
             path=record.asset,
             status="converted",
@@ -503,7 +514,8 @@ class Work:
         self._failures[failed.kind] += 1
         if planned.failure is None:
             self._ending.note_failure()
-        self._outcomes[planned.found.id] = failed
+        asset = planned.found.id
+        self._entries[asset] = SheetEntry(id=asset, photo=failed.path, failure=failed)
         return AssetFinished(
             path=failed.path, status=status, reason=failed.message, kind=failed.kind, code=failed.code
         )
@@ -577,7 +589,15 @@ class Work:
             if self._scene.is_part:
                 so_far_s = {self._store.run: time.monotonic() - self._clock}
                 return write_whole(self._options.out, so_far_s=so_far_s).sheet
-            return write_report(self._plan, self._outcomes, options=self._options, facts=self._facts)
+            ids = [planned.found.id for planned in self._plan if planned.action != "skipped"]
+            entries = [self._entries[asset] for asset in ids if asset in self._entries]
+            return write_report(
+                entries,
+                left=len(ids) - len(entries),
+                is_idle=all(planned.action != "convert" for planned in self._plan),
+                options=self._options,
+                facts=self._facts,
+            )
 
 
 def _no_worker(reason: str) -> EnvironmentProblem:
