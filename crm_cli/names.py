@@ -14,7 +14,9 @@ def display_name(text: str | os.PathLike[str]) -> str:
     Control, bidirectional and undecodable characters become `\xNN`: a file name may hold escape
     sequences that clear the screen or rewrite the line before it.
     """
-    return "".join(_displayed(character) for character in os.fspath(text))
+    name = os.fspath(text)
+    # Most are: a contact sheet of thousands of photos shows a hundred thousand texts.
+    return name if name.isprintable() else "".join(map(_displayed, name))
 
 
 def _displayed(character: str) -> str:

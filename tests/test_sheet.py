@@ -15,7 +15,14 @@ import pytest
 from PIL import Image
 
 from crm_cli.errors import OutputError
-from crm_cli.export.sheet import ENTRIES_PER_PAGE, SheetEntry, SheetSummary, write_sheet, write_thumbs
+from crm_cli.export.sheet import (
+    ENTRIES_PER_PAGE,
+    SheetEntry,
+    SheetSummary,
+    _nearby,
+    write_sheet,
+    write_thumbs,
+)
 from crm_cli.names import display_name
 from crm_cli.records import Checks, Failed, WrittenFile
 
@@ -264,6 +271,21 @@ def test_pages_hold_a_hundred_and_link_each_other_and_what_needs_a_look(tmp_path
     assert set(first.of("a", "href")) >= {f"./{name}" for name in names}
     assert f"./page-002.html#a-{entries[150].id}" in first.of("a", "href")
     assert f"a-{entries[150].id}" in trees[1].of("article", "id")
+
+
+@pytest.mark.parametrize(("count", "links", "clicks"), [(1, 1, 0), (11, 11, 2), (100, 21, 3), (1000, 31, 4)])
+def test_few_links_lead_from_the_first_page_to_every_other_in_a_few_clicks(count, links, clicks):
+    assert max(len(_nearby(index, count)) for index in range(count)) <= links
+    reached = {0}
+    for _ in range(clicks):
+        reached |= {other for index in reached for other in _nearby(index, count)}
+    assert reached == set(range(count))
+
+
+def test_the_pages_close_by_are_all_linked_whatever_else_is():
+    for index in range(40):
+        close = set(range(max(0, index - 5), min(40, index + 6)))
+        assert close | {0, 39} <= set(_nearby(index, 40))
 
 
 def test_a_shorter_sheet_leaves_no_page_of_the_longer_one_and_nothing_else_is_touched(tmp_path):

@@ -45,6 +45,9 @@ LABELS: Mapping[Status, str] = {
 
 ENTRIES_PER_PAGE = 100
 
+PAGES_AROUND = 5
+"""How many pages are linked to each side of a page, and as many tens, hundreds and so on."""
+
 MAIN_SUFFIXES: Mapping[str, str] = {".glb": "GLB", ".obj": "OBJ", ".usdc": "USD", ".usdz": "USDZ"}
 """What a person would open; companions such as textures are not linked."""
 
@@ -243,6 +246,21 @@ def _page_name(index: int) -> str:
     return f"page-{index + 1:03}.html" if index else "index.html"
 
 
+def _nearby(index: int, count: int) -> list[int]:
+    """Which of so many pages a page links to: those close by, then tens, hundreds, first and last.
+
+    Every page is a few clicks away, and a sheet of a thousand pages does not link each of them on each.
+    """
+    near = {0, count - 1}
+    reach, step = PAGES_AROUND, 1
+    while step < count:
+        # Their numbers are round, which are one more than their places.
+        first = -(-max(1, index + 1 - reach * step) // step) * step
+        near |= set(range(first - 1, min(count, index + reach * step + 1), step))
+        step *= 10
+    return sorted(near)
+
+
 def _photos_per_hour(entries: Sequence[SheetEntry], wall_s: float) -> float:
     """How fast this run was at what it had to make itself."""
     made = sum(not entry.is_kept and not entry.failure for entry in entries)
@@ -270,6 +288,7 @@ def _environment(report: Path) -> Environment:
         style_digest=digest,
         has_picture=lambda entry, kind: f"{entry.id}-{kind}.webp" in pictures,
         main_files=_main_files,
+        nearby=_nearby,
         shares=_shares,
     )
     environment.filters.update(url=_url, size=_size, duration=_duration, when=_when, count=lambda n: f"{n:,}")

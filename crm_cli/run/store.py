@@ -262,7 +262,7 @@ class Records:
 
     def path(self, name: str) -> Path:
         """Where a record or intent of this name is."""
-        return _private(self.out) / "records" / name[:2] / name
+        return self.out.joinpath(".crm", "records", name[:2], name)
 
     def newest(self) -> Iterator[CommitRecord]:
         """Yield the latest record of every asset."""
