@@ -49,7 +49,7 @@ def main() -> None:
             _measure(folder / str(count), count, jobs=options.jobs)
         if options.names:
             photos = plant(folder / "names", options.names)
-            cost = _crm("convert", photos, "-o", folder / "nothing", "--dry-run", "-q", "--json")
+            cost = crm("convert", photos, "-o", folder / "nothing", "--dry-run", "-q", "--json")
             planned = sum(event["type"] == "asset_planned" for event in cost.events)
             _say(f"{planned:,} names planned in {cost.wall_s:.1f} s, {cost.peak_mb:.0f} MB")
 
@@ -58,14 +58,14 @@ def _measure(folder: Path, count: int, *, jobs: int) -> None:
     photos, out = plant(folder / "in", count), folder / "out"
     words = ("convert", photos, "-o", out, "--jobs", str(jobs), "--json", "-q")
     if not out.exists():
-        cost = _crm(*words)
+        cost = crm(*words)
         each_ms = 1000 / count
         _say(
             f"{count:,} photos converted: {cost.wall_s * each_ms:.2f} ms each, of which coordinator "
             f"{cost.cpu_s * each_ms:.2f} ms of processor; peak {cost.peak_mb:.0f} MB"
         )
     before = _standing(out)
-    cost = _crm(*words)
+    cost = crm(*words)
     stages = sum(event["type"] in ("asset_started", "stage_started") for event in cost.events)
     written = len(before.symmetric_difference(_standing(out)))
     _say(
@@ -73,7 +73,7 @@ def _measure(folder: Path, count: int, *, jobs: int) -> None:
         f"{cost.peak_mb:.0f} MB; {stages} stages, {written} files of assets or sheet written"
     )
     _say(f"{count:,} photos planned: {', '.join(_plan_seconds(photos, out))}")
-    sheet_s, status_s = (_crm(command, out).wall_s for command in ("report", "status"))
+    sheet_s, status_s = (crm(command, out).wall_s for command in ("report", "status"))
     _say(f"{count:,} photos' sheet written anew in {sheet_s:.2f} s; status told in {status_s:.2f} s")
     calls = _calls(words)
     if calls:
@@ -138,18 +138,18 @@ def _command(*words: object) -> list[str]:
     return [sys.executable, str(HERE / "bench_scale.py"), "--inside", *map(str, words), *suffix]
 
 
-def _environment(**more: str) -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CRM_")}
     return {**kept, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), **more}
 
 
-def _crm(*words: object) -> Cost:
+def crm(*words: object) -> Cost:
     """Run a command of crm with fakes in it."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told"
         began = time.perf_counter()
         done = subprocess.run(
-            _command(*words), stdout=subprocess.PIPE, env=_environment(**{TELL: str(told)}), check=True
+            _command(*words), stdout=subprocess.PIPE, env=environment(**{TELL: str(told)}), check=True
         )
         wall_s = time.perf_counter() - began
         cpu_s, peak_mb = json.loads(told.read_bytes())
@@ -164,7 +164,7 @@ def _calls(words: tuple[object, ...]) -> dict[str, int]:
     with tempfile.NamedTemporaryFile() as table:
         tracer = ["strace", "-f", "-qq", "-c", "-U", "name,calls", "-o", table.name]
         command = [*tracer, *_command(*words)]
-        subprocess.run(command, stdout=subprocess.DEVNULL, env=_environment(), check=True)
+        subprocess.run(command, stdout=subprocess.DEVNULL, env=environment(), check=True)
         rows = re.findall(r"^(\w+)\s+(\d+)$", Path(table.name).read_text(), re.MULTILINE)
     return {name: int(calls) for name, calls in rows if name != "total"}
 
@@ -173,12 +173,12 @@ def _inside(words: list[str]) -> None:
     """Be the measured process."""
     import fakes
 
-    from crm_cli.cli.app import main as crm
+    from crm_cli.cli.app import main as run
 
     if TELL in os.environ:
         atexit.register(_tell, Path(os.environ[TELL]))
     sys.argv = ["crm", *words]
-    crm(fakes.engine())
+    run(fakes.engine())
 
 
 def _tell(file: Path) -> None:
