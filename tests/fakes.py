@@ -133,12 +133,12 @@ class KeepingLine(FakeLine):
     def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
         assert job.cache is not None
         mark = job.cache / MARK
-        is_kept = mark.exists()
+        is_kept = job.may_reuse and mark.exists()
         for stage in STAGES:
             if stage != "imagine" or not is_kept:
                 report_stage(stage)
         if not is_kept:
-            job.cache.mkdir(parents=True)
+            job.cache.mkdir(parents=True, exist_ok=True)
             mark.write_bytes((job.root / job.path).read_bytes())
         data = mark.read_bytes()
         files = tuple(self._write(job, data, name) for name in self._preset.export.formats)
@@ -216,25 +216,6 @@ class KilledLine(FakeLine):
     ) -> FakeLine:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
-
-
-class KeepingLine(FakeLine):
-    """A line that keeps views as the real one does: what is kept is not imagined again."""
-
-    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
-        assert job.cache is not None
-        mark = job.cache / "ok.json"
-        is_kept = job.may_reuse and mark.exists()
-
-        def report(stage: str) -> None:
-            if stage == "imagine" and is_kept:
-                return
-            report_stage(stage)
-            if stage == "imagine":
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.write_text("{}")
-
-        return super().convert(job, report, report_step)
 
 
 class LateLine(FakeLine):

@@ -274,19 +274,17 @@ class Change(NamedTuple):
     reason: str = ""
 
 
-FROM = "settings or weights changed, from the {} on"
-
 CHANGES = {
     "nothing": Change(anew=frozenset()),
     "touch only": Change(photos=touched, anew=frozenset()),
-    "an export setting": Change(settings=("texture.size_px=256",), reason=FROM.format("texture")),
-    "an added format": Change(settings=("export.formats=[glb,obj]",), reason=FROM.format("texture")),
-    "a surface setting": Change(settings=("mesh.faces=900",), reason=FROM.format("surface")),
-    "weights of the surface": Change(weights={"mesh": "w2"}, reason=FROM.format("surface")),
-    "seed": Change(settings=("seed=1",), imagines=True, reason=FROM.format("views")),
-    "weights of the views": Change(weights={"views": "w2"}, imagines=True, reason=FROM.format("views")),
+    "an export setting": Change(settings=("texture.size_px=256",), reason="texture.size_px 128 → 256"),
+    "an added format": Change(settings=("export.formats=[glb,obj]",), reason="export.formats glb → glb+obj"),
+    "a surface setting": Change(settings=("mesh.faces=900",), reason="mesh.faces 2000 → 900"),
+    "weights of the surface": Change(weights={"mesh": "w2"}, reason="other weights"),
+    "seed": Change(settings=("seed=1",), imagines=True, reason="seed 0 → 1"),
+    "weights of the views": Change(weights={"views": "w2"}, imagines=True, reason="other weights"),
     "a cut-out setting": Change(
-        settings=("cutout.size_px=64",), imagines=True, reason=FROM.format("cut-out")
+        settings=("cutout.size_px=64",), imagines=True, reason="cutout.size_px 128 → 64"
     ),
     "one byte in three photos": Change(
         photos=one_byte_changed,

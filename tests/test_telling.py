@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from runs import plant
@@ -96,6 +97,30 @@ def test_an_error_that_ends_a_run_is_in_its_log(tmp_path: Path) -> None:
     assert (
         log.read_text().splitlines()[-1].endswith("error: no unwrapper works here [E_TOOL]; see `crm doctor`")
     )
+
+
+def results(file: Path) -> dict[str, str]:
+    """Outcome of each photo by its place in the folder, as JUnit has it."""
+    cases = ET.parse(file).getroot().iter("testcase")
+    return {
+        f"{case.get('classname')}/{case.get('name')}": " ".join(inner.tag for inner in case) for case in cases
+    }
+
+
+def test_the_results_are_written_for_ci_servers_and_kept_with_the_run(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "x/input_b.jpg", "x/caf\udce9.jpg", "x/z.jpg")
+    out, file = tmp_path / "out", tmp_path / "results.xml"
+    crm("convert", photos, "-o", out, *QUICK, "--limit", "1")
+    crm("convert", photos, "-o", out, *QUICK, "--junit", file, "--fail-fast", check=4)
+    assert results(file) == {
+        "./a.jpg": "skipped", "x/caf\\xe9.jpg": "", "x/input_b.jpg": "failure", "x/z.jpg": "skipped"
+    }  # fmt: skip
+    [kept] = [path for path in out.glob(".crm/runs/*/junit.xml") if path.read_bytes() == file.read_bytes()]
+    assert kept
+    refused = crm("convert", photos, "-o", out, *QUICK, "--junit", tmp_path / "no" / "x.xml", check=2)
+    assert "no such folder [E_JUNIT]" in refused.stderr.replace("\n", "")
+    folder = crm("convert", photos, "-o", out, *QUICK, "--junit", tmp_path, check=3)
+    assert f"--junit {tmp_path}: not written: Is a directory" in folder.stderr.replace("\n", "")
 
 
 @pytest.mark.parametrize(

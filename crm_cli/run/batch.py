@@ -31,6 +31,7 @@ from crm_cli.run.options import (
     RunOptions,
     Stop,
     UsedWeights,
+    check_junit,
     check_precision,
     check_stage,
     check_steps,
@@ -87,6 +88,7 @@ def convert(
     check_precision(options.precision)
     check_steps(preset)
     check_stage(options.force_stage)
+    check_junit(options.junit)
     deadlines(("cpu",), options.deadlines_s)
     weights = engine.weights(preset)
     if preset.weights == AUTO:

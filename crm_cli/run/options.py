@@ -139,6 +139,12 @@ class Stop:
         return signal.Signals(self.signal).name if self.signal is not None else ""
 
 
+def check_junit(wanted: Path | None) -> None:
+    """Refuse a place for results that is none, before there are any."""
+    if wanted is not None and not wanted.absolute().parent.is_dir():
+        raise UsageError(f"--junit {wanted}: no such folder", code="E_JUNIT", remedy="make the folder first")
+
+
 def check_stage(wanted: str | None) -> None:
     """Refuse a stage that there is not."""
     if wanted is not None and wanted not in STAGES:

@@ -37,6 +37,7 @@ from crm_cli.run.events import (
 )
 from crm_cli.run.forecast import about, forecast
 from crm_cli.run.journal import Journal
+from crm_cli.run.junit import Case, cases_told, junit
 from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
 from crm_cli.run.plan import Planned, Planner, summary
@@ -61,6 +62,9 @@ MAX_UNOPENED = 3
 
 MAX_KILLED_UNOPENED = 20
 """The same for workers that somebody killed: whoever kills them all wants no run."""
+
+EVENTS = "events.ndjson"
+"""Where a run keeps what it has told."""
 
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
@@ -134,7 +138,7 @@ class Work:
         }
         self._write_file("run.json", dumps(about_run))
         with writing(self._options.out):
-            lines = (self._scene.folder / "events.ndjson").open("a", encoding="ascii")
+            lines = (self._scene.folder / EVENTS).open("a", encoding="ascii")
         with lines:
             for event in self._events():
                 with writing(self._options.out):
@@ -167,6 +171,7 @@ class Work:
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
         report = self._write_report()
+        yield from self._write_junit()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
         finished = RunFinished(
             exit_code=exit_code,
@@ -598,6 +603,25 @@ class Work:
                 options=self._options,
                 facts=self._facts,
             )
+
+    def _write_junit(self) -> Iterator[Event]:
+        """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
+        seconds = time.monotonic() - self._clock
+        xml = junit(self._cases(), name="crm convert", seconds=seconds, t=self._facts.started.isoformat())
+        with writing(self._options.out):
+            write_atomically(self._scene.folder / "junit.xml", xml, run=self._store.run)
+        if self._options.junit is not None:
+            try:
+                write_atomically(self._options.junit, xml, run=self._store.run)
+            except OSError as error:  # the assets stand, and are worth more
+                yield Warned(message=f"--junit {self._options.junit}: not written: {error.strerror}")
+
+    def _cases(self) -> Iterator[Case]:
+        """How every photo ended, and those that were not reached."""
+        yield from cases_told(self._scene.folder / EVENTS)
+        for planned in self._plan:
+            if planned.action == "convert" and planned.found.id not in self._entries:
+                yield Case(path=planned.found.path, status="left", message="not reached")
 
 
 def _no_worker(reason: str) -> EnvironmentProblem:
