@@ -1,0 +1,137 @@
+"""Death without warning: `kill -9` of the coordinator (A2) and of workers (A3), at random times."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from blows.bench import (
+    PATIENCE_S,
+    Bench,
+    Finding,
+    attempts,
+    finished,
+    finished_assets,
+    orphans_of,
+    workers_of,
+)
+from crm_cli.run.journal import read_lines
+
+LOOK_S = 0.005
+"""Pause between two looks at an output folder that a run writes to."""
+
+WORKERS = 2
+
+KILLS = 2
+"""Of workers, in one run."""
+
+FEWEST_TRIES = 2
+"""A photo whose worker was killed less often must be finished by the same run."""
+
+SETTLED = 0.15
+"""Share of killed runs after which the folder is brought to its end and looked at whole."""
+
+
+class Watch:
+    """Looks at an output folder as often as it can, as a reader of its files might."""
+
+    def __init__(self, bench: Bench, out: Path) -> None:
+        self._bench = bench
+        self._out = out
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.looks = 0
+        self.wrong: set[str] = set()
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        try:
+            while not self._ended.wait(LOOK_S):
+                self.wrong.update(f"while it ran: {words}" for words in self._bench.corrupt(self._out))
+                self.looks += 1
+        except Exception as error:
+            self.wrong.add(f"cannot be looked at: {error!r}")
+
+
+def coordinator(root: Path, dice: random.Random) -> Iterator[Finding]:
+    """Kill the same run again and again until it has finished; then begin with an empty folder."""
+    bench = Bench(root, *(f"{index}.jpg" for index in range(6)), "sub/b.png", flags=("--jobs", f"{WORKERS}"))
+    out = bench.fresh()
+    while True:
+        before, tried = finished_assets(out), attempts(out)
+        process = bench.start(out)
+        with Watch(bench, out) as watch:
+            time.sleep(dice.uniform(0.0, 1.1 * bench.seconds))
+            process.kill()
+            done = finished(process, time.monotonic())
+        orphans = orphans_of(process.pid)
+        now, started = finished_assets(out), attempts(out) - tried
+        wrong = [*watch.wrong, *orphans, *bench.corrupt(out), *bench.lost(out)]
+        wrong += done.surprises(expected=[-signal.SIGKILL, 0])
+        wrong += [f"{asset} was finished and is gone" for asset in sorted(before - now)]
+        wrong += [f"{asset} was finished and is done again" for asset in sorted(before & started.keys())]
+        unfinished = started.keys() - now
+        if len(unfinished) > WORKERS:
+            wrong.append(f"{len(unfinished)} photos have to be done again, by {WORKERS} workers")
+        is_over = done.code == 0 or len(now) == len(bench.names)
+        if is_over or dice.random() < SETTLED:
+            wrong += bench.unsettled(out)
+            out = bench.fresh()
+        finding = Finding(wrong)
+        finding.figures.update({"looks": watch.looks, "photos begun and lost": len(unfinished)})
+        finding.figures.update(["finished first" if done.code == 0 else "kills"])
+        yield finding
+
+
+def workers(root: Path, dice: random.Random) -> Iterator[Finding]:
+    """Kill random workers of a run, which must go on without them."""
+    bench = Bench(root, *(f"slow_{index}.jpg" for index in range(6)), flags=("--jobs", f"{WORKERS}"))
+    while True:
+        out = bench.fresh()
+        since = time.monotonic()
+        process = bench.start(out)
+        kills = sum(_kill_a_worker(process, dice, longest_s=bench.seconds / KILLS) for _ in range(KILLS))
+        done = finished(process, since)
+        lines = list(read_lines(out))
+        given_up = {asset for asset, tries in attempts(out).items() if tries >= FEWEST_TRIES}
+        given_up -= finished_assets(out)
+        finding = Finding(done.surprises(expected=[3] if given_up else [0]))
+        finding.wrong += [*orphans_of(process.pid), *bench.corrupt(out), *bench.lost(out)]
+        finding.wrong += [
+            f"{line['asset']}: blamed for a kill: {line['error']}"
+            for line in lines
+            if line["ev"] == "asset_failed" and line["error"]["signal"] != signal.SIGKILL
+        ]
+        innocent = set(bench.names) - finished_assets(out) - given_up
+        finding.wrong += [f"{name} was not converted" for name in sorted(innocent)]
+        if given_up:
+            finding.wrong += bench.unsettled(out)
+        finding.figures.update({"kills": kills, f"given up after {FEWEST_TRIES} kills": len(given_up)})
+        yield finding
+
+
+def _kill_a_worker(process: subprocess.Popen[str], dice: random.Random, *, longest_s: float) -> bool:
+    """Kill one of the run's workers after a while; False where the run had ended before."""
+    ends = time.monotonic() + PATIENCE_S
+    time.sleep(dice.uniform(0.0, longest_s))
+    while process.poll() is None and time.monotonic() < ends:
+        if found := workers_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(found), signal.SIGKILL)
+                return True
+        time.sleep(0.01)
+    return False
