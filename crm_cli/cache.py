@@ -68,7 +68,10 @@ def write(folder: Path, kept: Imagined) -> None:
     """Keep it, or go on without: nobody depends on a cache."""
     part = folder.with_name(f".{folder.name}-{os.getpid()}.part")
     try:
-        part.mkdir(parents=True)
+        # Not all parents: an output folder that has vanished must not be made again.
+        for shelf in (part.parent.parent, part.parent):
+            shelf.mkdir(exist_ok=True)
+        part.mkdir()
         data = zlib.compress(_packed(kept), LEVEL)
         _write_through(part / TENSORS, data)
         mark = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

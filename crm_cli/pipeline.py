@@ -219,7 +219,9 @@ class Deliver:
         from crm_cli.mesh.inspect import inspect
 
         folder = job.scratch / job.stem.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        # Never the scratch folder itself: where it has vanished, so has the output folder.
+        for parent in list(job.stem.parents)[-2::-1]:
+            (job.scratch / parent).mkdir(exist_ok=True)
         scene = build_scene(textured, provenance=self._provenance(photo))
         files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
         usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)

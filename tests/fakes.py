@@ -121,7 +121,7 @@ class FakeLine:
         recipe = f"{suffix} {self._preset.fingerprint()} {self._threads}".encode()
         text = hashlib.sha256(data + recipe).hexdigest() * 50
         file = job.scratch / path
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(job)
         file.write_text(text)
         announced = len(text) + (10 if job.path.name.startswith("liar_") else 0)
         return WrittenFile(path=path, size=announced, sha256=hashlib.sha256(text.encode()).hexdigest())
@@ -159,7 +159,7 @@ class ToldLine(FakeLine):
         path = PurePosixPath(f"{job.stem}.{suffix}")
         told = f"{self._preset.weights} {self._threads} {self._precision} {self._sharers}"
         file = job.scratch / path
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(job)
         file.write_text(told)
         return WrittenFile(path=path, size=len(told), sha256=hashlib.sha256(told.encode()).hexdigest())
 
@@ -230,6 +230,12 @@ class LateLine(FakeLine):
         except FileExistsError:
             time.sleep(60)
         return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
+
+
+def _make_folders(job: Job) -> None:
+    """Folders for the asset's files, as the pipeline makes them: below the scratch folder alone."""
+    for parent in list(job.stem.parents)[-2::-1]:
+        (job.scratch / parent).mkdir(exist_ok=True)
 
 
 def _tell_steps(job: Job, report_step: Steps) -> None:

@@ -21,6 +21,7 @@ from runs import HERE, PATHS, exit_code, plant, published, reasons, run, start, 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import load_preset
 from crm_cli.run import conveyor
+from crm_cli.run import journal as journal_module
 from crm_cli.run.attempt import Attempt
 from crm_cli.run.events import (
     AssetFinished,
@@ -357,6 +358,91 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
         run(photos)
     assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd"}
     Store.open(tmp_path / "out", run="r").close()
+
+
+def test_a_run_that_cannot_go_on_says_so_in_its_folder_and_blames_no_photo(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg", "space_b.jpg", "z.jpg")
+    with pytest.raises(OutputError):
+        run(photos)
+    lines = list(read_lines(tmp_path / "out"))
+    told = [(line["ev"], line.get("asset")) for line in lines if "attempt" in line or line["ev"] == "run_end"]
+    assert told == [
+        ("attempt_start", "a.jpg"), ("asset_done", "a.jpg"), ("attempt_start", "space_b.jpg"),
+        ("interrupted", "space_b.jpg"), ("run_end", None),
+    ]  # fmt: skip
+    assert lines[-1]["exit_code"] == 5 and lines[-1]["error"]["code"] == "E_NO_SPACE"
+    last = read_status(tmp_path / "out").last_run
+    assert (last["exit_code"], last["counts"], last["left"]) == (5, {"converted": 1}, 2)
+
+
+def test_the_last_words_of_a_run_find_the_space_that_was_set_aside(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = photos.parent / "out" / ".crm" / "reserve"
+    write = journal_module.append_line
+
+    def append_where_there_is_room(descriptor: int, line: bytes) -> None:
+        if reserve.exists() and b"asset_done" in line:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor, line)
+
+    monkeypatch.setattr(journal_module, "append_line", append_where_there_is_room)
+    with pytest.raises(OutputError, match="No space left"):
+        run(photos)
+    lines = list(read_lines(photos.parent / "out"))
+    assert lines[-1]["ev"] == "run_end" and lines[-1]["exit_code"] == 5
+    # Its record stands: the photo is finished, whatever the journal could not say.
+    assert [line["ev"] for line in lines if line.get("asset")][-1] == "stage_done"
+    monkeypatch.undo()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
+    assert sorted(statuses(run(photos)).values()) == ["cached", "converted", "converted"]
+
+
+def test_an_event_that_does_not_fit_the_disk_ends_the_run_and_leaves_no_half_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def write_half(descriptor: int, data: bytes) -> int:
+        is_event = b"crm.events/1" in data and b"asset_finished" in data
+        return write(descriptor, data[: len(data) // 2] if is_event else data)
+
+    monkeypatch.setattr(os, "write", write_half)
+    with pytest.raises(OutputError, match="No space left"):
+        run(photos)
+    [path] = (photos.parent / "out").glob(".crm/runs/*/events.ndjson")
+    assert json.loads(path.read_text().splitlines()[-1])["type"] == "stage_finished"
+
+
+def test_an_output_folder_that_vanishes_during_a_long_stage_is_missed_at_once(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg")
+    with pytest.raises(OutputError, match="No such file"):
+        for event in start(photos, deadlines_s={"unwrap": 50}):
+            if isinstance(event, StageStarted) and event.stage == "unwrap":
+                shutil.rmtree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_does_not_make_a_vanished_output_folder_again(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "sub/deep/slow_a.jpg")
+    with pytest.raises(OutputError):
+        for event in start(photos):
+            if isinstance(event, StageStarted) and event.stage == "unwrap":
+                shutil.rmtree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_becomes_read_only_during_a_long_stage_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg")
+    look = os.statvfs
+    with pytest.raises(OutputError, match="Read-only"):
+        for event in start(photos, deadlines_s={"unwrap": 50}):
+            if isinstance(event, StageStarted) and event.stage == "unwrap":
+                found = look(tmp_path)
+                flags = (*tuple(found)[:8], found.f_flag | os.ST_RDONLY, found.f_namemax)
+                monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(flags))  # noqa: B023
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,8 @@ def test_whole_views_under_another_ones_mark_are_not_used(tmp_path: Path) -> Non
         cache.write(tmp_path / f"key{seed}", imagined(seed=seed))
     (tmp_path / "key0" / TENSORS).write_bytes((tmp_path / "key1" / TENSORS).read_bytes())
     assert cache.read(tmp_path / "key0", photo=PurePosixPath("a")) is None
+
+
+def test_views_are_not_kept_in_an_output_folder_that_has_vanished(tmp_path: Path) -> None:
+    cache.write(tmp_path / "out" / ".crm" / "cache" / "aa" / "key", imagined())
+    assert not (tmp_path / "out").exists()

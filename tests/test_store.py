@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -391,3 +392,38 @@ def test_names_of_runs_sort_as_they_began_also_within_a_second(monkeypatch: pyte
         names.append(store_module.new_run())
     assert names == sorted(names)
     assert store_module.new_run() != names[-1]
+
+
+def test_a_disk_that_cannot_read_a_record_makes_nobody_do_its_asset_again(
+    store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, scratch = attempt(store)
+    store.publish(record, scratch)
+    records = Records.scan(out)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OutputError, match=r"records cannot be read: Input/output error"):
+        records.of(record.id)
+
+
+def test_what_a_kill_left_in_the_folder_of_its_run_is_cleared_away(out: Path) -> None:
+    Store.open(out, run="r1").close()
+    left = out / ".crm" / "runs" / "r1" / ".crm-r1-1-ab.part"
+    left.parent.mkdir()
+    left.write_text("half")
+    Store.open(out, run="r2").close()
+    assert not left.exists()
+
+
+def test_pictures_do_not_make_a_vanished_folder_again(store: Store, out: Path, tmp_path: Path) -> None:
+    thumbs = tmp_path / "elsewhere" / "report" / "thumbs"
+    thumbs.mkdir(parents=True)
+    (thumbs / "a.webp").write_text("picture")
+    store.close()
+    shutil.rmtree(out)
+    with pytest.raises(FileNotFoundError):
+        store._move_pictures(tmp_path / "elsewhere")
+    assert not out.exists()

@@ -149,7 +149,7 @@ MaxMpixels = Annotated[
 MinFree = Annotated[
     str,
     typer.Option(
-        metavar="SIZE", envvar="CRM_MIN_FREE", help="Begin only with so much space free; 0: never ask."
+        metavar="SIZE", envvar="CRM_MIN_FREE", help="Begin only with so much space free: 2G; 0 never asks."
     ),
 ]
 CacheSize = Annotated[

@@ -131,7 +131,9 @@ def write_thumbs(
     Pictures are uint8 [H W 3] or [H W 4], or PIL's. They are encoded afresh from pixels, so nothing of a
     photo's metadata (place, camera, owner) reaches the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    # Not all parents: a scratch folder that has vanished with the output folder must not be made again.
+    for made in (folder.parent, folder):
+        made.mkdir(exist_ok=True)
     strips = {
         "photo": _strip([photo], _PHOTO_PX),
         "cutout": _strip([cutout] if cutout is not None else [], _PHOTO_PX),
@@ -175,6 +177,7 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     }
     for index, page in enumerate(pages):
         _replace(report / page_names[index], template.render(common, entries=page, page_index=index))
+    _sync(report)
     for stale in report.glob("page-*.html"):
         is_stale = re.fullmatch(r"page-\d{3,}\.html", stale.name) and stale.name not in page_names
         if is_stale and _is_ours(stale):
@@ -356,5 +359,17 @@ def _duration(seconds: float) -> str:
 def _replace(path: Path, text: str) -> None:
     """Put a page in place whole."""
     part = path.with_name(f".crm-{os.getpid()}-{path.name}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
+    with part.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    """Make the new names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

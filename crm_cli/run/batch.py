@@ -38,6 +38,7 @@ from crm_cli.run.options import (
 )
 from crm_cli.run.past import Past
 from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.space import check_free_space
 from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_newer, writing
 from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.work import Scene, Work
@@ -135,6 +136,7 @@ def _run(
     """Plan, open the journal and the pool, and work, all under the output folder's lock."""
     plan = [planner.decide(photo) for photo in photos if stop.signal is None]
     to_convert = sum(planned.action == "convert" for planned in plan)
+    check_free_space(options.out, options.min_free_bytes, photos=to_convert)
     # Asking for devices may take seconds: not where there is nothing to do.
     devices = find_devices(options.device) if to_convert else ("cpu",)
     is_small = weights.is_small

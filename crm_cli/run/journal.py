@@ -89,11 +89,7 @@ class Journal:
         head = {"v": 1, "t": round(time.time(), 3), "run": self._run, "seq": self._lines, "ev": event}
         line = dumps({**head, **details}).encode("ascii") + b"\n"
         try:
-            # One write a line: readers see it whole or torn at the end, never mixed with another.
-            written = os.write(self._file, line)
-            if written != len(line):
-                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_line(self._file, line)
             if is_durable:
                 os.fdatasync(self._file)
         except OSError as error:
@@ -123,6 +119,14 @@ def _about(failure: Failed, key: str, signal: int | None) -> dict[str, Any]:
             "retryable": failure.kind in RETRYABLE,
         },
     }
+
+
+def append_line(descriptor: int, line: bytes) -> None:
+    """Write one line or nothing: readers see it whole or torn at the end, never mixed with another."""
+    written = os.write(descriptor, line)
+    if written != len(line):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mapping[str, Any]]:

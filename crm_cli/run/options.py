@@ -28,9 +28,6 @@ MAX_HEADER_BYTES = 100_000_000
 GRACE_S = 20.0
 """How long SIGTERM, SIGHUP and a time limit let running photos finish: schedulers kill after 30 s."""
 
-MIN_FREE = "2G"
-"""Free space without which no run begins, unless told otherwise."""
-
 STAGES: Mapping[str, str] = {
     "prepare": "prep",
     "imagine": "views",
@@ -110,7 +107,8 @@ class RunOptions:
     """After so long nothing new starts."""
     grace_s: float = GRACE_S
     """How long running photos may take once a run has to end."""
-    min_free_bytes: int = read_size(MIN_FREE)
+    min_free_bytes: int | None = None
+    """Space without which no photo is begun; None: what so many photos may need, see space.py."""
     dry_run: bool = False
     allow_empty: bool = False
     report: bool = True

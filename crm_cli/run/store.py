@@ -2,6 +2,7 @@
 
     OUT/.crm/FORMAT     the layout's number; a newer one is refused
     OUT/.crm/lock       held while a run writes: see crm_cli/run/lock.py
+    OUT/.crm/reserve    space set aside while a run writes: see crm_cli/run/space.py
     OUT/.crm/records    aa/<asset>.<key>.json, one for each finished asset
     OUT/.crm/tmp        where workers write; emptied by the next run
 
@@ -32,7 +33,9 @@ from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
 from crm_cli.records import Checks
 from crm_cli.run.lock import Lock, is_named_after, shards_at_work, take_lock
 from crm_cli.run.shards import Shard
+from crm_cli.run.space import drop, set_aside
 from crm_cli.run.wire import dumps, from_plain, to_plain
+from crm_cli.run.worker import FULL
 
 FORMAT = 1
 
@@ -51,7 +54,7 @@ LATER_SETTINGS: Mapping[str, Any] = {
 With that value a setting is no part of a key, so that an upgrade redoes nothing.
 """
 
-FULL_OR_GONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE})
+FULL_OR_GONE = FULL | {errno.EIO, errno.ENODEV, errno.ESTALE}
 """Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
 
 HASHED_AT_ONCE = 1 << 20
@@ -251,14 +254,29 @@ class Records:
         return cls(out=out, names=names)
 
     def of(self, asset_id: str, *, with_intents: bool = False) -> list[CommitRecord]:
-        """Read the records of one asset, newest first; damaged ones do not count."""
+        """Read the records of one asset, newest first; damaged ones do not count.
+
+        Raises OutputError where the disk fails: an asset is not unfinished because nobody can look.
+        """
         wanted = (".json", ".intent") if with_intents else (".json",)
         found = []
         for name in self.names.get(asset_id, ()):
             if name.endswith(wanted):
                 with contextlib.suppress(OSError, ValueError, RecursionError):
-                    found.append(CommitRecord.from_bytes(_read(self.path(name))))
+                    found.append(CommitRecord.from_bytes(self._bytes(name)))
         return sorted(found, key=lambda record: record.t, reverse=True)
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return _read(self.path(name))
+        except OSError as error:
+            if error.errno in FULL_OR_GONE:
+                raise OutputError(
+                    f"{self.out}: its records cannot be read: {error.strerror}",
+                    code="E_OUTPUT",
+                    remedy="see to the disk, then run the same command again",
+                ) from error
+            raise
 
     def path(self, name: str) -> Path:
         """Where a record or intent of this name is."""
@@ -286,10 +304,11 @@ class Records:
 class Store:
     """The output folder of a run that may write; holds the lock until closed."""
 
-    def __init__(self, out: Path, *, run: str, lock: Lock) -> None:
+    def __init__(self, out: Path, *, run: str, lock: Lock, reserve: Path) -> None:
         self.out = out
         self.run = run
         self._lock: Lock | None = lock
+        self._reserve = reserve
         self._scratch = 0
         self.records = Records.scan(out)
 
@@ -310,16 +329,16 @@ class Store:
         """
         private = _private(out)
         try:
-            (private / "records").mkdir(parents=True, exist_ok=True)
-            for name in ("tmp", "journal", "runs"):
-                (private / name).mkdir(exist_ok=True)
+            _make_private(out)
             refuse_newer(out)
             lock = take_lock(private, run=run, shard=shard, wait_s=wait_lock_s, is_unwanted=is_unwanted)
             try:
                 if not (private / "FORMAT").exists():
                     write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
                 _clear_leftovers(out, is_alone=shard is None)
-                return cls(out, run=run, lock=lock)
+                reserve = private / (f"reserve.{shard}" if shard else "reserve")
+                set_aside(reserve)
+                return cls(out, run=run, lock=lock, reserve=reserve)
             except BaseException:
                 lock.release()
                 raise
@@ -331,8 +350,26 @@ class Store:
         if self._lock is None:
             return
         shutil.rmtree(self._own_tmp, ignore_errors=True)
+        self.drop_reserve()
         self._lock.release()
         self._lock = None
+
+    def drop_reserve(self) -> None:
+        """Give back the space that was set aside, for the last words of a run that ends on a full disk."""
+        drop(self._reserve)
+
+    def refuse_gone(self) -> None:
+        """Raise OutputError where the output folder has vanished, or cannot be written to any more.
+
+        Asked while workers are busy: a photo may take long, and would be made for nothing.
+        """
+        private = _private(self.out)
+        try:
+            private.stat()
+            if os.statvfs(private).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        except OSError as error:
+            raise output_error(self.out, error) from error
 
     @property
     def _own_tmp(self) -> Path:
@@ -441,18 +478,18 @@ class Store:
 
     def _move_pictures(self, scratch: Path) -> list[Path]:
         """Move the contact sheet's pictures; the sheet can do without one, so no record names them."""
-        moved_to = set()
         folders = (self.out / REPORT, self.out / REPORT / "thumbs")
         if any(os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode) for folder in folders):
             return []  # a link could lead anywhere, and a file cannot be written under
-        for file in sorted((scratch / REPORT).rglob("*")):
-            if file.is_file() and not file.is_symlink():
-                final = self.out / file.relative_to(scratch)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                _sync_file(file)
-                file.replace(final)
-                moved_to.add(final.parent)
-        return sorted(moved_to)
+        pictures = [file for file in sorted((scratch / REPORT / "thumbs").glob("*")) if _is_plain(file)]
+        if not pictures:
+            return []
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        for file in pictures:
+            _sync_file(file)
+            file.replace(folders[-1] / file.name)
+        return [self.out, *folders]
 
     def _drop_superseded(self, record: CommitRecord) -> None:
         """Remove older records of the asset, but keep one that alone knows a file to be ours."""
@@ -534,6 +571,24 @@ def _private(out: Path) -> Path:
     return out / ".crm"
 
 
+def _make_private(out: Path) -> None:
+    """Make an output folder and our own in it, so that they survive a power cut: records hang from them."""
+    private, out = _private(out), out.absolute()
+    for folder in (*reversed(out.parents), out):
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
+    for name in ("", "records", "tmp", "journal", "runs"):
+        (private / name).mkdir(exist_ok=True)
+    # Also where they were there: a run that made them may have been killed before this.
+    for folder in (private, out):
+        sync_folder(folder)
+    with contextlib.suppress(
+        PermissionError
+    ):  # a folder may be ours to write and its parent not ours to open
+        sync_folder(out.parent)
+
+
 def _listed(folder: Path) -> Sequence[os.DirEntry[str]]:
     """Entries of a folder, in order; none where there is no such folder."""
     try:
@@ -584,13 +639,20 @@ def _sync_file(path: Path) -> os.stat_result:
         os.close(descriptor)
 
 
+def _is_plain(path: Path) -> bool:
+    """Whether a path is a file and no link."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _clear_leftovers(out: Path, *, is_alone: bool) -> None:
     """Remove what earlier runs left unfinished. Whoever holds the lock may: nobody else is writing.
 
-    is_alone: a shard is not; it spares what shards at work are named in, and the contact sheet.
+    is_alone: a shard is not; it spares what shards at work are named in, reserves, and the contact sheet.
     """
     private = _private(out)
-    folders = (private, *(Path(entry) for entry in _listed(private / "records")))
+    for reserve in private.glob("reserve*") if is_alone else ():
+        drop(reserve)
+    folders = (private, *(Path(entry) for name in ("records", "runs") for entry in _listed(private / name)))
     parts = [
         entry
         for folder in ((*folders, out / REPORT) if is_alone else folders)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 from crm_cli import __version__
-from crm_cli.errors import EnvironmentProblem, OutputError, PhotoError
+from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, PhotoError
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
@@ -36,7 +37,7 @@ from crm_cli.run.events import (
     weights_label,
 )
 from crm_cli.run.forecast import about, forecast
-from crm_cli.run.journal import Journal
+from crm_cli.run.journal import Journal, append_line
 from crm_cli.run.junit import Case, cases_told, junit
 from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
@@ -125,7 +126,15 @@ class Work:
         self._has_forecast = False
 
     def run(self) -> Iterator[Event]:
-        """Do everything that the plan asks for."""
+        """Do everything that the plan asks for, and say in the folder why where that cannot be."""
+        try:
+            yield from self._logged()
+        except CrmError as error:
+            self._leave_word(error)
+            raise
+
+    def _logged(self) -> Iterator[Event]:
+        """Work, with every event kept beside the run."""
         self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
         about_run = {
             "run": self._store.run,
@@ -138,13 +147,23 @@ class Work:
         }
         self._write_file("run.json", dumps(about_run))
         with writing(self._options.out):
-            lines = (self._scene.folder / EVENTS).open("a", encoding="ascii")
+            lines = (self._scene.folder / EVENTS).open("ab", buffering=0)
         with lines:
             for event in self._events():
                 with writing(self._options.out):
-                    lines.write(event.as_json() + "\n")
-                    lines.flush()
+                    append_line(lines.fileno(), event.as_json().encode("ascii") + b"\n")
                 yield event
+
+    def _leave_word(self, error: CrmError) -> None:
+        """Put down why the run ends, as far as the disk still takes it."""
+        self._store.drop_reserve()
+        with suppress(OutputError):
+            self._give_up_running()
+            why = {"code": error.code, "msg": error.cause}
+            self._journal.write(
+                "run_end", exit_code=int(error.exit_code), counts=dict(self._counts), error=why
+            )
+            self._write_file("summary.json", self._finished(error.exit_code).as_json())
 
     def _write_file(self, name: str, text: str) -> None:
         """Write a file of the run's folder."""
@@ -165,26 +184,34 @@ class Work:
                 yield self._settle_at_once(planned)
         self._queue.extend(self._turns())
         yield from self._work()
-        left = self._found - self._counts.total()
         failed = sum(self._counts[status] for status in FAILING)
-        exit_code = self._ending.exit_code(failed=failed, left=left)
+        exit_code = self._ending.exit_code(failed=failed, left=self._left)
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
         report = self._write_report()
         yield from self._write_junit()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
-        finished = RunFinished(
+        finished = self._finished(exit_code, report=report)
+        self._write_file("summary.json", finished.as_json())
+        yield finished
+
+    @property
+    def _left(self) -> int:
+        """Photos that nothing was decided about."""
+        return self._found - self._counts.total()
+
+    def _finished(self, exit_code: ExitCode, *, report: Path | None = None) -> RunFinished:
+        """The run's last event."""
+        return RunFinished(
             exit_code=exit_code,
             counts=dict(self._counts),
             failures=dict(self._failures),
             seconds=round(time.monotonic() - self._clock, 3),
-            left=left,
+            left=self._left,
             report=report,
             weights=self._weights.name,
             weights_digest=self._weights.digest,
         )
-        self._write_file("summary.json", finished.as_json())
-        yield finished
 
     def _turns(self) -> Iterator[Turn]:
         """Photos in the order they are taken; those that may take the machine down come last, and alone."""
@@ -342,7 +369,7 @@ class Work:
 
     def _finish(self, report: Finished) -> Iterator[Event]:
         """Publish an asset, or decide what its failure means."""
-        attempt = self._attempts.pop(report.job.id)
+        attempt = self._attempts[report.job.id]
         outcome: Asset | Failed | CommitRecord = report.outcome
         if isinstance(outcome, Asset):
             yield from self._leave_stage(attempt)
@@ -350,6 +377,12 @@ class Work:
                 outcome = self._publish(attempt, outcome)
             except PhotoError as error:
                 outcome = Failed.from_error(report.job.path, error, stage="publish")
+        if isinstance(outcome, Failed) and outcome.code == NO_SPACE:
+            raise OutputError(
+                f"{self._options.out}: {outcome.message}", code=NO_SPACE, remedy="free space, then run again"
+            )
+        # Only now: a photo whose disk was full was interrupted, as those are that were still running.
+        del self._attempts[report.job.id]
         self._store.discard(report.job.scratch)
         if isinstance(outcome, CommitRecord):
             self._ending.breaker.note(None, worker=report.worker)
@@ -360,10 +393,6 @@ class Work:
     def _fail(self, attempt: Attempt, failed: Failed, report: Finished) -> Iterator[Event]:
         """Decide what a failed try means for its photo and for the run."""
         self._keep_words(attempt, report.traceback or report.log)
-        if failed.code == NO_SPACE:
-            raise OutputError(
-                f"{self._options.out}: {failed.message}", code=NO_SPACE, remedy="free space, then run again"
-            )
         self._journal.failed(failed, key=attempt.key, signal=report.signal)
         logs = (*attempt.turn.logs, report.log)
         if may_try_again(failed) and self._ending.why is None:
@@ -576,6 +605,7 @@ class Work:
         if now - self._last_progress < 1.0:
             return
         self._last_progress = now
+        self._store.refuse_gone()
         done, converted = self._counts.total(), self._counts["converted"]
         rate = converted * 3600 / (now - self._clock)
         yield Progress(

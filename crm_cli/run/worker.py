@@ -35,6 +35,9 @@ from crm_cli.run.wire import Unframer, frame, from_plain
 PIPELINE = "crm_cli.pipeline:Line"
 """What converts photos, as `module:class`."""
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""Errors of a disk, or of a limit on files, that takes no more of what we write."""
+
 NO_SPACE = "E_NO_SPACE"
 """Code of a failure that the next photo would meet as well, since it has the same disk to write to."""
 
@@ -181,7 +184,7 @@ def convert_one(
 
 def _classify(error: Exception) -> tuple[ErrorClass, str]:
     """Class and code of an unexpected exception."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in FULL:
         return "io", NO_SPACE
     # torch's class is compared by name: importing torch to compare would defeat a light worker.
     is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
