@@ -115,12 +115,13 @@ class Bench:
         self.names = names
         self.flags = tuple(flags)
         self._trials = 0
+        self._whole_folder = root / "whole"
         self.others: list[Files] = []
         """What else may stand under a final name, because another preset has made it."""
 
     @cached_property
     def _reference(self) -> Done:
-        done = self.run(self.root / "whole")
+        done = self.run(self._whole_folder)
         assert done.code == 0, done.stderr
         return done
 
@@ -128,7 +129,7 @@ class Bench:
     def whole(self) -> Files:
         """What a finished run leaves."""
         assert self._reference.code == 0
-        return assets(self.root / "whole")
+        return assets(self._whole_folder)
 
     @property
     def seconds(self) -> float:
@@ -186,18 +187,31 @@ class Bench:
                     if hashlib.sha256(data).hexdigest() != output.sha256 and records.is_as_written(output):
                         yield f"{output.path} is trusted and holds other bytes"
 
+    @cached_property
+    def _keys(self) -> set[str]:
+        """What a run of ours was asked to make."""
+        lines = read_lines(self._whole_folder)
+        return {line["key"] for line in lines if line["ev"] == "asset_done"}
+
+    def finished(self, out: Path) -> set[str]:
+        """Photos whose asset the next run would leave alone."""
+        records = Records.scan(out)
+        wanted = {key.partition(":")[0] for key in self._keys}
+        newest = (record for record in records.newest() if record.keys.out in wanted)
+        return {str(record.asset) for record in newest if records.intact(record)}
+
     def lost(self, out: Path) -> list[str]:
         """Assets that were said to be finished and would not count as such."""
-        finished = finished_assets(out)
-        return [
-            f"{line['asset']} was acknowledged and is lost"
+        told = {
+            line["asset"]
             for line in read_lines(out)
-            if line["ev"] == "asset_done" and line["asset"] not in finished
-        ]
+            if line["ev"] == "asset_done" and line["key"] in self._keys
+        }
+        return [f"{asset} was acknowledged and is lost" for asset in sorted(told - self.finished(out))]
 
     def unsettled(self, out: Path, *flags: str) -> list[str]:
         """What is wrong after the same command was run once more, to its end."""
-        before, tried = finished_assets(out), attempts(out)
+        before, tried = self.finished(out), attempts(out)
         done = self.run(out, *flags)
         wrong = done.surprises(expected=[0])
         if assets(out) != self.whole:
@@ -249,12 +263,6 @@ def standing(out: Path) -> Files:
 def assets(out: Path) -> Files:
     """The assets alone: a contact sheet tells the time."""
     return {name: data for name, data in standing(out).items() if not name.startswith(f"{REPORT}/")}
-
-
-def finished_assets(out: Path) -> set[str]:
-    """Photos whose asset the next run would leave alone."""
-    records = Records.scan(out)
-    return {str(record.asset) for record in records.newest() if records.intact(record)}
 
 
 def litter(out: Path) -> list[Path]:

@@ -18,7 +18,6 @@ from blows.bench import (
     Finding,
     attempts,
     finished,
-    finished_assets,
     orphans_of,
     workers_of,
 )
@@ -72,14 +71,14 @@ def coordinator(root: Path, dice: random.Random) -> Iterator[Finding]:
     bench = Bench(root, *(f"{index}.jpg" for index in range(6)), "sub/b.png", flags=("--jobs", f"{WORKERS}"))
     out = bench.fresh()
     while True:
-        before, tried = finished_assets(out), attempts(out)
+        before, tried = bench.finished(out), attempts(out)
         process = bench.start(out)
         with Watch(bench, out) as watch:
             time.sleep(dice.uniform(0.0, 1.1 * bench.seconds))
             process.kill()
             done = finished(process, time.monotonic())
         orphans = orphans_of(process.pid)
-        now, started = finished_assets(out), attempts(out) - tried
+        now, started = bench.finished(out), attempts(out) - tried
         wrong = [*watch.wrong, *orphans, *bench.corrupt(out), *bench.lost(out)]
         wrong += done.surprises(expected=[-signal.SIGKILL, 0])
         wrong += [f"{asset} was finished and is gone" for asset in sorted(before - now)]
@@ -108,7 +107,7 @@ def workers(root: Path, dice: random.Random) -> Iterator[Finding]:
         done = finished(process, since)
         lines = list(read_lines(out))
         given_up = {asset for asset, tries in attempts(out).items() if tries >= FEWEST_TRIES}
-        given_up -= finished_assets(out)
+        given_up -= bench.finished(out)
         finding = Finding(done.surprises(expected=[3] if given_up else [0]))
         finding.wrong += [*orphans_of(process.pid), *bench.corrupt(out), *bench.lost(out)]
         finding.wrong += [
@@ -116,7 +115,7 @@ def workers(root: Path, dice: random.Random) -> Iterator[Finding]:
             for line in lines
             if line["ev"] == "asset_failed" and line["error"]["signal"] != signal.SIGKILL
         ]
-        innocent = set(bench.names) - finished_assets(out) - given_up
+        innocent = set(bench.names) - bench.finished(out) - given_up
         finding.wrong += [f"{name} was not converted" for name in sorted(innocent)]
         if given_up:
             finding.wrong += bench.unsettled(out)
