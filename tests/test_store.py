@@ -401,12 +401,13 @@ def test_a_disk_that_cannot_read_a_record_makes_nobody_do_its_asset_again(
     store.publish(record, scratch)
     records = Records.scan(out)
 
-    def fail(path: Path) -> bytes:
+    def fail(descriptor: int, size: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(OutputError, match=r"records cannot be read: Input/output error"):
-        records.of(record.id)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", fail)
+        with pytest.raises(OutputError, match=r"records cannot be read: Input/output error"):
+            records.of(record.id)
 
 
 def test_what_a_kill_left_in_the_folder_of_its_run_is_cleared_away(out: Path) -> None:

@@ -40,6 +40,7 @@ def status(out: OutArgument, as_json: JsonOption = False, as_csv: CsvOption = Fa
         say(f"{standing.damaged} with files missing or changed; convert again to redo them", to_stdout=True)
     for failure in standing.failures:
         words = with_path(failure.asset, failure.message, code=failure.code)
-        say(f"failed in {failure.stage}: {words}", to_stdout=True)
+        how = "in quarantine since it crashed" if failure.is_quarantined else "failed"
+        say(f"{how} in {failure.stage}: {words}", to_stdout=True)
     if standing.is_running:
         say("a run is at work", to_stdout=True)
