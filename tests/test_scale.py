@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -196,7 +197,7 @@ def test_files_in_the_way_cost_each_photo_the_same_however_many_there_are(
     assert (looks[80] - looks[40]) / 40 == pytest.approx((looks[40] - looks[20]) / 20, rel=0.1)
 
 
-def test_a_photo_is_found_in_the_way_also_through_a_link_and_after_it_was_replaced(tmp_path: Path) -> None:
+def test_a_photo_is_found_in_the_way_also_through_a_link(tmp_path: Path) -> None:
     photos, out = plant_named(tmp_path / "in", "b.jpg"), tmp_path / "out"
     out.mkdir()
     (out / "b.glb").write_bytes(b"a photo with an odd name")
@@ -322,42 +323,56 @@ def test_going_back_to_what_was_asked_first_imagines_nothing_again(kept: Path, t
     assert {path.name: path.read_bytes() for path in out.glob("*.glb")} == before
 
 
+def finished_and_at_work(out: Path) -> tuple[int, set[str]]:
+    """How many records stand, and which runs have begun and not ended."""
+    runs = out / ".crm" / "runs"
+    begun = {path.parent.name for path in runs.glob("*/run.json")}
+    ended = {path.parent.name for path in runs.glob("*/summary.json")}
+    return len(list((out / ".crm" / "records").glob("*/*.json"))), begun - ended
+
+
+@pytest.fixture
+def processes() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Processes that a test started; none outlives it."""
+    begun: list[subprocess.Popen[bytes]] = []
+    yield begun
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
-def test_sixteen_shards_share_a_thousand_photos_and_the_folder_tells_how_far_they_are(tmp_path: Path) -> None:
+def test_sixteen_shards_share_a_thousand_photos_and_the_folder_tells_how_far_they_are(
+    tmp_path: Path, processes: list["subprocess.Popen[bytes]"]
+) -> None:
     shards, at_once = 16, 3
     photos, out = plant(tmp_path / "in", 1000), tmp_path / "out"
     for number in range(0, 1000, 250):
-        file = photos / f"shelf-{number // 100:04}" / f"input_{number}.jpg"
-        file.write_bytes(b"nothing to see")
+        (photos / f"shelf-{number // 100:04}" / f"input_{number}.jpg").write_bytes(b"nothing to see")
     command = [sys.executable, str(HERE / "fakes.py"), "convert", str(photos), "-o", str(out)]
     command += ["-p", "tiny", "--format", "glb", "--jobs", "1", "-q"]
-    waiting, running = list(range(1, shards + 1)), []
-    codes: Counter[int] = Counter()
-    finished = [0]
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            shard = f"{waiting.pop(0)}/{shards}"
-            running.append(
-                subprocess.Popen(
-                    [*command, "--shard", shard],
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(),
+    seen = []
+    ends = time.monotonic() + 600
+    while len(processes) < shards or any(process.poll() is None for process in processes):
+        assert time.monotonic() < ends
+        running = sum(process.poll() is None for process in processes)
+        for number in range(len(processes), min(shards, len(processes) + at_once - running)):
+            shard = ["--shard", f"{number + 1}/{shards}"]
+            with (tmp_path / "log").open("ab") as log:
+                processes.append(
+                    subprocess.Popen([*command, *shard], stdout=log, stderr=log, env=environment())
                 )
-            )
-        is_sure = len(running) > 1 and out.exists() and (out / ".crm" / "FORMAT").exists()
-        if is_sure:
-            before = len(list((out / ".crm" / "records").glob("*/*.json")))
+        if (out / ".crm" / "FORMAT").exists():
+            before, begun = finished_and_at_work(out)
             told = status(out)
-            after = len(list((out / ".crm" / "records").glob("*/*.json")))
+            after, going_on = finished_and_at_work(out)
             assert before <= told.finished <= after and told.damaged == 0
             assert {failure.code for failure in told.failures} <= {"E_EMPTY"}
-            assert told.is_running or any(process.poll() is not None for process in running)
-            finished.append(told.finished)
-        codes.update(process.wait() for process in running if process.poll() is not None)
-        running = [process for process in running if process.poll() is None]
+            assert told.is_running or not begun & going_on
+            seen.append((told.finished, told.is_running))
+    codes = Counter(process.wait() for process in processes)
     assert codes.keys() == {0, 3} and codes.total() == shards
-    assert finished == sorted(finished) and len(set(finished)) > 5
+    assert seen == sorted(seen, key=lambda one: one[0]) and len({one for one in seen if one[1]}) > 5
     attempts = Counter(str(line["asset"]) for line in read_lines(out) if line["ev"] == "attempt_start")
     assert len(attempts) == 1004 and set(attempts.values()) == {1}
     told = status(out)

@@ -15,7 +15,7 @@ from fakes import CHECKS
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
 from crm_cli.run import store as store_module
-from crm_cli.run.store import CommitRecord, Input, Output, Recipe, Records, Store
+from crm_cli.run.store import CommitRecord, Input, Output, Recipe, Records, Store, identities
 
 PRESET = load_preset("tiny").preset
 
@@ -242,6 +242,22 @@ def test_a_photo_is_never_overwritten_even_when_told_to(store: Store, out: Path)
     with pytest.raises(PhotoError, match="it is an input"):
         store.publish(record, scratch, may_overwrite=True, is_input=photo.samefile)
     assert photo.read_text() == "a photo with an odd name"
+
+
+def test_a_file_is_known_under_other_names_and_when_it_was_replaced(tmp_path: Path) -> None:
+    file, other = tmp_path / "a", tmp_path / "b"
+    file.write_text("a")
+    other.write_text("b")
+    known = identities(file)
+    (tmp_path / "link").symlink_to(file)
+    (tmp_path / "twin").hardlink_to(file)
+    for name in ("a", "link", "twin"):
+        assert not known.isdisjoint(identities(tmp_path / name))
+    assert known.isdisjoint(identities(other))
+    other.replace(file)
+    assert not known.isdisjoint(identities(file))
+    file.unlink()
+    assert not known.isdisjoint(identities(file)), "nor does it matter that it is gone"
 
 
 def test_a_linked_folder_in_the_output_is_not_followed(store: Store, out: Path, tmp_path: Path) -> None:
