@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,18 @@ def plant(root: Path, *names: str) -> Path:
 def run(
     photos: Path | Iterable[Path], out: Path, *assignments: str, engine: Engine | None = None, **changes: Any
 ) -> list[Event]:
+    return list(begin(photos, out, *assignments, engine=engine, **changes))
+
+
+def begin(
+    photos: Path | Iterable[Path], out: Path, *assignments: str, engine: Engine | None = None, **changes: Any
+) -> Iterator[Event]:
     preset = load_preset("tiny", [Override.from_assignment(text) for text in assignments]).preset
     options = RunOptions(
         inputs=(photos,) if isinstance(photos, Path) else tuple(photos), out=out, device="cpu", jobs=1,
         report=False, deadlines_s={"unwrap": 2.0},
     )  # fmt: skip
-    return list(convert(preset, replace(options, **changes), engine=engine or fakes.engine()))
+    return convert(preset, replace(options, **changes), engine=engine or fakes.engine())
 
 
 def statuses(events: list[Event]) -> dict[str, str]:

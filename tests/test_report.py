@@ -6,10 +6,11 @@ from pathlib import Path
 
 import fakes
 import pytest
-from output import HERE, copied, everything, plant, put_fakes_on_the_path, records, run, statuses
+from output import HERE, begin, copied, everything, plant, put_fakes_on_the_path, records, run, statuses
 
 from crm_cli.errors import Locked, NoInput, OutputError
 from crm_cli.export import sheet as sheet_module
+from crm_cli.run.events import Plan
 from crm_cli.run.report import rewrite_report
 from crm_cli.run.store import Store
 from crm_cli.run.walk import Selection
@@ -126,6 +127,39 @@ def test_an_idle_run_of_the_same_photos_leaves_it_alone(whole: Path, tmp_path: P
     before = everything(out / "report")
     assert set(statuses(run(photos, out, report=True)).values()) == {"cached"}
     assert everything(out / "report") == before
+
+
+def cards(out: Path) -> dict[str, str]:
+    """What the sheet says of each photo, its badge left out."""
+    found = re.findall(r"<article.*?</article>", "".join(pages(out).values()), re.DOTALL)
+    texts = [re.sub(r'<article class="[^"]*"|<span class="badge.*?</span>\n', "", card) for card in found]
+    return {re.search(r"<h2><bdi>(.*?)</bdi>", text)[1]: text for text in texts}  # type: ignore[index]
+
+
+def test_of_photos_that_were_finished_before_a_run_s_sheet_tells_all_that_theirs_did(
+    whole: Path, tmp_path: Path
+) -> None:
+    photos, out = copied(whole / "in", tmp_path / "in"), copied(whole / "out", tmp_path / "out")
+    before = cards(out)
+    plant(photos, "new.jpg")
+    run(photos, out, report=True, preset_name="tiny")
+    after = cards(out)
+    assert after.keys() == {*before, "new.jpg"}
+    finished = ("a.jpg", "sub/d.png", "z.webp")
+    assert [after[name] for name in finished] == [before[name] for name in finished]
+    assert "8 vertices" in after["a.jpg"] and after["a.jpg"].count(".glb") == 2
+    assert "".join(pages(out).values()).count('<span class="badge kept">Kept</span>') == 3
+
+
+def test_an_asset_whose_record_is_lost_while_a_run_goes_on_says_so(whole: Path, tmp_path: Path) -> None:
+    photos, out = copied(whole / "in", tmp_path / "in"), copied(whole / "out", tmp_path / "out")
+    plant(photos, "new.jpg")
+    [record] = [path for path in records(out) if b'"a.jpg"' in path.read_bytes()]
+    for event in begin(photos, out, report=True):
+        if isinstance(event, Plan):
+            record.unlink()
+    assert "files are missing or were changed since" in cards(out)["a.jpg"]
+    assert sum("changed since" in text for text in cards(out).values()) == 1
 
 
 def test_a_run_at_work_and_a_folder_of_something_else_are_left_alone(out: Path, tmp_path: Path) -> None:

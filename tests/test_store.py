@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -111,6 +112,33 @@ def test_a_setting_changes_the_keys_from_its_stage_on_and_none_before(change: st
     stages = ["prep", "views", "mesh", "out"]
     differing = [stage for stage in stages if getattr(before, stage) != getattr(after, stage)]
     assert differing == stages[stages.index(first_stage) :]
+
+
+def test_a_key_is_the_digest_of_a_list_in_json_that_begins_with_the_key_before() -> None:
+    made = recipe(views='w"é')
+    key, keys = "ab" * 32, made.keys("ab" * 32)
+    for stage, weights in (("prep", ""), ("views", 'w"é'), ("mesh", "w"), ("out", "")):
+        parts = [key, made.settings[stage], weights, 1]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        assert getattr(keys, stage) == key
+
+
+def test_a_glance_at_a_record_sees_what_the_record_says_and_trusts_no_wrong_byte(
+    store: Store, out: Path
+) -> None:
+    record, scratch = attempt(store)
+    committed = store.publish(record, scratch)
+    [seen] = Records.scan(out).glance(committed.id)
+    assert {name: getattr(committed, name) for name in seen.__dataclass_fields__} == {
+        name: getattr(seen, name) for name in seen.__dataclass_fields__
+    }
+    [file] = (out / ".crm" / "records").glob("*/*.json")
+    raw = file.read_bytes()
+    for place in range(0, len(raw), 7):
+        file.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        assert Records.scan(out).glance(committed.id) == []
+    file.write_bytes(raw)
+    assert Records.scan(out).glance(committed.id) == [seen]
 
 
 def test_weights_and_photo_are_part_of_the_keys() -> None:

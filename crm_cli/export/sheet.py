@@ -75,6 +75,8 @@ class SheetEntry:
     is_kept: bool = False
     """Made by an earlier run; nothing had to be done now."""
     failure: Failed | None = None
+    made: float = 0.0
+    """When it was finished, in seconds since 1970; not shown, but tells a newer asset from an older one."""
 
     @property
     def status(self) -> Status:

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from crm_cli.export.sheet import SheetEntry
 from crm_cli.run.events import Plan
 from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import STAGES, UsedWeights
 from crm_cli.run.past import Past
-from crm_cli.run.report import sheet_entry
-from crm_cli.run.store import CommitRecord, Input, Keys, Recipe, Records, hash_file, looks_unchanged
+from crm_cli.run.store import Glance, Input, Keys, Recipe, Records, hash_file, looks_unchanged
 from crm_cli.run.walk import Found
 
 Action = Literal["convert", "cached", "skipped", "failed", "conflict"]
@@ -45,8 +43,10 @@ class Planned:
     reason: str
     input: Input | None = None
     """Known where it was needed to decide; a new photo is hashed when its turn comes."""
-    entry: SheetEntry | None = None
-    """What there is to say of the finished asset, where there is one; a third of what its record takes."""
+    outputs: tuple[PurePosixPath, ...] = ()
+    """Files of the finished asset, where there is one."""
+    made: float = 0.0
+    """When it was committed; what else its record says is read where it is shown."""
     failure: LastFailure | None = None
     """How this very photo failed before, where it is not tried again."""
     stage: str = ""
@@ -78,7 +78,7 @@ class Planner:
 
     def decide(self, found: Found) -> Planned:
         """Say what to do with one photo."""
-        records = self.records.of(found.id)
+        records = self.records.glance(found.id)
         failure = self.failures.get(found.path)
         interruptions = self.interruptions.get(found.path, 0)
         if not records and failure is None:
@@ -132,7 +132,7 @@ class Planner:
         is_kept = (folder_of(self.records.out, keys.views) / MARK).exists()
         return "reconstruct" if is_kept and not is_forced else "prepare"
 
-    def _stale(self, found: Found, known: Input, records: Sequence[CommitRecord]) -> CommitRecord | None:
+    def _stale(self, found: Found, known: Input, records: Sequence[Glance]) -> Glance | None:
         """A standing asset of the same photo, whatever the settings it was made with."""
         return next(
             (
@@ -149,7 +149,7 @@ class Planner:
         """What an attempt was asked for; a higher limit on pixels is another question."""
         return f"{keys.out}:{self.max_mpixels:g}"
 
-    def _identify(self, found: Found, records: list[CommitRecord]) -> Input:
+    def _identify(self, found: Found, records: list[Glance]) -> Input:
         """The photo's digest, from a record where the file is plainly the same one."""
         for record in records:
             is_settled = record.t - record.input.mtime_ns / 1e9 > CLOCK_DOUBT_S
@@ -175,15 +175,15 @@ class Planner:
         found: Found,
         keys: Keys,
         known: Input,
-        records: Sequence[CommitRecord],
-        current: CommitRecord | None,
+        records: Sequence[Glance],
+        current: Glance | None,
     ) -> str:
         """Say why a photo that was looked at before is converted."""
         if current:
             return "output missing"
         if not records:
             return "failed before"
-        latest = records[0]
+        [latest, *_] = self.records.of(found.id)
         if latest.input.sha256 != known.sha256:
             return "photo changed"
         if latest.keys == keys:
@@ -196,10 +196,10 @@ class Planner:
         return told or f"settings or weights changed, from the {PARTS[part]} on"
 
 
-def _kept(found: Found, record: CommitRecord, reason: str) -> Planned:
+def _kept(found: Found, record: Glance, reason: str) -> Planned:
     """Leave a finished asset as it is."""
-    entry = replace(sheet_entry(record), photo=found.path, is_kept=True)
-    return Planned(found=found, action="cached", reason=reason, entry=entry)
+    outputs = tuple(output.path for output in record.outputs)
+    return Planned(found=found, action="cached", reason=reason, outputs=outputs, made=record.t)
 
 
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:

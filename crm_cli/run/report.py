@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -49,12 +49,19 @@ class SheetCounts:
 
 
 def write_report(
-    entries: Sequence[SheetEntry], *, left: int, is_idle: bool, options: RunOptions, facts: RunFacts
+    entries: Sequence[SheetEntry],
+    records: Records,
+    *,
+    left: int,
+    is_idle: bool,
+    options: RunOptions,
+    facts: RunFacts,
 ) -> Path:
     """Write the sheet of a run's photos; returns its first page.
 
-    left: photos that were not reached. is_idle: no photo was tried; such a run leaves a sheet of just these
-    entries alone, since it tells more of how they were made.
+    entries: those of photos that earlier runs finished name them only; the rest is read from records, and
+    only where a sheet is written. left: photos that were not reached. is_idle: no photo was tried; such a
+    run leaves a sheet of just these entries alone, since it tells more of how they were made.
     """
     summary = SheetSummary(
         started=facts.started,
@@ -68,7 +75,8 @@ def write_report(
     sheet = options.out / REPORT / "index.html"
     if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary):
         return sheet
-    return _write(options.out, entries, summary)
+    filled = [_filled(entry, records) if entry.is_kept else entry for entry in entries]
+    return _write(options.out, filled, summary)
 
 
 def rewrite_report(out: Path) -> SheetCounts:
@@ -181,19 +189,15 @@ def _mark(out: Path) -> Path:
 
 
 def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
-    """What a sheet says, apart from when it was written and who made what, entry by entry."""
+    """What a sheet says, apart from when it was written and who made what.
+
+    When an asset was committed stands for all that is said of it: no record is read to know that nothing new
+    is to be said.
+    """
     digest = hashlib.sha256(dumps((summary.version, summary.preset, summary.weights, summary.note)).encode())
     for entry in entries:
-        said = (
-            entry.id,
-            entry.photo,
-            entry.files,
-            entry.checks,
-            entry.seconds,
-            entry.warnings,
-            entry.failure,
-        )
-        digest.update(dumps(said).encode())
+        is_intact = NOT_INTACT not in entry.warnings
+        digest.update(dumps((entry.id, entry.photo, entry.made, is_intact, entry.failure)).encode())
     return digest.hexdigest()
 
 
@@ -217,7 +221,16 @@ def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
         checks=record.checks,
         seconds=record.seconds,
         warnings=record.warnings if is_intact else (*record.warnings, NOT_INTACT),
+        made=record.t,
     )
+
+
+def _filled(entry: SheetEntry, records: Records) -> SheetEntry:
+    """The whole entry of an asset that an earlier run finished."""
+    record = next((record for record in records.of(entry.id) if record.t == entry.made), None)
+    if record is None:  # it was there when the run was planned
+        return replace(entry, warnings=(NOT_INTACT,))
+    return replace(sheet_entry(record), photo=entry.photo, is_kept=True)
 
 
 def _failed(failure: LastFailure) -> SheetEntry:

@@ -116,7 +116,7 @@ class Work:
         self._queue: deque[Turn] = deque()
         self._attempts: dict[str, Attempt] = {}
         self._entries: dict[str, SheetEntry] = {}
-        """What the sheet says of each photo that is through, by asset id."""
+        """What the sheet says of each photo that was converted or failed, by asset id."""
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._unopened = 0
@@ -502,11 +502,9 @@ class Work:
         if planned.action == "skipped":
             self._counts["skipped"] += 1
             return AssetFinished(path=path, status="skipped", reason=planned.reason)
-        if planned.entry is not None:
-            self._entries[planned.entry.id] = planned.entry
+        if planned.action == "cached":
             self._counts["cached"] += 1
-            paths = tuple(file.path for file in planned.entry.files)
-            return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=paths)
+            return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=planned.outputs)
         if planned.failure is not None:
             failure = planned.failure
             failed = Failed(
@@ -624,15 +622,23 @@ class Work:
             if self._scene.is_part:
                 so_far_s = {self._store.run: time.monotonic() - self._clock}
                 return write_whole(self._options.out, so_far_s=so_far_s).sheet
-            ids = [planned.found.id for planned in self._plan if planned.action != "skipped"]
-            entries = [self._entries[asset] for asset in ids if asset in self._entries]
+            shown = [planned for planned in self._plan if planned.action != "skipped"]
+            entries = [entry for entry in map(self._entry, shown) if entry is not None]
             return write_report(
                 entries,
-                left=len(ids) - len(entries),
+                self._store.records,
+                left=len(shown) - len(entries),
                 is_idle=all(planned.action != "convert" for planned in self._plan),
                 options=self._options,
                 facts=self._facts,
             )
+
+    def _entry(self, planned: Planned) -> SheetEntry | None:
+        """A photo's place on the sheet; None where it was not reached."""
+        asset = planned.found.id
+        if planned.action == "cached":
+            return SheetEntry(id=asset, photo=planned.found.path, is_kept=True, made=planned.made)
+        return self._entries.get(asset)
 
     def _write_junit(self) -> Iterator[Event]:
         """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
