@@ -159,10 +159,10 @@ def peak_bytes(base: Path) -> int:
         tracemalloc.stop()
 
 
-def test_a_finished_photo_takes_at_most_three_kilobytes_until_the_end(few: Path, many: Path) -> None:
+def test_a_finished_photo_takes_at_most_two_kilobytes_until_the_end(few: Path, many: Path) -> None:
     peak_bytes(few)  # what is imported on the way
     each = (peak_bytes(many) - peak_bytes(few)) / (MANY - FEW)
-    assert 500 < each < 3000
+    assert 500 < each < 2000
 
 
 def looks_of(base: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
