@@ -16,6 +16,7 @@ from fakes import CHECKS
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
 from crm_cli.run import store as store_module
+from crm_cli.run.status import status
 from crm_cli.run.store import CommitRecord, Input, Output, Recipe, Records, Store, identities
 
 PRESET = load_preset("tiny").preset
@@ -450,7 +451,7 @@ def test_a_disk_that_cannot_read_a_record_makes_nobody_do_its_asset_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", fail)
-        with pytest.raises(OutputError, match=r"records cannot be read: Input/output error"):
+        with pytest.raises(OutputError, match=r"out: cannot be read: Input/output error"):
             records.of(record.id)
 
 
@@ -472,3 +473,21 @@ def test_pictures_do_not_make_a_vanished_folder_again(store: Store, out: Path, t
     with pytest.raises(FileNotFoundError):
         store._move_pictures(tmp_path / "elsewhere")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["records", "journal"])
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    out: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Store.open(out, run="r1").close()
+    listing = os.scandir, os.listdir
+
+    def fail(which: int, path: Path) -> object:
+        if Path(path).name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return listing[which](path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: fail(0, path))
+    monkeypatch.setattr(os, "listdir", lambda path: fail(1, path))
+    with pytest.raises(OutputError, match=r"out: cannot be read: Input/output error"):
+        status(out)

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 
 from crm_cli.errors import ErrorClass
 from crm_cli.records import Failed
-from crm_cli.run.store import output_error, sync_folder
+from crm_cli.run.store import output_error, sync_folder, unreadable
 from crm_cli.run.wire import dumps, from_plain
 
 JournalEvent = Literal[
@@ -134,7 +134,7 @@ def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mappi
 
     having: a line that holds none of these is not even parsed.
     """
-    for path in sorted(_folder(out).glob("*.ndjson")):
+    for path in _journals(out):
         with contextlib.suppress(OSError), path.open("rb") as file:
             for raw in file:
                 if not raw.endswith(b"\n") or not any(part in raw for part in having):
@@ -143,6 +143,16 @@ def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mappi
                     line = json.loads(raw)
                     if isinstance(line, dict):
                         yield line
+
+
+def _journals(out: Path) -> list[Path]:
+    """Files of all runs, oldest first; OutputError where they cannot be listed."""
+    try:
+        return sorted(path for path in _folder(out).iterdir() if path.suffix == ".ndjson")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(out, error) from error
 
 
 def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:

@@ -275,13 +275,16 @@ class Records:
 
     @classmethod
     def scan(cls, out: Path) -> Records:
-        """List the records without opening one."""
+        """List the records without opening one; OutputError where they cannot be listed."""
         names: dict[str, tuple[str, ...]] = {}
-        for folder in _listed(_private(out) / "records"):
-            for entry in _listed(Path(folder)):
-                if entry.name.endswith((".json", ".intent")):
-                    asset = entry.name.partition(".")[0]
-                    names[asset] = (*names.get(asset, ()), entry.name)
+        try:
+            for folder in _listed(_private(out) / "records"):
+                for entry in _listed(Path(folder)):
+                    if entry.name.endswith((".json", ".intent")):
+                        asset = entry.name.partition(".")[0]
+                        names[asset] = (*names.get(asset, ()), entry.name)
+        except OSError as error:
+            raise unreadable(out, error) from error
         return cls(out=out, names=names)
 
     def of(self, asset_id: str, *, with_intents: bool = False) -> list[CommitRecord]:
@@ -308,11 +311,7 @@ class Records:
             return _read_whole(self.path(name))
         except OSError as error:
             if error.errno in FULL_OR_GONE:
-                raise OutputError(
-                    f"{self.out}: its records cannot be read: {error.strerror}",
-                    code="E_OUTPUT",
-                    remedy="see to the disk, then run the same command again",
-                ) from error
+                raise unreadable(self.out, error) from error
             raise
 
     def path(self, name: str) -> Path:
@@ -400,11 +399,9 @@ class Store:
 
         Asked while workers are busy: a photo may take long, and would be made for nothing.
         """
-        private = _private(self.out)
         try:
-            private.stat()
-            if os.statvfs(private).f_flag & os.ST_RDONLY:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            # A write, and none that anybody sees: a disk that has given up still calls itself writable.
+            os.utime(_private(self.out) / "tmp")
         except OSError as error:
             raise output_error(self.out, error) from error
 
@@ -602,6 +599,15 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(out, error) from error
+
+
+def unreadable(out: Path, error: OSError) -> OutputError:
+    """Say that what the output folder remembers cannot be read: nobody may take it for forgotten."""
+    return OutputError(
+        f"{out}: cannot be read: {error.strerror or error}",
+        code="E_OUTPUT",
+        remedy="see to the disk or the folder's rights, then run the same command again",
+    )
 
 
 def _private(out: Path) -> Path:
