@@ -27,6 +27,8 @@ def refuse(number: int, patch: pytest.MonkeyPatch) -> None:
 def test_a_run_sets_space_aside_and_gives_it_back(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "out", run="r")
     reserve = tmp_path / "out" / ".crm" / "reserve"
+    assert not reserve.exists(), "a run that has nothing to do writes nothing"
+    store.scratch()
     assert reserve.stat().st_size == RESERVE_BYTES
     assert reserve.stat().st_blocks * 512 >= RESERVE_BYTES
     store.close()
@@ -35,6 +37,8 @@ def test_a_run_sets_space_aside_and_gives_it_back(tmp_path: Path) -> None:
 
 def test_every_shard_has_a_reserve_of_its_own(tmp_path: Path) -> None:
     stores = [Store.open(tmp_path / "out", run=f"r{n}", shard=Shard.from_text(f"{n}/2")) for n in (1, 2)]
+    for store in stores:
+        store.scratch()
     assert len(list((tmp_path / "out" / ".crm").glob("reserve*"))) == 2
     stores[0].close()
     assert [path.name for path in (tmp_path / "out" / ".crm").glob("reserve*")] == ["reserve.shard-2-of-2"]
@@ -50,15 +54,16 @@ def test_the_reserve_of_a_dead_shard_goes_with_the_next_whole_run(tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_without_room_for_the_reserve_starts_no_run_and_keeps_no_lock(
+def test_a_disk_without_room_for_the_reserve_begins_no_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    store = Store.open(tmp_path / "out", run="r")
     with monkeypatch.context() as patch:
         refuse(number, patch)
         with pytest.raises(OutputError, match=os.strerror(number)):
-            Store.open(tmp_path / "out", run="r")
+            store.scratch()
+    store.close()
     assert not list((tmp_path / "out" / ".crm").glob("reserve*"))
-    Store.open(tmp_path / "out", run="s").close()
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EFBIG, errno.EINVAL])
@@ -67,6 +72,7 @@ def test_a_disk_that_cannot_set_space_aside_goes_without(
 ) -> None:
     refuse(number, monkeypatch)
     store = Store.open(tmp_path / "out", run="r")
+    store.scratch()
     assert not list((tmp_path / "out" / ".crm").glob("reserve*"))
     store.close()
 

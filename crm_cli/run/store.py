@@ -373,7 +373,6 @@ class Store:
                     write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
                 _clear_leftovers(out, is_alone=shard is None)
                 reserve = private / (f"reserve.{shard}" if shard else "reserve")
-                set_aside(reserve)
                 return cls(out, run=run, lock=lock, reserve=reserve)
             except BaseException:
                 lock.release()
@@ -392,7 +391,8 @@ class Store:
 
     def drop_reserve(self) -> None:
         """Give back the space that was set aside, for the last words of a run that ends on a full disk."""
-        drop(self._reserve)
+        if self._scratch:
+            drop(self._reserve)
 
     def refuse_gone(self) -> None:
         """Raise OutputError where the output folder has vanished, or cannot be written to any more.
@@ -410,10 +410,12 @@ class Store:
         return _private(self.out) / "tmp" / f"{self.run}-{os.getpid()}"
 
     def scratch(self) -> Path:
-        """A new empty folder on the output's file system for one attempt."""
+        """A new empty folder for one attempt, on the output's disk; with the first, space is set aside."""
         self._scratch += 1
         folder = self._own_tmp / str(self._scratch)
         try:
+            if self._scratch == 1:
+                set_aside(self._reserve)
             # Not parents: an output folder that has vanished must not be made again.
             self._own_tmp.mkdir(exist_ok=True)
             folder.mkdir()
