@@ -151,6 +151,15 @@ def test_of_photos_that_were_finished_before_a_run_s_sheet_tells_all_that_theirs
     assert "".join(pages(out).values()).count('<span class="badge kept">Kept</span>') == 3
 
 
+def test_an_idle_run_writes_the_sheet_anew_where_assets_were_made_anew_without_one(tmp_path: Path) -> None:
+    photos, out = plant(tmp_path / "in", "a.jpg"), tmp_path / "out"
+    run(photos, out, report=True)
+    assert "a.obj" in cards(out)["a.jpg"]
+    run(photos, out, "export.formats=[glb]")
+    assert set(statuses(run(photos, out, "export.formats=[glb]", report=True)).values()) == {"cached"}
+    assert "a.glb" in cards(out)["a.jpg"] and "a.obj" not in cards(out)["a.jpg"]
+
+
 def test_an_asset_whose_record_is_lost_while_a_run_goes_on_says_so(whole: Path, tmp_path: Path) -> None:
     photos, out = copied(whole / "in", tmp_path / "in"), copied(whole / "out", tmp_path / "out")
     plant(photos, "new.jpg")

@@ -397,4 +397,4 @@ def test_ten_times_as_many_photos_take_a_little_more_memory(tmp_path: Path) -> N
             assert ends == {end: count}
         peaks_mb[count] = (first.peak_mb, again.peak_mb)
     growth = [large - small for small, large in zip(peaks_mb[1_000], peaks_mb[10_000], strict=True)]
-    assert max(peaks_mb[10_000]) < 200 and max(growth) < 60
+    assert max(peaks_mb[10_000]) < 150 and max(growth) < 40

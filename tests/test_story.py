@@ -243,6 +243,8 @@ def test_another_texture_or_format_asks_no_network_for_views_again(photos: Path,
     assert "imagine" in stages(afresh)
     assert not (tmp_path / "afresh" / ".crm" / "cache").exists()
     assert (out / "bottle.glb").read_bytes() == (tmp_path / "afresh" / "bottle.glb").read_bytes()
+    renamed = Path(shutil.copy(one, tmp_path / "flask.png"))
+    assert "imagine" not in stages(convert(renamed, out)), "a name is no part of what was imagined"
     assert "imagine" in stages(convert(one, out, "--set", "seed=1")), "another seed imagines other sides"
     assert "imagine" in stages(convert(one, out, "--set", "texture.size_px=512", "--no-cache"))
     assert len(list((out / ".crm" / "cache").glob("*/*/ok.json"))) == 2, "--no-cache throws nothing away"
