@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from crm_cli.errors import PhotoError
+from crm_cli.models import bounds
 from crm_cli.models.photo import LONGEST_SIDE_PX, read_photo
 from crm_cli.records import Photo
 
@@ -295,7 +296,13 @@ def test_running_out_of_memory_is_told_apart(tmp_path: Path, monkeypatch: pytest
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", greedy)
-    assert refusal(tmp_path, encode(Image.fromarray(corners()), "PNG")).kind == "oom"
+    content = encode(Image.fromarray(corners()), "PNG")
+    # Where memory is counted, it is the file that wants too much, and no other time or machine helps.
+    error = refusal(tmp_path, content)
+    assert (error.code, error.kind, error.remedy) == ("E_IMG_MEMORY", "input", "export it again")
+    monkeypatch.setattr(bounds, "_address_space", lambda: None)
+    error = refusal(tmp_path, content)
+    assert (error.code, error.kind, error.remedy) == ("E_IMG_MEMORY", "oom", "use fewer --jobs")
 
 
 def test_a_name_with_control_characters_stays_on_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import io
 import os
 from pathlib import Path, PurePosixPath
 
+import fakes
 import pytest
 from hostile import names
 from output import plant, put_fakes_on_the_path, run
@@ -49,11 +50,13 @@ def test_a_folder_becomes_a_row_for_each_photo(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_failed_and_was_finished_later_stands_once(tmp_path: Path) -> None:
-    import fakes
-
     photos, out = plant(tmp_path / "in", "input_a.jpg"), tmp_path / "out"
     run(photos, out)
     run(photos, out, engine=fakes.engine("KindLine"), retry_failed=True)
+    # A kill right after the commit leaves the success out of the journal.
+    for file in (out / ".crm" / "journal").iterdir():
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(line for line in lines if b"asset_done" not in line))
     assert [(str(row.photo), row.status) for row in read_rows(out)] == [("input_a.jpg", "finished")]
 
 

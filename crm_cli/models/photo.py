@@ -1,7 +1,8 @@
 """A file anyone may have sent → an upright sRGB photo, or one PhotoError that says what to do.
 
 Nothing about the file is believed: its size is looked at before its pixels are, only named formats are
-tried, and whatever the decoders raise becomes a PhotoError, so that one bad file never ends a run.
+tried, memory and time are counted while they are, and whatever the decoders raise becomes a PhotoError, so
+that one bad file never ends a run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from crm_cli.errors import PhotoError
+from crm_cli.models.bounds import TookTooLong, bounded
 from crm_cli.names import display_name
 from crm_cli.records import Photo
 
@@ -35,6 +39,15 @@ SHORTEST_SIDE_PX = 16
 
 MAX_FILE_BYTES = 200_000_000
 """More than any camera's photo; a file is read whole, to be hashed and decoded from one copy."""
+
+MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 400_000_000, 16
+"""What decoding may take: of all files of 64 MP that were tried, a WebP with alpha took most, 1.4 GB."""
+
+CPU_S, CPU_S_PER_MPIXEL = 10.0, 0.3
+"""Ten times what any sound file of 64 MP took; at 64 MP half a minute."""
+
+BAND_ROWS = 256
+"""How much of a 16-bit picture is narrowed at once: whole, it would need ten times its size."""
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 """Brands after `ftyp` in files of the HEIF family. (ISO/IEC 23008-12, annex B)"""
@@ -62,9 +75,9 @@ def read_photo(file: Path, *, path: PurePosixPath, max_mpixels: float) -> Photo:
         max_mpixels: Largest picture that is decoded, in 10⁶ pixels.
     """
     name = display_name(path)
-    content = _read(file, name)
     said: list[str] = []
-    with _only_photo_errors(name):
+    with _only_photo_errors(name, max_mpixels=max_mpixels):
+        content = _read(file, name)
         image = _open(content, name, max_mpixels=max_mpixels, said=said)
         orientation = _orientation(image, said)
         profile = image.info.get("icc_profile")
@@ -86,17 +99,15 @@ def read_photo(file: Path, *, path: PurePosixPath, max_mpixels: float) -> Photo:
 def _read(file: Path, name: str) -> bytes:
     """All bytes of a regular file."""
     try:
-        # A pipe would wait for its writer for ever.
-        if not file.is_file():
-            raise PhotoError(f"{name}: no regular file", code="E_IMG_UNREADABLE", kind="io")
-        with file.open("rb") as stream:
+        # A pipe would wait for its writer for ever, also one that has taken a photo's place just now.
+        with open(file, "rb", opener=_open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise PhotoError(f"{name}: no regular file", code="E_IMG_UNREADABLE", kind="io")
             content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise PhotoError(
             f"{name}: cannot be read ({error.strerror})", code="E_IMG_UNREADABLE", kind="io"
         ) from error
-    except MemoryError as error:
-        raise _out_of_memory(name) from error
     if not content:
         raise PhotoError(f"{name}: the file is empty", code="E_IMG_EMPTY", remedy="copy or export it again")
     if len(content) > MAX_FILE_BYTES:
@@ -108,14 +119,26 @@ def _read(file: Path, name: str) -> bytes:
     return content
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anybody."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 @contextmanager
-def _only_photo_errors(name: str) -> Iterator[None]:
-    """Turn whatever the decoders raise into a PhotoError."""
+def _only_photo_errors(name: str, *, max_mpixels: float) -> Iterator[None]:
+    """Hold the decoders to their bounds, and turn whatever they raise into a PhotoError."""
+    is_counted = False
     limit = Image.MAX_IMAGE_PIXELS
     # Pillow's own limit knows neither ours nor the file's width and height; ours is checked in its place.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with (
+            warnings.catch_warnings(record=True) as said,
+            bounded(
+                memory_bytes=int(MEMORY_BYTES + MEMORY_BYTES_PER_PIXEL * max_mpixels * 1e6),
+                cpu_s=CPU_S + CPU_S_PER_MPIXEL * max_mpixels,
+            ) as is_counted,
+        ):
             warnings.simplefilter("always")
             yield
         for warning in said:
@@ -123,7 +146,27 @@ def _only_photo_errors(name: str) -> Iterator[None]:
     except PhotoError:
         raise
     except MemoryError as error:
-        raise _out_of_memory(name) from error
+        # Where we set the limit it is the file's fault, and another try would end the same way.
+        raise PhotoError(
+            f"{name}: needs more memory than any picture of {_short(max_mpixels)} MP"
+            if is_counted
+            else f"{name}: out of memory while reading",
+            code="E_IMG_MEMORY",
+            remedy="export it again" if is_counted else "use fewer --jobs",
+            kind="input" if is_counted else "oom",
+        ) from error
+    except TookTooLong as error:
+        raise PhotoError(
+            f"{name}: takes longer to decode than any picture of {_short(max_mpixels)} MP",
+            code="E_IMG_SLOW",
+            remedy="export it again",
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(
+            f"{name}: far more pixels than the limit of {_short(max_mpixels)} MP",
+            code="E_IMG_TOO_LARGE",
+            remedy="use --max-mpixels or downscale",
+        ) from error
     except UnidentifiedImageError as error:
         raise PhotoError(
             f"{name}: not a picture in a format crm reads, or damaged from its first bytes on",
@@ -143,16 +186,12 @@ def _only_photo_errors(name: str) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _out_of_memory(name: str) -> PhotoError:
-    """The photo did not fit into memory."""
-    return PhotoError(
-        f"{name}: out of memory while reading", code="E_IMG_MEMORY", remedy="use fewer --jobs", kind="oom"
-    )
-
-
 def _open(content: bytes, name: str, *, max_mpixels: float, said: list[str]) -> Image.Image:
     """Decode the first frame, JPEGs straight at a reduced size."""
     formats = [*FORMATS, *_heif(content, name)]
+    if content[8:12] == b"WEBP":
+        # Its decoder takes memory for the canvas before anybody can ask for its size.
+        Image.MAX_IMAGE_PIXELS = int(max_mpixels * 1e6)
     image = Image.open(io.BytesIO(content), formats=formats)
     mpixels = image.width * image.height / 1e6
     if mpixels > max_mpixels:
@@ -205,8 +244,12 @@ def _to_bytes(image: Image.Image, name: str) -> Image.Image:
     """The picture in a mode of 8-bit channels that can be resized: L, RGB, RGBA or CMYK."""
     if image.mode.startswith("I;16"):
         # convert() would clip at 255 instead of scaling; 65535 = 255 · 257.
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        wide = np.asarray(image)
+        narrow = np.zeros(wide.shape, np.uint8)
+        for top in range(0, len(wide), BAND_ROWS):
+            band = slice(top, top + BAND_ROWS)
+            narrow[band] = (wide[band].astype(np.uint32) + 128) // 257
+        return Image.fromarray(narrow)
     if image.mode in ("I", "F"):
         raise PhotoError(
             f"{name}: 32-bit pixels say neither what is black nor what is white",
