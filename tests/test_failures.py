@@ -1,5 +1,6 @@
 """What becomes of photos that fail, and of runs in which many do."""
 
+import hashlib
 import json
 import signal
 import time
@@ -27,6 +28,7 @@ from crm_cli.run.journal import Journal, last_failures, read_lines, unfinished_a
 from crm_cli.run.options import Stop
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, ROW
 from crm_cli.run.status import status
+from crm_cli.run.store import Records, hash_file
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,20 @@ def test_the_last_words_of_a_worker_that_hung_are_kept_with_the_run(tmp_path: Pa
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     events = run(plant(tmp_path / "in", "flaky_a.jpg"))
     assert statuses(events) == {"flaky_a.jpg": "converted"} and exit_code(events) == 0
+
+
+def test_a_photo_that_changed_under_its_worker_is_made_of_the_new_bytes(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "slow_a.jpg")
+    events: list[Event] = []
+    for event in start(photos):
+        is_first = not any(isinstance(e, AttemptFailed) for e in events)
+        if isinstance(event, StageStarted) and event.stage == "unwrap" and is_first:
+            (photos / "slow_a.jpg").write_bytes(b"changed meanwhile")
+        events.append(event)
+    assert statuses(events) == {"slow_a.jpg": "converted"} and len(started(events)) == 2
+    [record] = Records.scan(tmp_path / "out").newest()
+    assert record.input.sha256 == hashlib.sha256(b"changed meanwhile").hexdigest()
+    assert record.input.sha256 == hash_file(photos / "slow_a.jpg").sha256 and record.attempt == 2
 
 
 def test_a_worker_killed_from_outside_costs_its_photo_no_attempt(tmp_path: Path) -> None:

@@ -397,7 +397,9 @@ class Work:
         logs = (*attempt.turn.logs, report.log)
         if may_try_again(failed) and self._ending.why is None:
             yield AttemptFailed(path=failed.path, reason=failed.message)
-            again = replace(attempt.turn, number=failed.attempts + 1, logs=logs)
+            # Read anew: it may be its bytes that have changed.
+            planned = replace(attempt.planned, input=None)
+            again = replace(attempt.turn, planned=planned, number=failed.attempts + 1, logs=logs)
             if failed.kind == "oom":
                 again = yield from self._economize(again)
             self._queue.appendleft(again)
