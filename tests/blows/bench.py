@@ -190,6 +190,7 @@ class Bench:
     @cached_property
     def _keys(self) -> set[str]:
         """What a run of ours was asked to make."""
+        assert self._reference.code == 0
         lines = read_lines(self._whole_folder)
         return {line["key"] for line in lines if line["ev"] == "asset_done"}
 

@@ -33,19 +33,17 @@ def deleted(root: Path, dice: random.Random) -> Iterator[Finding]:
         mine = dice.choice((bench, hangs))
         out = mine.fresh()
         process = mine.start(out)
-        time.sleep(dice.uniform(0.1, 1.1) * bench.seconds)
+        while not out.exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0.0, 0.8) * bench.seconds)
         since = time.monotonic()
-        was_there = _take_away(out, root / "elsewhere", dice)
+        _take_away(out, root / "elsewhere", dice)
         done = finished(process, since)
-        finding = Finding(orphans_of(process.pid))
-        if was_there:
-            # It may have been about to leave.
-            finding.wrong += _too_late(done) + done.surprises(expected=[0, 5])
-            finding.wrong += ["it made its folder again"] if out.exists() else []
-            finding.longest_s["from the loss to the end"] = done.seconds
-        else:
-            process.kill()
-        finding.figures[f"exit {done.code}" if was_there else "not begun"] += 1
+        # It may have been about to leave.
+        finding = Finding(_too_late(done) + done.surprises(expected=[0, 5]) + orphans_of(process.pid))
+        finding.wrong += ["it made its folder again"] if out.exists() else []
+        finding.figures[f"exit {done.code}"] += 1
+        finding.longest_s["from the loss to the end"] = done.seconds
         yield finding
 
 
@@ -88,16 +86,13 @@ def clocks(root: Path, dice: random.Random) -> Iterator[Finding]:
         yield finding
 
 
-def _take_away(out: Path, elsewhere: Path, dice: random.Random) -> bool:
-    """Remove a folder that somebody may be writing to; False where there was none yet."""
-    if not out.exists():
-        return False
+def _take_away(out: Path, elsewhere: Path, dice: random.Random) -> None:
+    """Remove a folder that somebody may be writing to."""
     if dice.random() < 0.5:
         shutil.rmtree(elsewhere, ignore_errors=True)
         out.rename(elsewhere)
     while out.exists():
         shutil.rmtree(out, ignore_errors=True)
-    return True
 
 
 def _too_late(done: Done) -> list[str]:
