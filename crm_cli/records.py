@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MAX_PHOTO_BYTES = 200_000_000
+"""More than any camera's photo; a file is read whole, to be hashed and decoded from one copy."""
+
+
 def expect(owner: str, **arrays: tuple[Any, str]) -> None:
     """Raise ValueError where an array has another shape than its pattern says."""
     sizes: dict[str, tuple[int, str]] = {}

@@ -152,6 +152,17 @@ class KindLine(FakeLine):
         return self._made(job, report_stage, report_step, obey=lambda job: None)
 
 
+class ReadingLine(FakeLine):
+    """A line that reads photos as the real one does."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        from crm_cli.models.photo import read_photo
+
+        report_stage("prepare")
+        read_photo(job.root / job.path, path=job.path, max_mpixels=job.max_mpixels)
+        return super().convert(job, report_stage, report_step)
+
+
 class ToldLine(FakeLine):
     """A line that says how it was opened, in the file it writes."""
 
@@ -307,4 +318,4 @@ def engine(
 if __name__ == "__main__":
     from crm_cli.cli.app import main
 
-    main(engine())
+    main(engine(os.environ.get("FAKES_LINE", "FakeLine")))

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from crm_cli.errors import PhotoError
 from crm_cli.models.bounds import TookTooLong, bounded
 from crm_cli.names import display_name
-from crm_cli.records import Photo
+from crm_cli.records import MAX_PHOTO_BYTES, Photo
 
 LOG = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ of the largest cut-out."""
 
 SHORTEST_SIDE_PX = 16
 """Below, there is no outline to find."""
-
-MAX_FILE_BYTES = 200_000_000
-"""More than any camera's photo; a file is read whole, to be hashed and decoded from one copy."""
 
 MEMORY_BYTES, MEMORY_BYTES_PER_PIXEL = 400_000_000, 16
 """What decoding may take: of all files of 64 MP that were tried, a WebP with alpha took most, 1.4 GB."""
@@ -103,16 +100,16 @@ def _read(file: Path, name: str) -> bytes:
         with open(file, "rb", opener=_open_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise PhotoError(f"{name}: no regular file", code="E_IMG_UNREADABLE", kind="io")
-            content = stream.read(MAX_FILE_BYTES + 1)
+            content = stream.read(MAX_PHOTO_BYTES + 1)
     except OSError as error:
         raise PhotoError(
             f"{name}: cannot be read ({error.strerror})", code="E_IMG_UNREADABLE", kind="io"
         ) from error
     if not content:
         raise PhotoError(f"{name}: the file is empty", code="E_IMG_EMPTY", remedy="copy or export it again")
-    if len(content) > MAX_FILE_BYTES:
+    if len(content) > MAX_PHOTO_BYTES:
         raise PhotoError(
-            f"{name}: the file has more than {MAX_FILE_BYTES // 1_000_000} MB",
+            f"{name}: the file has more than {MAX_PHOTO_BYTES // 1_000_000} MB",
             code="E_IMG_TOO_LARGE",
             remedy="export it smaller",
         )

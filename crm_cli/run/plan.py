@@ -14,7 +14,7 @@ from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import STAGES, UsedWeights
 from crm_cli.run.past import Past
-from crm_cli.run.store import Glance, Input, Keys, Recipe, Records, hash_file, looks_unchanged
+from crm_cli.run.store import Glance, Input, Keys, Recipe, Records, hash_photo, looks_unchanged
 from crm_cli.run.walk import Found
 
 Action = Literal["convert", "cached", "skipped", "failed", "conflict"]
@@ -155,7 +155,7 @@ class Planner:
             is_settled = record.t - record.input.mtime_ns / 1e9 > CLOCK_DOUBT_S
             if is_settled and looks_unchanged(found.file, record.input):
                 return record.input
-        return hash_file(found.file)
+        return hash_photo(found.file)
 
     def _obstacle(self, found: Found) -> PurePosixPath | None:
         """A file where the asset's would go that none of its records or intents has left like this.

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from typing import Any, TypeVar
 
 from crm_cli.errors import NoInput, OutputError, PhotoError, UsageError
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import Checks
+from crm_cli.records import MAX_PHOTO_BYTES, Checks
 from crm_cli.run.lock import Lock, is_named_after, shards_at_work, take_lock
 from crm_cli.run.shards import Shard
 from crm_cli.run.space import drop, set_aside
@@ -213,16 +214,35 @@ def _settings_digest(preset: Preset, sections: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def hash_file(path: Path) -> Input:
-    """Read a whole file and say what it holds."""
+def hash_file(path: Path, *, most_bytes: int | None = None) -> Input:
+    """Read a file and say what it holds; OSError where it is no regular file.
+
+    most_bytes: how much of it is read at most, where a larger one is of no use anyway: a file of terabytes
+    that takes no place on the disk would keep us for hours, one that grows as fast as it is read for ever.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    left = sys.maxsize if most_bytes is None else most_bytes
+    # A pipe that has taken the file's place would wait for its writer.
+    with open(path, "rb", opener=_open_at_once) as file:
         found = os.fstat(file.fileno())
-        while block := file.read(HASHED_AT_ONCE):
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        while block := file.read(min(HASHED_AT_ONCE, left)):
             digest.update(block)
+            left -= len(block)
     return Input(
         sha256=digest.hexdigest(), size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino
     )
+
+
+def hash_photo(path: Path) -> Input:
+    """Read a photo and say what it holds; of one that is too large to be one, its first part has to do."""
+    return hash_file(path, most_bytes=MAX_PHOTO_BYTES + 1)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for anybody."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def looks_unchanged(path: Path, known: Input) -> bool:

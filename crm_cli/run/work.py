@@ -49,7 +49,7 @@ from crm_cli.run.store import (
     CommitRecord,
     Output,
     Store,
-    hash_file,
+    hash_photo,
     identities,
     looks_unchanged,
     write_atomically,
@@ -266,7 +266,7 @@ class Work:
         """Hand a photo to a worker, after the journal knows of it."""
         planned, found = turn.planned, turn.planned.found
         try:
-            known = planned.input or hash_file(found.file)
+            known = planned.input or hash_photo(found.file)
         except OSError as error:
             yield self._settle_failed(planned, _unreadable(planned, error, turn.number), key="")
             return

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from crm_cli.errors import CrmError, ErrorClass, PhotoError
+from crm_cli.names import display_name
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
@@ -176,10 +177,21 @@ def convert_one(
         return {"refused": _describe(error)}
     # The one place that catches everything: no list of what can go wrong in a library is ever complete.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return {"failed": Failed.from_error(job.path, _too_long(job), stage=stage)}
         kind, code = _classify(error)
         text = f"{type(error).__name__}: {error}"[:2000]
         failed = Failed(path=job.path, kind=kind, code=code, message=text, stage=stage)
         return {"failed": failed, "traceback": traceback.format_exc()}
+
+
+def _too_long(job: Job) -> PhotoError:
+    """Say that an asset is called after its photo, with more behind it."""
+    return PhotoError(
+        f"{display_name(job.path)}: the names of its files would be longer than the disk allows",
+        code="E_NAME_TOO_LONG",
+        remedy="give the photo a shorter name",
+    )
 
 
 def _classify(error: Exception) -> tuple[ErrorClass, str]:
