@@ -333,7 +333,7 @@ def show_summary(console: Console, event: RunFinished, *, out: Path | None) -> N
     elif event.exit_code and not event.failures:
         say(console, "nothing is left to do")
     if may_retry:
-        say(console, f"to try failed photos again: crm retry {shlex.quote(str(out))}")
+        say(console, f"what failed can be tried once more: crm retry {shlex.quote(str(out))}")
 
 
 def _plan(event: Plan) -> str:

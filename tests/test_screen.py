@@ -104,8 +104,8 @@ def test_the_summary_names_the_weights() -> None:
     [
         (0, {}, "nothing is left to do"),
         (1, {}, "1 left: the same command again does what is left"),
-        (0, {"crash": 1}, "to try failed photos again: crm retry 'my meshes'"),
-        (2, {"oom": 1}, "to try failed photos again: crm retry 'my meshes'"),
+        (0, {"crash": 1}, "what failed can be tried once more: crm retry 'my meshes'"),
+        (2, {"oom": 1}, "what failed can be tried once more: crm retry 'my meshes'"),
         (1, {"conflict": 1}, "1 left: the same command again does what is left"),
     ],
 )

@@ -168,7 +168,7 @@ def test_after_failures_the_command_that_tries_them_again_is_told(tmp_path: Path
     photos = plant(tmp_path / "in", "input_a.jpg")
     out = tmp_path / "my meshes"
     done = crm("convert", photos, "-o", out, *QUICK, check=3)
-    assert f"to try failed photos again: crm retry '{out}'" in done.stderr.replace("\n", "")
+    assert f"what failed can be tried once more: crm retry '{out}'" in done.stderr.replace("\n", "")
 
 
 def complete(words: str) -> list[str]:

@@ -47,7 +47,7 @@ class Folder:
     def places(self, *patterns: str) -> list[Path]:
         """Files of some kinds, relative to the folder."""
         found = {path for pattern in patterns for path in self.standing.glob(pattern)}
-        return sorted(path.relative_to(self.standing) for path in found)
+        return sorted(path.relative_to(self.standing) for path in found if path.is_file())
 
 
 def damage(root: Path, dice: random.Random) -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def _assets(folder: Folder, out: Path, dice: random.Random) -> Finding:
 
 def _words(folder: Folder, out: Path, dice: random.Random) -> Finding:
     """Spoil journals and logs: what is finished stays so."""
-    patterns = (".crm/journal/*", ".crm/runs/*/*", ".crm/sheet", ".crm/lock")
+    patterns = (".crm/journal/*", ".crm/runs/*/*", ".crm/quarantine/*/*", ".crm/sheet", ".crm/lock")
     for place in dice.sample(folder.places(*patterns), dice.randrange(1, 4)):
         _spoil(out / place, dice)
     plan = _plan(folder.bench, out)

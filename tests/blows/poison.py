@@ -24,6 +24,8 @@ FATES = {
     "liar_": "io",
     "noisy_": None,
     "once_": None,
+    "flaky_": None,
+    "oom_": "oom",
 }
 """What becomes of a photo by its name: the class of its failure, or None where it becomes an asset."""
 

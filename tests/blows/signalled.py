@@ -19,9 +19,9 @@ from pathlib import Path
 
 from blows.bench import Bench, Done, Finding, finished, litter, orphans_of
 from crm_cli.cli.listening import DEBOUNCE_S
-from crm_cli.run.batch import GRACE_S
 from crm_cli.run.events import SCHEMA
 from crm_cli.run.journal import read_lines
+from crm_cli.run.options import GRACE_S
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
