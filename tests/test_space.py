@@ -10,6 +10,7 @@ from crm_cli.run import space
 from crm_cli.run.shards import Shard
 from crm_cli.run.space import RESERVE_BYTES, check_free_space
 from crm_cli.run.store import Store
+from crm_cli.run.worker import NO_SPACE, _classify
 
 
 class Disk(NamedTuple):
@@ -108,3 +109,8 @@ def test_without_a_word_a_disk_must_have_room_for_the_photos_that_are_left_and_n
     with pytest.raises(OutputError, match=r"2\.0 GB asked for"):
         check_free_space(tmp_path, None, photos=10**9)
     check_free_space(tmp_path, 0, photos=10**9)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
+def test_a_worker_that_may_write_no_more_blames_no_photo(number: int) -> None:
+    assert _classify(OSError(number, os.strerror(number))) == ("io", NO_SPACE)

@@ -100,7 +100,7 @@ def workers(root: Path, dice: random.Random) -> Iterator[Finding]:
         out = bench.fresh()
         since = time.monotonic()
         process = bench.start(out)
-        kills = sum(_kill_a_worker(process, dice, longest_s=bench.seconds / KILLS) for _ in range(KILLS))
+        kills = sum(_kill_a_worker(process, out, dice, longest_s=bench.seconds / KILLS) for _ in range(KILLS))
         done = finished(process, since)
         finding = Finding(done.surprises(expected=[0]))
         finding.wrong += [*orphans_of(process.pid), *bench.corrupt(out), *bench.lost(out)]
@@ -111,18 +111,29 @@ def workers(root: Path, dice: random.Random) -> Iterator[Finding]:
         ]
         left = sorted(set(bench.names) - bench.finished(out))
         finding.wrong += [f"{name} was not converted" for name in left]
-        finding.figures.update({"kills": kills})
+        tried_again = sum(tries > 1 for tries in attempts(out).values())
+        finding.figures.update({"kills": kills, "photos tried again": tried_again})
         yield finding
 
 
-def _kill_a_worker(process: subprocess.Popen[str], dice: random.Random, *, longest_s: float) -> bool:
-    """Kill one of the run's workers after a while; False where the run had ended before."""
+def _kill_a_worker(
+    process: subprocess.Popen[str], out: Path, dice: random.Random, *, longest_s: float
+) -> bool:
+    """Kill one of the run's workers, after a while or in a stage; False where the run had ended before."""
     ends = time.monotonic() + PATIENCE_S
-    time.sleep(dice.uniform(0.0, longest_s))
+    is_in_stage = dice.random() < 0.5
+    stages = _stages_done(out)
+    time.sleep(0.0 if is_in_stage else dice.uniform(0.0, longest_s))
     while process.poll() is None and time.monotonic() < ends:
-        if found := workers_of(process.pid):
+        if is_in_stage and _stages_done(out) == stages:
+            time.sleep(0.001)
+        elif found := workers_of(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(dice.choice(found), signal.SIGKILL)
                 return True
         time.sleep(0.01)
     return False
+
+
+def _stages_done(out: Path) -> int:
+    return sum(line["ev"] == "stage_done" for line in read_lines(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -23,6 +24,9 @@ DISK_BYTES = 4 * RESERVE_BYTES
 
 RUN_PAGES = 48
 """A little more than a run of three photos fills."""
+
+SIZES = (2_500, 100, 1_200, 8_000)
+"""Bytes that an asset, a lock, a record, and a page or a journal are larger than, or nearly."""
 
 LIMITED = """
 import os, resource, sys
@@ -71,8 +75,8 @@ def full_disks(root: Path, dice: random.Random) -> Iterator[Finding]:
 def limits(root: Path, dice: random.Random) -> Iterator[Finding]:
     """A limit on the size of files that something of a run exceeds: a lock, a record, an asset, a page."""
     bench = Bench(root, "a.jpg", "b.jpg", "sub/c.png")
-    while True:
-        out, limit = bench.fresh(), int(10 ** dice.uniform(1.0, 4.3))
+    for size in itertools.cycle(SIZES):
+        out, limit = bench.fresh(), int(size * dice.uniform(0.6, 1.2))
         done = bench.run(out, prefix=[sys.executable, "-c", LIMITED, str(limit)])
         finding = _judged(bench, out, done)
         finding.wrong += bench.unsettled(out)
