@@ -206,11 +206,14 @@ def test_a_pipe_that_takes_a_photos_place_after_it_was_found_fails_alone(tmp_pat
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **READING}
     ) as process:
         assert process.stdout is not None and process.stderr is not None
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
         for line in process.stdout:
             if '"asset_started"' in line and "slow_a" in line:
                 (photos / "z.png").unlink()
                 os.mkfifo(photos / "z.png")
         errors = process.stderr.read()
+        watchdog.cancel()
         assert process.wait(60) == 3, errors
     assert "z.png: cannot be read" in errors and "not a regular file" in errors
     assert assets(out) == {b"slow_a.png.glb"}
