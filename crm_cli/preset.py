@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
@@ -24,8 +24,14 @@ from crm_cli.errors import UsageError
 DEFAULT = "default"
 """The preset that sets everything; every other one extends it, directly or not."""
 
-MAX_PRESET_BYTES = 1_000_000
+MAX_PRESET_BYTES = 1 << 16
 """A preset is a page of text; more is a mistake in the file name, and would only be slow to parse."""
+
+MAX_ALIASES = 8
+"""Merged into each other, aliases grow like a power of their number; a preset has hardly any."""
+
+MAX_SHOWN = 200
+"""How much of a name that is none is repeated."""
 
 
 AUTO = "auto"
@@ -386,9 +392,14 @@ def _parent(path: Path, extends: Any) -> Path | None:
 def _find(name: str, *, beside: Path) -> Path:
     """The file of a preset: a path where the name looks like one, otherwise a shipped preset."""
     if name.endswith((".yaml", ".yml")):
-        path = (beside / Path(name).expanduser()).resolve()
-        # A pipe or a device would never end.
-        if not path.is_file():
+        try:
+            path = (beside / Path(name).expanduser()).resolve()
+            # A pipe or a device would never end.
+            is_file = path.is_file()
+        # ValueError: a NUL byte. RuntimeError: links that run in a circle, a user without a home.
+        except (OSError, ValueError, RuntimeError):
+            is_file = False
+        if not is_file:
             raise UsageError(f"{_printable(name)}: no such preset file", code="E_PRESET_NAME")
         return path
     if name in list_presets():
@@ -425,9 +436,18 @@ def _parse(text: str, *, where: str) -> Any:
     class Loader(yaml.SafeLoader):
         """The safe loader, but a key given twice is an error instead of the last one winning."""
 
+        aliases = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                self.aliases += 1
+                if self.aliases > MAX_ALIASES:
+                    raise yaml.composer.ComposerError(problem=f"more than {MAX_ALIASES} aliases")
+            return super().compose_node(parent, index)
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+            twice = next((key for key, count in Counter(keys).items() if count > 1), None)
             if twice is not None:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{twice!r} is set twice", problem_mark=node.start_mark
@@ -436,8 +456,9 @@ def _parse(text: str, *, where: str) -> Any:
 
     try:
         return yaml.load(text, Loader)
-    # ValueError: PyYAML passes on what int() and datetime() raise. RecursionError: brackets nested too deep.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # Not YAMLError alone: of a tag whose value does not fit PyYAML passes on whatever comes of it, and
+    # brackets that are nested too deep are a RecursionError.
+    except Exception as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise UsageError(
@@ -487,7 +508,7 @@ def _checked_one(setting: Setting, value: Any, origin: str) -> Any:
     if fits and setting.choices:
         fits = value in setting.choices
     if fits and setting.within is not None:
-        fits = math.isfinite(value) and setting.within.low <= value <= setting.within.high
+        fits = setting.within.low <= value <= setting.within.high  # which what is no number is not
     if not fits:
         hint = (
             _hint(str(value), [str(choice) for choice in setting.choices]) if isinstance(value, str) else ""
@@ -538,11 +559,15 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a message: short even where aliases make it endless."""
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of thousands of digits, which Python does not write out
+        return "a number beyond all bounds"
 
 
 def _printable(text: str) -> str:
     """A name in a message: on one line, without control characters."""
+    text = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
     return text if text.isprintable() else repr(text)
 
 

@@ -83,7 +83,9 @@ def would_trim(out: Path, *, limit_bytes: int) -> Trimmed:
 
 def read_size(text: str) -> int:
     """Bytes of `20G`, `512M`, `1.5T` or a plain number; units are powers of 1024. Raises UsageError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?\s*", text, re.ASCII | re.IGNORECASE)
+    # So few digits that int() takes them.
+    pattern = r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTP]?)(?:i?B)?\s*"
+    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
     size = float(found[1]) * _UNITS[found[2].upper()] if found else math.inf
     if not found or size > _UNITS["P"] * 1024:
         raise UsageError(f"{text}: not a size", code="E_SIZE", remedy="write 20G, 512M, or a number of bytes")

@@ -79,7 +79,8 @@ def candidates(
     paths: Iterable[PurePosixPath] = [start.path]
     if start.is_folder:
         given = start.root / start.path
-        if out.exists() and given.samefile(out):
+        here = _identity_of(given)
+        if here is not None and here == _identity_of(out):
             raise UsageError(
                 f"{display_name(given)}: is the input and the output folder",
                 code="E_OUT_IS_INPUT",
