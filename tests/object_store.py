@@ -1,8 +1,8 @@
 """A server that speaks S3, on this machine alone, that counts requests and fails some of them when told.
 
-Started by the fixture `store`, which tests import with `credentials`; `python object_store.py` serves until
-its stdin ends. Faults are an error answer (500 or 503), a connection reset before the request is heard, and
-one reset after the request was obeyed, so that only its answer is lost.
+Started by the fixture `store`; `python object_store.py` serves until its stdin ends. Faults are an error
+answer (500 or 503), a connection reset before the request is heard, and one reset after the request was
+obeyed, so that only its answer is lost.
 """
 
 import contextlib
@@ -179,6 +179,7 @@ class _Gate:
             pass
         connection: socket.socket = environ["werkzeug.socket"]
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)  # other hands hold it as well: closing alone would do nothing
         connection.close()
         raise ConnectionResetError
 

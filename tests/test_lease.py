@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from object_store import ObjectStore, credentials, store  # noqa: F401
+from object_store import ObjectStore
 
 from crm_cli.errors import Locked
 from crm_cli.run import lease as leases

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
+# An output folder, here or in an object store. No paths: those would make one slash of two.
+OutArgument = Annotated[str, typer.Argument(metavar="OUT", help="An output folder of crm, or its URL.")]
+EndpointOption = Annotated[
+    str,
+    typer.Option(metavar="URL", envvar="CRM_ENDPOINT_URL", help="Address of the object store's service."),
+]
+
 # How a run is shown, for every command that runs one.
 EventsOption = Annotated[bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")]
 ProgressOption = Annotated[str, typer.Option(envvar="CRM_PROGRESS", help="auto, bar, plain or none.")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crm_cli.cli.console import (
+    EndpointOption,
     EventsOption,
     ProgressOption,
     QuietOption,
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 
 def convert(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; mirrors the input's folders.")],
+    out: Annotated[
+        str, typer.Option("-o", "--out", help="Output folder, or its URL; mirrors the input's folders.")
+    ],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos; or their URLs."),
     ] = None,
     preset: Annotated[
         str, typer.Option("-p", "--preset", envvar="CRM_PRESET", help="Name of a preset, or a file.yaml.")
@@ -120,6 +124,7 @@ def convert(
     wait_lock: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="Wait for another run in OUT to end.")
     ] = 0.0,
+    endpoint_url: EndpointOption = "",
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="No photo is no error.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no contact sheet.")] = False,
     as_json: EventsOption = False,
@@ -131,6 +136,7 @@ def convert(
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
+    from crm_cli.run.remote import check_endpoint, check_url, is_url, local_path
     from crm_cli.run.shards import Shard
     from crm_cli.run.walk import Selection
 
@@ -143,9 +149,12 @@ def convert(
     if null and not from_file:
         raise UsageError("-0 without a list", code="E_LIST", remedy="it tells how to read --from-file")
     options = RunOptions(
-        inputs=tuple(inputs or ()),
+        inputs=tuple(local_path(given) for given in inputs or () if not is_url(given)),
+        urls=tuple(check_url(given) for given in inputs or () if is_url(given)),
         listed=read_lists(from_file or (), is_null=null),
-        out=out,
+        out=Path() if is_url(out) else local_path(out),
+        place=check_url(out) if is_url(out) else "",
+        endpoint=check_endpoint(endpoint_url),
         select=Selection(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from crm_cli.cli.console import JsonOption, say
-
-OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of crm.")]
+from crm_cli.cli.console import EndpointOption, JsonOption, OutArgument, say
 
 
-def status(out: OutArgument, as_json: JsonOption = False) -> None:
+def status(out: OutArgument, endpoint_url: EndpointOption = "", as_json: JsonOption = False) -> None:
     """Say what is finished and what failed, at any time."""
+    from crm_cli.run.elsewhere import opened, said_out
     from crm_cli.run.status import status as read_status
     from crm_cli.run.wire import to_plain
     from crm_cli.screen import with_path
 
-    standing = read_status(out)
+    with opened(out, endpoint=endpoint_url) as folder:
+        standing = read_status(folder)
     if as_json:
-        typer.echo(json.dumps(to_plain(standing)))
+        typer.echo(json.dumps({**to_plain(standing), **said_out(out)}))
         return
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
     for label, count in standing.weights.items():

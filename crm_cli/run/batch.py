@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, ErrorClass, ExitCode, Locked, NoInput, OutputError, PhotoError
@@ -67,7 +68,9 @@ from crm_cli.run.options import (
 from crm_cli.run.plan import Planned, Planner
 from crm_cli.run.report import RunFacts, write_report, write_whole
 from crm_cli.run.search import absolute
+from crm_cli.run.sources import staged, trees
 from crm_cli.run.store import (
+    REPORT,
     CommitRecord,
     Output,
     Recipe,
@@ -83,6 +86,9 @@ from crm_cli.run.store import (
 from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE, Launch
+
+if TYPE_CHECKING:
+    from crm_cli.run.mirror import Mirror
 
 WORTH_ANOTHER_TRY: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout"})
 """Failures that a fresh worker may not meet again."""
@@ -121,13 +127,40 @@ def convert(
     only: photos to take of those found; the contact sheet then is of the whole folder.
     """
     stop = stop or Stop()
+    if not options.place:
+        yield from _convert(preset, options, stop, engine, only)
+        return
+    # A folder on a disk needs nothing of it.
+    from crm_cli.run.elsewhere import mirrored
+
+    try:
+        with mirrored(options, is_unwanted=lambda: stop.signal is not None) as (here, mirror):
+            yield from _convert(preset, here, stop, engine, only, mirror)
+    except Locked:
+        if stop.signal is None:
+            raise
+        yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0)
+
+
+def _convert(
+    preset: Preset,
+    options: RunOptions,
+    stop: Stop,
+    engine: Engine,
+    only: Collection[PurePosixPath] | None,
+    mirror: Mirror | None = None,
+) -> Iterator[Event]:
+    """Convert what is missing in a folder, which may be the mirror of one elsewhere."""
     found = walk(
         options.inputs,
         options.out,
         select=options.select,
         keep_ext=options.keep_ext,
         listed=options.listed,
+        trees=trees(options),
     )
+    if mirror is not None:
+        mirror.inputs = frozenset(photo.source.url for photo in found.photos if photo.source)
     is_part = only is not None
     if only is not None:
         wanted = {asset_id(path): path for path in only}
@@ -139,7 +172,7 @@ def convert(
         yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
     # A shard without a photo is done: of few photos and many shards, some have none.
     if not found.found and not options.allow_empty:
-        names = ", ".join(str(path) for path in options.inputs) or "the lists"
+        names = ", ".join([*map(str, options.inputs), *options.urls]) or "the lists"
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
     if options.report and not options.select.shard:
@@ -166,6 +199,7 @@ def convert(
             shard=options.select.shard,
             wait_lock_s=options.wait_lock_s,
             is_unwanted=lambda: stop.signal is not None,
+            place=mirror,
         )
     except Locked:
         if stop.signal is None:
@@ -350,7 +384,7 @@ class _Batch:
             weights=weights_label(weights.name, weights.digest),
         )
         self._plan = plan
-        self._photos = [planned.found.file for planned in plan]
+        self._photos = [planned.found.file for planned in plan if planned.found.source is None]
         self._queue: deque[tuple[Planned, int]] = deque()
         self._attempts: dict[str, _Attempt] = {}
         self._outcomes: dict[str, CommitRecord | Failed] = {}
@@ -393,7 +427,7 @@ class _Batch:
     def _events(self, *, workers: int) -> Iterator[Event]:
         yield RunStarted(
             run=self._store.run,
-            out=self._options.out,
+            out=self._options.shown_out,
             weights=self._weights.name,
             weights_digest=self._weights.digest,
             architecture=self._weights.architecture,
@@ -408,7 +442,9 @@ class _Batch:
         exit_code = self._exit_code()
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
-        report = self._write_report()
+        report: Path | str | None = self._write_report()
+        if report and self._options.place:
+            report = f"{self._options.place}/{REPORT}/index.html"
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
         finished = RunFinished(
             exit_code=exit_code,
@@ -455,20 +491,26 @@ class _Batch:
     def _dispatch(self, planned: Planned, number: int) -> Iterator[Event]:
         """Hand a photo to a worker, after the journal knows of it."""
         found = planned.found
+        scratch = self._store.scratch()
+        root = found.root
         try:
-            known = planned.input or hash_file(found.file)
+            if found.source is not None:
+                root, known = staged(found.source, scratch, found.path)
+            else:
+                known = planned.input or hash_file(found.file)
         except OSError as error:
+            self._store.discard(scratch)
             yield self._settle_failed(planned, _unreadable(planned, error, number), key="")
             return
         planned = replace(planned, input=known)
         keys = self._planner.recipe.keys(known.sha256)
         key = self._planner.attempt_key(keys)
         job = Job(
-            root=found.root,
+            root=root,
             path=found.path,
             stem=found.stem,
             id=found.id,
-            scratch=self._store.scratch(),
+            scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
         )
@@ -569,7 +611,8 @@ class _Batch:
         planned, recipe = attempt.planned, self._planner.recipe
         assert planned.input is not None
         try:
-            is_same = looks_unchanged(planned.found.file, planned.input)
+            # What was fetched cannot change any more.
+            is_same = bool(planned.found.source) or looks_unchanged(planned.found.file, planned.input)
         except OSError:
             is_same = False
         if not is_same:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -41,10 +41,16 @@ DRIVERS: Mapping[str, tuple[str, str]] = {
 """Stores that may be named, what speaks to each, and how one gets that. Nothing else: a URL is input."""
 
 PAUSES_S = (0.2, 0.6, 1.8, 5.0)
-"""How long a failed request waits before each further try, more or less; drivers have tried by then."""
+"""How long a failed request waits before each further try, more or less."""
+
+PROBE = "lease.probe-"
+"""How objects are named that are written to learn the store's time."""
 
 READS = 5
 """How often a lease that is just being renewed is read again."""
+
+PARTS_BYTES = 100_000_000
+"""Larger files go in parts, which s3fs puts over a certain object only by looking before."""
 
 AT_ONCE = 16
 """Requests under way at the same time."""
@@ -157,20 +163,28 @@ def is_plain(name: str) -> bool:
 
 
 class Remote:
-    """One folder of a store. What goes wrong is an OSError in our own words."""
+    """One folder of a store. What goes wrong is an OSError in our own words.
 
-    def __init__(self, driver: Any, root: str, *, url: str) -> None:
+    blame: what to raise instead where the store fails or refuses, which is more than that nothing is there.
+    """
+
+    def __init__(self, driver: Any, root: str, *, url: str, blame: Callable[[OSError], Exception]) -> None:
         self._driver = driver
         self._root = root.rstrip("/")
         self.url = url
-        self._is_strict = url.startswith("s3://")
+        self._blame = blame
+        self.is_strict = url.startswith("s3://")
+        """Whether it puts over a certain object and nothing else, when told so."""
+        self._is_azure = url.startswith(("az://", "abfs://"))
 
     @classmethod
-    def open(cls, url: str, *, endpoint: str = "") -> Remote:
+    def open(
+        cls, url: str, *, endpoint: str = "", blame: Callable[[OSError], Exception] = lambda error: error
+    ) -> Remote:
         """Get a driver ready; nothing is asked of the store yet."""
         url, endpoint = check_url(url), check_endpoint(endpoint)
         protocol = url.partition("://")[0]
-        return cls(_driver(protocol, endpoint), url.partition("://")[2], url=url)
+        return cls(_driver(protocol, endpoint), url.partition("://")[2], url=url, blame=blame)
 
     def url_of(self, name: str) -> str:
         """The URL of an object."""
@@ -206,21 +220,22 @@ class Remote:
         )
         return data
 
-    def fetch(self, name: str, to: Path) -> str:
-        """Write an object's bytes into a new file, and return their SHA-256."""
-        stamp = self.stamp(name)
-        if stamp is None:
-            raise FileNotFoundError(errno.ENOENT, "no such object")
-        self._patiently(lambda: self._driver.get_file(self._path(name), str(to)))
-        digest = hashlib.sha256()
-        with to.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-            size = file.tell()
-        # Large objects come in pieces: all of them must be of the same object.
-        if size != stamp.size or self.stamp(name) != stamp:
-            raise OSError(errno.EIO, "changed while it was read")
-        return digest.hexdigest()
+    def fetch(self, name: str, to: Path, *, stamp: Stamp | None = None) -> tuple[str, Stamp]:
+        """Write an object's bytes into a new file; returns their SHA-256, and what the store says of them.
+
+        stamp: what it said a while ago, which usually spares a question.
+        """
+        for before in (stamp, None):
+            if before is None:
+                before = self.stamp(name)
+            if before is None:
+                raise FileNotFoundError(errno.ENOENT, "no such object")
+            self._patiently(lambda: self._driver.get_file(self._path(name), str(to)))
+            sha256, size = _digest(to)
+            # What was read must be what the store speaks of, at either end of the reading.
+            if size == before.size and self.stamp(name) == before:
+                return sha256, before
+        raise OSError(errno.EIO, "changed while it was read")
 
     def put(self, file: Path, name: str, *, over: str) -> Stamp:
         """Put a finished file, as a whole or not at all.
@@ -228,14 +243,19 @@ class Remote:
         over: the etag that it replaces; '' where nothing may stand, ANY for whatever does. Raises Taken.
         """
         try:
-            self._conditionally(lambda path, **how: self._driver.put_file(str(file), path, **how), name, over)
+            self._conditionally(
+                lambda path, **how: self._driver.put_file(str(file), path, **how),
+                name,
+                over,
+                is_whole=file.stat().st_size < PARTS_BYTES,
+            )
         except Taken:
             # The answer to an earlier try of ours may have been lost.
             if not self._holds(name, file):
                 raise
         stamp = self.stamp(name)
         if stamp is None or stamp.size != file.stat().st_size:
-            raise OSError(errno.EREMOTEIO, "was put, and is not there")
+            raise self._blame(OSError(errno.EREMOTEIO, f"{name} was put, and is not there"))
         return stamp
 
     def write(self, name: str, data: bytes, *, over: str = ANY) -> None:
@@ -252,27 +272,31 @@ class Remote:
         with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="remote") as pool:
             return list(pool.map(do, things))
 
-    def abort_uploads(self) -> int:
-        """End uploads in parts that nobody will finish; returns how many. Only S3 keeps such."""
-        if not self._is_strict:
+    def abort_uploads(self, is_ours: Callable[[str], bool]) -> int:
+        """End uploads in parts that nobody will finish; returns how many. Only S3 keeps such.
+
+        is_ours: told the name of an object that somebody began to put.
+        """
+        if not self.is_strict:
             return 0
         bucket, _, folder = self._root.partition("/")
-        ended = 0
-        # A page holds a thousand; what was ended is not listed again.
-        for _ in range(100):
-            page = self._patiently(
-                lambda: self._driver.call_s3(
-                    "list_multipart_uploads", Bucket=bucket, Prefix=folder and f"{folder}/"
-                )
+        prefix = folder and f"{folder}/"
+        ended, after = 0, {"KeyMarker": ""}
+        while True:
+            list_page = functools.partial(
+                self._driver.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **after
             )
-            uploads = page.get("Uploads") or []
-            for upload in uploads:
-                which = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                self._patiently(functools.partial(self._driver.call_s3, "abort_multipart_upload", **which))
-            ended += len(uploads)
-            if not uploads or not page.get("IsTruncated"):
-                break
-        return ended
+            page = self._patiently(list_page)
+            for upload in page.get("Uploads") or ():
+                if is_ours(upload["Key"].removeprefix(prefix)):
+                    which = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    self._patiently(
+                        functools.partial(self._driver.call_s3, "abort_multipart_upload", **which)
+                    )
+                    ended += 1
+            if not page.get("IsTruncated"):
+                return ended
+            after = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def _holds(self, name: str, file: Path) -> bool:
         """Whether an object has just the bytes of a file."""
@@ -280,22 +304,26 @@ class Remote:
         is_alike = stamp is not None and stamp.size == file.stat().st_size
         return is_alike and self.read(name) == file.read_bytes()
 
-    def _conditionally(self, put: Callable[..., Any], name: str, over: str) -> None:
+    def _conditionally(self, put: Callable[..., Any], name: str, over: str, *, is_whole: bool = True) -> None:
         """Put something over what it is meant to replace, and nothing else."""
-        condition: dict[str, str] = {}
-        if not over:
+        condition: dict[str, str | bool] = {}
+        if self._is_azure:
+            condition["overwrite"] = bool(over)
+        elif not over:
             condition["mode"] = "create"
-        elif over != ANY and self._is_strict:
+        if over not in ("", ANY) and self.is_strict and is_whole:
             condition["IfMatch"] = over
-        elif over != ANY:  # nearly as good: between this look and the next line lies an instant
+        elif over not in ("", ANY):  # nearly as good: between this look and the next line lies an instant
             stamp = self.stamp(name)
             if stamp is None or stamp.etag != over:
                 raise Taken(errno.EEXIST, "something else stands there")
         try:
-            self._patiently(lambda: put(self._path(name), **condition), is_conditional=bool(condition))
+            self._patiently(
+                lambda: put(self._path(name), **condition), is_conditional=not over or "IfMatch" in condition
+            )
         except FileNotFoundError as error:
             if "IfMatch" not in condition:
-                raise
+                raise self._blame(error) from None
             raise Taken(errno.EEXIST, "was removed meanwhile") from error
 
     def _path(self, name: str) -> str:
@@ -310,14 +338,15 @@ class Remote:
             except Exception as error:
                 kinds = {kind.__name__ for kind in type(error).__mro__}
                 final = _final(error, kinds, is_conditional=is_conditional)
+                if isinstance(final, OSError) and not isinstance(final, FileNotFoundError | Taken):
+                    raise self._blame(final) from None
                 if final is not None:
                     raise final from None
                 if not kinds & PASSING:
                     raise
                 if pause_s is None:
-                    raise OSError(
-                        errno.EREMOTEIO, f"the store does not answer as it should ({type(error).__name__})"
-                    ) from None
+                    words = f"the store does not answer as it should ({type(error).__name__})"
+                    raise self._blame(OSError(errno.EREMOTEIO, words)) from None
                 time.sleep(pause_s * random.uniform(0.5, 1.5))
         raise AssertionError
 
@@ -348,7 +377,7 @@ class RemoteShelf:
 
     def age_s(self, name: str) -> float:
         """Seconds since a lease was written, by the store's clock: that of an object written now."""
-        probe = self._path(f"lease.probe-{os.urandom(4).hex()}")
+        probe = self._path(f"{PROBE}{os.urandom(4).hex()}")
         self._remote.write(probe, b"")
         now, then = self._remote.stamp(probe), self._remote.stamp(self._path(name))
         self._remote.remove(probe)
@@ -372,6 +401,11 @@ class RemoteShelf:
         if stamp is not None and stamp.etag == tag:
             self._remote.remove(self._path(name))
 
+    def clear_probes(self) -> None:
+        """Remove what killed processes left that had asked for the time."""
+        names = [name for name in self._remote.listed(self._folder) if name.startswith(self._path(PROBE))]
+        self._remote.each(self._remote.remove, names)
+
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
@@ -383,16 +417,23 @@ def _driver(protocol: str, endpoint: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     # No listing is kept: others write there too.
     settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if protocol == "s3":
+        # Tries of ours around tries of two libraries would make minutes of every silence.
+        settings["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
+        # Many objects at a time, each in one piece: pieces may be of two objects.
+        settings["max_concurrency"] = 1
     if endpoint:
         settings["endpoint_url"] = endpoint
     try:
         import fsspec
 
-        return fsspec.filesystem(protocol, **settings)
+        driver = fsspec.filesystem(protocol, **settings)
     except ImportError as error:
         raise EnvironmentProblem(
             f"{protocol}://: {module} is not installed", code="E_DRIVER", remedy=remedy
         ) from error
+    driver.retries = 1
+    return driver
 
 
 def _final(error: Exception, kinds: set[str], *, is_conditional: bool) -> Exception | None:
@@ -414,16 +455,27 @@ def _final(error: Exception, kinds: set[str], *, is_conditional: bool) -> Except
     return None
 
 
+def _digest(file: Path) -> tuple[str, int]:
+    """SHA-256 and size of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest(), stream.tell()
+
+
 def _within(path: str, prefix: str) -> str:
     """An object's name within a folder; '' for the object that the URL itself names."""
     return path.lstrip("/").removeprefix(prefix) if path.lstrip("/") + "/" != prefix else ""
 
 
 def _stamp(about: Mapping[str, Any]) -> Stamp:
-    """Size, etag and time, under the names that different drivers have for them."""
-    etags = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "updated", "created")
-    etag = next((str(about[key]).strip('"') for key in etags if about.get(key)), "")
-    return Stamp(size=int(about["size"]), etag=etag, written=_when(about))
+    """Size, etag and time, under the names that different drivers have; a time is better than no etag."""
+    written = _when(about)
+    etag = next((str(about[key]).strip('"') for key in ("ETag", "etag", "md5Hash") if about.get(key)), "")
+    return Stamp(
+        size=int(about["size"]), etag=etag or (written.isoformat() if written else ""), written=written
+    )
 
 
 def _when(about: Mapping[str, Any]) -> datetime | None:
@@ -431,6 +483,8 @@ def _when(about: Mapping[str, Any]) -> datetime | None:
         value = about.get(key)
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
+        elif isinstance(value, int | float):
+            value = datetime.fromtimestamp(value, UTC)
         if isinstance(value, datetime):
             return value
     return None
