@@ -300,7 +300,7 @@ def with_path(path: PurePosixPath, reason: str, *, code: str) -> str:
     return text if f"[{code}]" in text else f"{text} [{code}]"
 
 
-def show_summary(console: Console, event: RunFinished, *, out: Path | None) -> None:
+def show_summary(console: Console, event: RunFinished, *, out: Path | str | None) -> None:
     """Print the table that ends every run, and what may be done next. out: None where no run began."""
     from rich.table import Table
     from rich.text import Text

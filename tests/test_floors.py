@@ -51,6 +51,8 @@ HEAVY = {
     "yaml",
     "jinja2",
     "rich",
+    "fsspec",
+    "s3fs",
 }
 
 

@@ -208,7 +208,8 @@ def test_a_shard_without_a_photo_is_done_but_inputs_without_one_are_not(tmp_path
 
 
 def test_a_whole_run_and_a_shard_refuse_each_other(tmp_path: Path) -> None:
-    photos, out = plant(tmp_path / "in", *(f"slow_{number}.jpg" for number in range(6))), tmp_path / "out"
+    # More than any machine converts before a second process has started.
+    photos, out = plant(tmp_path / "in", *(f"slow_{number}.jpg" for number in range(60))), tmp_path / "out"
     for first, second in ((("--shard", "1/1"), ()), ((), ("--shard", "1/2"))):
         process = spawn(photos, out, *first)
         ends = time.monotonic() + 20

@@ -14,6 +14,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 
 COLORS = ("auto", "always", "never")
 
+# An output folder, here or in an object store. No paths: those would make one slash of two.
+OutArgument = Annotated[str, typer.Argument(metavar="OUT", help="An output folder of crm, or its URL.")]
+EndpointOption = Annotated[
+    str,
+    typer.Option(metavar="URL", envvar="CRM_ENDPOINT_URL", help="Address of the object store's service."),
+]
+
 
 def open_console(*, to_stdout: bool = False, color: str = "auto") -> Console:
     """Where words go: stderr, or stdout for answers. color: one of COLORS; `auto` minds the environment."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from crm_cli.cli import flags, telling
-from crm_cli.cli.console import log_to_stderr
+from crm_cli.cli.console import EndpointOption, log_to_stderr
 from crm_cli.cli.listening import listening
 from crm_cli.cli.overrides import read_overrides
 from crm_cli.errors import UsageError
@@ -53,6 +54,7 @@ def convert(
     min_free: flags.MinFree = "auto",
     cache_size: flags.CacheSize = CACHE_SIZE,
     no_cache: flags.NoCache = False,
+    endpoint_url: EndpointOption = "",
     no_report: flags.NoReport = False,
     junit: flags.Junit = None,
     as_json: telling.Json = False,
@@ -69,6 +71,7 @@ def convert(
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
+    from crm_cli.run.remote import check_endpoint, check_url, is_url, local_path
     from crm_cli.run.shards import Shard
     from crm_cli.run.walk import Selection
 
@@ -87,9 +90,12 @@ def convert(
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing: one or the other", code="E_FLAGS")
     options = RunOptions(
-        inputs=tuple(inputs or ()),
+        inputs=tuple(local_path(given) for given in inputs or () if not is_url(given)),
+        urls=tuple(check_url(given) for given in inputs or () if is_url(given)),
         listed=read_lists(from_file or (), is_null=null),
-        out=out,
+        out=Path() if is_url(out) else local_path(out),
+        place=check_url(out) if is_url(out) else "",
+        endpoint=check_endpoint(endpoint_url),
         select=Selection(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),

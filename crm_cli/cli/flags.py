@@ -29,9 +29,13 @@ def complete_stages(incomplete: str) -> list[str]:
 
 
 # What to make.
-Out = Annotated[Path, typer.Option("-o", "--out", help="Output folder; mirrors the input's folders.")]
+# No paths: those would make one slash of a URL's two.
+Out = Annotated[
+    str, typer.Option("-o", "--out", help="Output folder, or its URL; mirrors the input's folders.")
+]
 Inputs = Annotated[
-    list[Path] | None, typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos.")
+    list[str] | None,
+    typer.Argument(metavar="INPUT...", help="Photos, and folders searched for photos; or their URLs."),
 ]
 PresetName = Annotated[
     str,

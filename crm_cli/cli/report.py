@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from crm_cli.cli.console import say
-from crm_cli.cli.status import OutArgument
+from crm_cli.cli.console import EndpointOption, OutArgument, say
 
 
-def report(out: OutArgument) -> None:
+def report(out: OutArgument, endpoint_url: EndpointOption = "") -> None:
     """Write the contact sheet again, of everything in OUT, whichever runs it is from."""
+    from crm_cli.run.elsewhere import opened
     from crm_cli.run.report import rewrite_report
 
-    counts = rewrite_report(out)
+    with opened(out, endpoint=endpoint_url, writes=True) as folder:
+        counts = rewrite_report(folder)
     say(f"{counts.finished} finished, {counts.failed} failed", to_stdout=True)
-    say(f"contact sheet: {counts.sheet}", to_stdout=True)
+    say(f"contact sheet: {out}/{counts.sheet.relative_to(folder)}", to_stdout=True)

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from crm_cli.cli import telling
-from crm_cli.cli.console import log_to_stderr, say
+from crm_cli.cli.console import EndpointOption, OutArgument, log_to_stderr, say
 from crm_cli.cli.listening import listening
-from crm_cli.cli.status import OutArgument
 from crm_cli.errors import ExitCode, NoInput, UsageError
 
 
@@ -33,6 +32,7 @@ def retry(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be tried again; write nothing.")
     ] = False,
+    endpoint_url: EndpointOption = "",
     as_json: telling.Json = False,
     events: telling.Events = None,
     printed: telling.Print = None,
@@ -44,7 +44,9 @@ def retry(
 ) -> None:
     """Try failed photos again, with the inputs, settings and options of the run in which they failed."""
     from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.elsewhere import opened
     from crm_cli.run.options import PRODUCTION
+    from crm_cli.run.remote import is_url
     from crm_cli.run.retry import plan_retry
 
     told = telling.Telling(
@@ -53,7 +55,10 @@ def retry(
     )  # fmt: skip
     log_to_stderr(told.level)
     names = None if id_file is None else _names(id_file)
-    planned = plan_retry(out, classes=classes or (), names=names, dry_run=dry_run)
+    with opened(out, endpoint=endpoint_url) as folder:
+        planned = plan_retry(folder, classes=classes or (), names=names, dry_run=dry_run)
+    if is_url(out):
+        planned = tuple(again.placed(out, endpoint=endpoint_url) for again in planned)
     if not planned:
         say("nothing to try again")
     exit_code = ExitCode.DONE

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crm_cli.cli.console import JsonOption, say
+from crm_cli.cli.console import EndpointOption, JsonOption, OutArgument, say
 from crm_cli.errors import UsageError
 
-OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="An output folder of crm.")]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print a table of all photos on stdout, as CSV.")]
 
 
-def status(out: OutArgument, as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
+def status(
+    out: OutArgument,
+    endpoint_url: EndpointOption = "",
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+) -> None:
     """Say what is finished and what failed, at any time."""
     if as_json and as_csv:
         raise UsageError("--json and --csv: only one of them", code="E_OUTPUT_FORM")
-    if as_csv:
-        from crm_cli.run import table
-
-        # In bytes: a table is UTF-8 whatever the terminal speaks.
-        typer.echo(table.as_csv(table.read_rows(out)).encode("utf-8"), nl=False)
-        return
+    from crm_cli.run import table
+    from crm_cli.run.elsewhere import opened, said_out
     from crm_cli.run.status import status as read_status
     from crm_cli.run.wire import to_plain
     from crm_cli.screen import with_path
 
-    standing = read_status(out)
+    with opened(out, endpoint=endpoint_url) as folder:
+        if as_csv:
+            # In bytes: a table is UTF-8 whatever the terminal speaks.
+            typer.echo(table.as_csv(table.read_rows(folder)).encode("utf-8"), nl=False)
+            return
+        standing = read_status(folder)
     if as_json:
-        typer.echo(json.dumps(to_plain(standing)))
+        typer.echo(json.dumps({**to_plain(standing), **said_out(out)}))
         return
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
     for label, count in standing.weights.items():

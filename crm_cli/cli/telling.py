@@ -88,7 +88,7 @@ class Telling:
 
         console = open_console(color=self.color)
         is_dry = False
-        out: Path | None = None
+        out: Path | str | None = None
         with ExitStack() as stack:
             pipes = [stack.enter_context(pipe) for pipe in self._pipes(console)]
             logs = [stack.enter_context(_open_log(self.log_file))] if self.log_file else []
@@ -97,8 +97,9 @@ class Telling:
                 for event in events:
                     if isinstance(event, RunStarted):
                         out = event.out
-                        folder = out / ".crm" / "runs" / event.run
-                        logs.append(stack.enter_context(_open_log(folder / "log.txt")))
+                        if isinstance(out, Path):  # in an object store nothing can be appended to
+                            log_file = out / ".crm" / "runs" / event.run / "log.txt"
+                            logs.append(stack.enter_context(_open_log(log_file)))
                     for pipe in pipes:
                         pipe.write(event)
                     for log in logs:
@@ -174,7 +175,7 @@ class _Paths(_Pipe):
     ) -> None:
         super().__init__(name, stream, console, is_ours=is_ours)
         self._end = end
-        self._out = Path()
+        self._out: Path | str = ""
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # names are bytes, and leave as they came
 
@@ -185,7 +186,7 @@ class _Paths(_Pipe):
             self._out = event.out
         if not isinstance(event, AssetFinished):
             return ""
-        return "".join(f"{self._out / path}{self._end}" for path in event.outputs)
+        return "".join(f"{self._out}/{path}{self._end}" for path in event.outputs)
 
 
 def _open_log(path: Path) -> LogScreen:

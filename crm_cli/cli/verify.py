@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crm_cli.cli.console import JsonOption, say
-from crm_cli.cli.status import OutArgument
+from crm_cli.cli.console import EndpointOption, JsonOption, OutArgument, say
 
 if TYPE_CHECKING:
     from crm_cli.run.verify import Problem
@@ -21,17 +20,20 @@ def verify(
         bool,
         typer.Option("--repair", help="Take back what does not hold, so that the next convert redoes it."),
     ] = False,
+    endpoint_url: EndpointOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Look whether every finished asset is as it was left."""
+    from crm_cli.run.elsewhere import looked_at, said_out
     from crm_cli.run.keeping import size_words
     from crm_cli.run.verify import repair as mend
     from crm_cli.run.verify import verify as look
     from crm_cli.run.wire import to_plain
 
-    verdict = (mend if repair else look)(out, deep=deep)
+    with looked_at(out, endpoint=endpoint_url, mends=repair) as (folder, read):
+        verdict = (mend if repair else look)(folder, deep=deep, read=read)
     if as_json:
-        typer.echo(json.dumps({**to_plain(verdict), "exit_code": verdict.exit_code}))
+        typer.echo(json.dumps({**to_plain(verdict), **said_out(out), "exit_code": verdict.exit_code}))
         raise typer.Exit(verdict.exit_code)
     for problem in verdict.problems:
         say(_in_words(problem), to_stdout=True)

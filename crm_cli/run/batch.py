@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from crm_cli.errors import ExitCode, Locked, NoInput
 from crm_cli.export.sheet import refuse_foreign
@@ -38,11 +39,15 @@ from crm_cli.run.options import (
 )
 from crm_cli.run.past import Past
 from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.sources import trees
 from crm_cli.run.space import check_free_space
 from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_newer, writing
 from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.work import Scene, Work
 from crm_cli.run.worker import Launch
+
+if TYPE_CHECKING:
+    from crm_cli.run.mirror import Mirror
 
 
 def convert(
@@ -61,13 +66,40 @@ def convert(
     only: photos to take of those found; the contact sheet then is of the whole folder.
     """
     stop = stop or Stop()
+    if not options.place:
+        yield from _convert(preset, options, stop, engine, only)
+        return
+    # A folder on a disk needs nothing of it.
+    from crm_cli.run.elsewhere import mirrored
+
+    try:
+        with mirrored(options, is_unwanted=lambda: stop.signal is not None) as (here, mirror):
+            yield from _convert(preset, here, stop, engine, only, mirror)
+    except Locked:
+        if stop.signal is None:
+            raise
+        yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0)
+
+
+def _convert(
+    preset: Preset,
+    options: RunOptions,
+    stop: Stop,
+    engine: Engine,
+    only: Collection[PurePosixPath] | None,
+    mirror: Mirror | None = None,
+) -> Iterator[Event]:
+    """Convert what is missing in a folder, which may be the mirror of one elsewhere."""
     found = walk(
         options.inputs,
         options.out,
         select=options.select,
         keep_ext=options.keep_ext,
         listed=options.listed,
+        trees=trees(options),
     )
+    if mirror is not None:
+        mirror.inputs = frozenset(photo.source.url for photo in found.photos if photo.source)
     is_part = only is not None
     if only is not None:
         wanted = {asset_id(path): path for path in only}
@@ -79,7 +111,7 @@ def convert(
         yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
     # A shard without a photo is done: of few photos and many shards, some have none.
     if not found.found and not options.allow_empty:
-        names = ", ".join(str(path) for path in options.inputs) or "the lists"
+        names = ", ".join([*map(str, options.inputs), *options.urls]) or "the lists"
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
     if options.report and not options.select.shard:
@@ -108,6 +140,7 @@ def convert(
             shard=options.select.shard,
             wait_lock_s=options.wait_lock_s,
             is_unwanted=lambda: stop.signal is not None,
+            place=mirror,
         )
     except Locked:
         if stop.signal is None:

@@ -53,7 +53,8 @@ class RunStarted(Event):
 
     type: ClassVar[str] = "run_started"
     run: str
-    out: Path
+    out: Path | str
+    """A URL is text: a path would lose one of its slashes."""
     weights: str = ""
     """Name of the set of weights that is really used."""
     weights_digest: str = ""
@@ -211,7 +212,7 @@ class RunFinished(Event):
     seconds: float
     left: int = 0
     """Photos found that nothing was decided about, since the run ended before."""
-    report: Path | None = None
+    report: Path | str | None = None
     weights: str = ""
     weights_digest: str = ""
 

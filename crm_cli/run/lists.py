@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from crm_cli.errors import UsageError
 from crm_cli.names import display_name
+from crm_cli.run.remote import is_url, local_path
 
 STDIN = "-"
 
@@ -23,6 +24,8 @@ class Listed:
     folder: Path
     """What a relative path counts from: the folder that was current when the list was read."""
     path: Path
+    url: str = ""
+    """Where it is instead of at the path, if that is in an object store."""
     place: str
     """Where it stands, for messages: `list.txt, line 3`."""
 
@@ -58,7 +61,9 @@ def _read(name: str, folder: Path, *, is_null: bool) -> Iterator[Listed]:
             raise UsageError(
                 f"{place}: holds a NUL byte", code="E_LIST", remedy="-0 reads what find -print0 wrote"
             )
-        yield Listed(folder=folder, path=Path(os.fsdecode(entry)), place=place)
+        name = os.fsdecode(entry)
+        url = name if is_url(name) else ""
+        yield Listed(folder=folder, path=local_path(name), url=url, place=place)
 
 
 def _lines(raw: bytes) -> list[bytes]:

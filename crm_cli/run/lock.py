@@ -4,7 +4,8 @@
     OUT/.crm/lock.shard-3-of-16     held by that shard alone
 
 All are held with flock: the kernel frees them however a process ends. What they say is for messages, and to
-tell whose leftovers are whose; whether somebody is at work is asked of the kernel alone.
+tell whose leftovers are whose; whether somebody is at work is asked of the kernel alone. Only on a disk that
+has no locks, as some network disks, leases take their place: see crm_cli/run/lease.py.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crm_cli.errors import Locked
-from crm_cli.names import display_name
+from crm_cli.run.lease import (
+    NO_LOCKS,
+    FileShelf,
+    Lease,
+    holders,
+    in_words,
+    rival_of,
+    try_lease,
+    until_free,
+    us,
+)
 from crm_cli.run.shards import Shard
-from crm_cli.run.wire import dumps
-
-LOCK_BLINK_S = 0.4
-"""How long a run waits for the lock at least: `crm status` shares it for an instant to see who holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +57,35 @@ def take_lock(
 
     is_unwanted: asked while waiting; true ends the wait.
     """
-    patience = time.monotonic() + max(wait_s, LOCK_BLINK_S)
-    while True:
-        with ExitStack() as held:
+
+    def attempt(held: ExitStack) -> Lock | str:
+        try:
             rival = _find_rival(private, shard, held)
-            if rival is None:
-                _sign(_own_path(private, shard), run)
-                return Lock(held.pop_all())
-            if time.monotonic() >= patience or is_unwanted():
-                raise Locked(
-                    f"{display_name(private.parent)}: another run holds this folder ({_describe(rival)})",
-                    code="E_LOCKED",
-                    remedy="wait for it, or use --wait-lock TIME",
-                )
-        time.sleep(LOCK_BLINK_S / 4)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lease = try_lease(FileShelf(private), run=run, shard=shard)
+            if not isinstance(lease, Lease):
+                return lease
+            held.callback(lease.release)
+            _own_path(private, shard).touch()
+        else:
+            if rival is not None:
+                return in_words(rival.name, _signature(rival))
+            # Another machine may see no locks on this disk.
+            words = rival_of(FileShelf(private), shard)
+            if words is not None:
+                return words
+        _sign(_own_path(private, shard), run)
+        return Lock(held.pop_all())
+
+    return until_free(attempt, place=str(private.parent), wait_s=wait_s, is_unwanted=is_unwanted)
 
 
 def is_at_work(private: Path) -> bool:
     """Whether a run or a shard is at work; asked for an instant, shorter than a starting run waits."""
-    return any(is_held(path) for path in (private / "lock", *_shard_locks(private)))
+    by_locks = any(is_held(path) for path in (private / "lock", *_shard_locks(private)))
+    return by_locks or bool(holders(FileShelf(private)))
 
 
 def is_held(path: Path) -> bool:
@@ -80,7 +95,12 @@ def is_held(path: Path) -> bool:
             descriptor = held.enter_context(_opened(path, os.O_RDONLY))
         except OSError:
             return False
-        return not _try_lock(descriptor, fcntl.LOCK_SH)
+        try:
+            return not _try_lock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False
 
 
 def shards_at_work(private: Path, leftovers: Collection[str]) -> frozenset[str]:
@@ -91,11 +111,12 @@ def shards_at_work(private: Path, leftovers: Collection[str]) -> frozenset[str]:
     """
     at_work = set()
     here = socket.gethostname()
+    leased = {holder.get("run") for holder in holders(FileShelf(private))}
     for path in _shard_locks(private):
         holder = _signature(path)
         run = str(holder.get("run", ""))
         has_left = bool(run) and any(is_named_after(name, run) for name in leftovers)
-        if has_left and (holder.get("host") != here or is_held(path)):
+        if has_left and (holder.get("host") != here or run in leased or is_held(path)):
             at_work.add(run)
     return frozenset(at_work)
 
@@ -150,10 +171,9 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 def _sign(path: Path, run: str) -> None:
     """Say in a lock who holds it."""
-    us = {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "t": time.time(), "run": run}
     with path.open("r+b") as file:
         file.truncate()
-        file.write(dumps(us).encode("ascii") + b"\n")
+        file.write(us(run))
 
 
 def _signature(path: Path) -> Mapping[str, Any]:
@@ -164,23 +184,3 @@ def _signature(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return signature if isinstance(signature, dict) else {}
-
-
-def _describe(path: Path) -> str:
-    """Words about who holds a lock; for the message only, never to decide anything."""
-    part = path.name.removeprefix("lock").removeprefix(".").replace("-", " ")
-    holder = _signature(path)
-    try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder["t"])))
-        who = f"process {int(holder['pid'])} on {display_name(str(holder['host']))} since {since}"
-    except (ValueError, KeyError, TypeError, OverflowError, OSError):
-        who = "it has not said who it is"
-    return f"{part}: {who}" if part else who
-
-
-def _boot_id() -> str:
-    """Which boot of this machine: a process number means nothing after a restart."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""

@@ -76,6 +76,12 @@ class RunOptions:
 
     inputs: tuple[Path, ...]
     out: Path
+    urls: tuple[str, ...] = ()
+    """More inputs, in object stores."""
+    place: str = ""
+    """URL of the output folder where it is in an object store; `out` is then its local mirror."""
+    endpoint: str = ""
+    """Address of the object store's service; empty: what its own tools would take."""
     listed: tuple[Listed, ...] = ()
     """More inputs, from lists; relative ones keep their folders in the names of their assets."""
     select: Selection = field(default_factory=Selection)
@@ -115,6 +121,11 @@ class RunOptions:
     junit: Path | None = None
     """Where else than in the run's folder the results are written as JUnit XML."""
     wait_lock_s: float = 0.0
+
+    @property
+    def shown_out(self) -> Path | str:
+        """What people call the output folder."""
+        return self.place or self.out
 
 
 @dataclass(slots=True)

@@ -151,6 +151,9 @@ class Planner:
 
     def _identify(self, found: Found, records: list[Glance]) -> Input:
         """The photo's digest, from a record where the file is plainly the same one."""
+        if found.source is not None:
+            same = (record.input for record in records if found.source.is_same(record.input))
+            return next(same, None) or found.source.read()
         for record in records:
             is_settled = record.t - record.input.mtime_ns / 1e9 > CLOCK_DOUBT_S
             if is_settled and looks_unchanged(found.file, record.input):

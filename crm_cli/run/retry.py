@@ -29,6 +29,11 @@ class Again:
     options: RunOptions
     photos: tuple[PurePosixPath, ...]
 
+    def placed(self, url: str, *, endpoint: str) -> Again:
+        """The same in an object store, under the address that it is known by now."""
+        endpoint = endpoint or self.options.endpoint
+        return replace(self, options=replace(self.options, place=url, endpoint=endpoint))
+
 
 def plan_retry(
     out: Path, *, classes: Sequence[str] = (), names: Collection[str] | None = None, dry_run: bool = False
@@ -93,6 +98,7 @@ def _grouped(out: Path, failures: Sequence[LastFailure], *, dry_run: bool) -> tu
         options = replace(
             asked.options,
             out=out,
+            place="",
             # The photos are known: counting or dividing anew would leave some of them out.
             select=replace(asked.options.select, limit=None, shard=None),
             retry_failed=True,

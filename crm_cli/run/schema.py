@@ -67,11 +67,13 @@ def _type(hint: Any) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return {"enum": list(arguments)}
-    if origin in (Union, types.UnionType):  # only `X | None` occurs in events
-        return {"anyOf": [_type(arguments[0]), {"type": "null"}]}
+    if origin in (Union, types.UnionType):
+        kinds = [_type(argument) for argument in arguments]
+        different = [kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
+        return different[0] if len(different) == 1 else {"anyOf": different}
     if origin is tuple:
         return {"type": "array", "items": _type(arguments[0])}
     if origin is not None and issubclass(origin, Mapping):
         return {"type": "object", "additionalProperties": _type(arguments[1])}
-    names = {bool: "boolean", int: "integer", float: "number"}
+    names = {bool: "boolean", int: "integer", float: "number", type(None): "null"}
     return {"type": names.get(hint, "string")}

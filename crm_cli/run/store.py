@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from crm_cli.errors import NoInput, OutputError, PhotoError, UsageError
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
@@ -76,6 +76,8 @@ class Input:
     size: int
     mtime_ns: int
     inode: int
+    etag: str = ""
+    """What an object store said of it; empty for a file, which has a time and an inode instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ class Output:
     size: int
     mtime_ns: int
     sha256: str
+    etag: str = ""
+    """What the object store that holds it said of it; empty in a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,12 +361,68 @@ class Records:
         return same and stat.S_ISREG(found.st_mode)
 
 
+class Place(Protocol):
+    """Where a store's files end up: every change that a reader may see goes through it, one after another."""
+
+    def look_again(self, paths: Sequence[PurePosixPath]) -> None:
+        """Learn what stands under these names by now."""
+
+    def is_input(self, path: PurePosixPath) -> bool:
+        """Whether one of the photos stands under this name."""
+
+    def write(self, file: Path, data: bytes, *, run: str) -> None:
+        """Replace a file as a whole."""
+
+    def move_in(self, record: CommitRecord, scratch: Path) -> CommitRecord:
+        """Put an attempt's files under their final names; returns the record as it has to be committed."""
+
+    def commit(self, record: CommitRecord, intent: Path, final: Path) -> None:
+        """Make a record's intent the record."""
+
+    def remove(self, file: Path) -> None:
+        """Remove a file that may be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """The output folder itself."""
+
+    out: Path
+
+    def look_again(self, paths: Sequence[PurePosixPath]) -> None:
+        """Nothing: whoever asks the file system always hears the latest."""
+
+    def is_input(self, path: PurePosixPath) -> bool:
+        """Nothing is known here: photos in the folder are files that can be compared."""
+        return False
+
+    def write(self, file: Path, data: bytes, *, run: str) -> None:
+        """Replace a file as a whole."""
+        write_atomically(file, data, run=run)
+
+    def move_in(self, record: CommitRecord, scratch: Path) -> CommitRecord:
+        """Rename an attempt's files."""
+        for output in record.outputs:
+            (scratch / output.path).replace(self.out / output.path)
+        return record
+
+    def commit(self, record: CommitRecord, intent: Path, final: Path) -> None:
+        """Rename the intent."""
+        intent.replace(final)
+        sync_folder(final.parent)
+
+    def remove(self, file: Path) -> None:
+        """Remove a file that may be there."""
+        file.unlink(missing_ok=True)
+
+
 class Store:
     """The output folder of a run that may write; holds the lock until closed."""
 
-    def __init__(self, out: Path, *, run: str, lock: Lock, reserve: Path) -> None:
+    def __init__(self, out: Path, *, run: str, lock: Lock, reserve: Path, place: Place | None = None) -> None:
         self.out = out
         self.run = run
+        self._place = place or LocalPlace(out)
         self._lock: Lock | None = lock
         self._reserve = reserve
         self._scratch = 0
@@ -377,11 +437,12 @@ class Store:
         shard: Shard | None = None,
         wait_lock_s: float = 0.0,
         is_unwanted: Callable[[], bool] = lambda: False,
+        place: Place | None = None,
     ) -> Store:
         """Create or open an output folder, take its lock, and clear away what dead runs left.
 
         shard: what is opened for; others may then be at work on theirs. is_unwanted: asked while waiting for
-        the lock; true ends the wait.
+        the lock; true ends the wait. place: where files go in the end, if not into the folder.
         """
         private = _private(out)
         try:
@@ -393,7 +454,7 @@ class Store:
                     write_atomically(private / "FORMAT", b"%d\n" % FORMAT, run=run)
                 _clear_leftovers(out, is_alone=shard is None)
                 reserve = private / (f"reserve.{shard}" if shard else "reserve")
-                return cls(out, run=run, lock=lock, reserve=reserve)
+                return cls(out, run=run, lock=lock, reserve=reserve, place=place)
             except BaseException:
                 lock.release()
                 raise
@@ -459,18 +520,17 @@ class Store:
         """
         try:
             record = _with_times(record, scratch)
+            self._place.look_again([output.path for output in record.outputs])
             self._refuse_foreign(record, may_overwrite=may_overwrite, is_input=is_input)
             folders = self._make_folders(record)
             final = self._record_path(record)
             intent = final.with_name(f"{record.file_name}.intent")
-            write_atomically(intent, record.as_bytes(), run=self.run)
-            for output in record.outputs:
-                (scratch / output.path).replace(self.out / output.path)
+            self._place.write(intent, record.as_bytes(), run=self.run)
+            record = self._place.move_in(record, scratch)
             folders += self._move_pictures(scratch)
             for folder in folders:
                 sync_folder(folder)
-            intent.replace(final)
-            sync_folder(final.parent)
+            self._place.commit(record, intent, final)
             self._drop_superseded(record)
         except OSError as error:
             if error.errno in FULL_OR_GONE or not _private(self.out).is_dir():
@@ -505,7 +565,7 @@ class Store:
             final = self.out / output.path
             if output.path in own_paths or not os.path.lexists(final):
                 continue
-            is_photo = is_input(final)
+            is_photo = self._place.is_input(output.path) or is_input(final)
             if not may_overwrite or is_photo or final.is_dir():
                 raise PhotoError(
                     f"{record.asset}: {output.path} is in the way: "
@@ -557,7 +617,7 @@ class Store:
                 names |= {f"{old.file_name}.json", f"{old.file_name}.intent"}
         for name in self.records.names.get(record.id, ()):
             if name not in names:
-                (folder / name).unlink(missing_ok=True)
+                self._place.remove(folder / name)
 
 
 @contextlib.contextmanager

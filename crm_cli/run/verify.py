@@ -21,6 +21,7 @@ from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.status import is_locked
 from crm_cli.run.store import (
     CommitRecord,
+    Input,
     Output,
     Records,
     hash_file,
@@ -84,19 +85,22 @@ class Verdict:
         return ExitCode.SOME_FAILED if self.problems else ExitCode.DONE
 
 
-def verify(out: Path, *, deep: bool = False) -> Verdict:
-    """Look at every record and every file it names; deep: read them whole. Needs no lock."""
+def verify(out: Path, *, deep: bool = False, read: Callable[[Path], Input] = hash_file) -> Verdict:
+    """Look at every record and every file it names; deep: read them whole. Needs no lock.
+
+    read: how a file is read whole.
+    """
     refuse_none(out)
     refuse_newer(out)
     with _reading(out):
-        return _Look(out, deep=deep).verdict()
+        return _Look(out, deep=deep, read=read).verdict()
 
 
-def repair(out: Path, *, deep: bool = False) -> Verdict:
+def repair(out: Path, *, deep: bool = False, read: Callable[[Path], Input] = hash_file) -> Verdict:
     """Verify, and take back the records that do not hold; files stay, except that times are set right."""
     with locked(out) as run:
         with _reading(out):
-            look = _Look(out, deep=deep, is_alone=True)
+            look = _Look(out, deep=deep, read=read, is_alone=True)
             verdict = look.verdict()
             mended, withdrawn = _Repair(look, run).mend(verdict.problems)
         if withdrawn:
@@ -113,6 +117,7 @@ class _Look:
 
     out: Path
     deep: bool
+    read: Callable[[Path], Input]
     is_alone: bool = False
     """Whether nothing can change meanwhile."""
     records: Records = field(init=False)
@@ -193,7 +198,7 @@ class _Look:
             if not self.deep:
                 return None if is_timely else "changed"
             self.hashed_bytes += found.st_size
-            is_same = hash_file(file).sha256 == output.sha256
+            is_same = self.read(file).sha256 == output.sha256
         except (FileNotFoundError, NotADirectoryError):
             return "missing"
         except OSError:

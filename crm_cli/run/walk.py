@@ -10,15 +10,19 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from crm_cli.errors import UsageError
 from crm_cli.names import display_name
 from crm_cli.run.lists import Listed
 from crm_cli.run.search import PassedOver, Start, candidates, start_of, start_of_listed
 from crm_cli.run.shards import Shard
+
+if TYPE_CHECKING:
+    from crm_cli.run.sources import Source, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +34,18 @@ class Found:
     """Relative to the root."""
     stem: PurePosixPath
     """Relative to the output folder, without the suffix that each format adds."""
+    source: Source | None = field(default=None, compare=False)
+    """Where it is until its turn comes, if that is no file."""
 
     @property
     def file(self) -> Path:
         """Where the photo is."""
         return self.root / self.path
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for messages."""
+        return display_name(self.source.url if self.source else self.file)
 
     @property
     def asset(self) -> str:
@@ -92,12 +103,14 @@ def walk(
     select: Selection,
     keep_ext: bool = False,
     listed: Sequence[Listed] = (),
+    trees: Iterable[Tree] = (),
 ) -> Walk:
     """Find the photos of all inputs, each a folder or a file.
 
     out: the output folder; it may lie inside an input and is not searched. keep_ext: name assets
     `a.jpg.glb` instead of `a.glb`. listed: more inputs; relative ones keep their folders in the names of
-    their assets. Raises UsageError where two photos would write the same files.
+    their assets. trees: photos in object stores. Raises UsageError where two photos would write the same
+    files.
     """
     passed_over: list[PassedOver] = []
 
@@ -117,10 +130,18 @@ def walk(
     # A photo that was given twice, as in `photos photos/a.jpg`, is one.
     photos = list(dict.fromkeys(photos_of(map(start_of, inputs))))
     files = {photo.file for photo in photos} if listed else set()
-    for photo in photos_of(map(start_of_listed, listed)):
+    for photo in photos_of(start_of_listed(one) for one in listed if not one.url):
         if photo.file not in files:
             files.add(photo.file)
             photos.append(photo)
+    known = {photo.source.url for photo in photos if photo.source}
+    for tree in trees:
+        passed_over += tree.passed_over
+        for path, source in tree.photos:
+            if select.wants(path) and source.url not in known:
+                known.add(source.url)
+                stem = path if keep_ext else path.with_suffix("")
+                photos.append(Found(root=Path(source.remote.url), path=path, stem=stem, source=source))
     photos.sort(key=lambda photo: os.fsencode(photo.path))
     _refuse_collisions(photos)
     wanted = [photo for photo in photos if select.shard is None or select.shard.holds(photo.asset)]
@@ -141,7 +162,7 @@ def _refuse_collisions(photos: Sequence[Found]) -> None:
         if other is photo:
             continue
         if photo.path == other.path:
-            names = f"{display_name(other.file)} and {display_name(photo.file)}"
+            names = f"{other.shown} and {photo.shown}"
             remedy = "give the folder above them, or list paths relative to it"
         else:
             names = f"{display_name(other.path)} and {display_name(photo.path)}"

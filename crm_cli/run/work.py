@@ -45,7 +45,9 @@ from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
 from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
 from crm_cli.run.search import absolute
+from crm_cli.run.sources import staged
 from crm_cli.run.store import (
+    REPORT,
     CommitRecord,
     Output,
     Store,
@@ -173,7 +175,7 @@ class Work:
     def _events(self) -> Iterator[Event]:
         yield RunStarted(
             run=self._store.run,
-            out=self._options.out,
+            out=self._options.shown_out,
             weights=self._weights.name,
             weights_digest=self._weights.digest,
             architecture=self._weights.architecture,
@@ -188,7 +190,9 @@ class Work:
         exit_code = self._ending.exit_code(failed=failed, left=self._left)
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
-        report = self._write_report()
+        report: Path | str | None = self._write_report()
+        if report and self._options.place:
+            report = f"{self._options.place}/{REPORT}/index.html"
         yield from self._write_junit()
         self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
         finished = self._finished(exit_code, report=report)
@@ -200,7 +204,7 @@ class Work:
         """Photos that nothing was decided about."""
         return self._found - self._counts.total()
 
-    def _finished(self, exit_code: ExitCode, *, report: Path | None = None) -> RunFinished:
+    def _finished(self, exit_code: ExitCode, *, report: Path | str | None = None) -> RunFinished:
         """The run's last event."""
         return RunFinished(
             exit_code=exit_code,
@@ -265,9 +269,14 @@ class Work:
     def _dispatch(self, turn: Turn) -> Iterator[Event]:
         """Hand a photo to a worker, after the journal knows of it."""
         planned, found = turn.planned, turn.planned.found
+        scratch, root = self._store.scratch(), found.root
         try:
-            known = planned.input or hash_photo(found.file)
+            if found.source is not None:
+                root, known = staged(found.source, scratch, found.path)
+            else:
+                known = planned.input or hash_photo(found.file)
         except OSError as error:
+            self._store.discard(scratch)
             yield self._settle_failed(planned, _unreadable(planned, error, turn.number), key="")
             return
         planned = replace(planned, input=known)
@@ -275,11 +284,11 @@ class Work:
         key = self._planner.attempt_key(keys)
         views_anew = STAGES.get(self._options.force_stage or "") in ("prep", "views")
         job = Job(
-            root=found.root,
+            root=root,
             path=found.path,
             stem=found.stem,
             id=found.id,
-            scratch=self._store.scratch(),
+            scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
             may_reuse=not views_anew,
@@ -383,12 +392,14 @@ class Work:
             )
         # Only now: a photo whose disk was full was interrupted, as those are that were still running.
         del self._attempts[report.job.id]
-        self._store.discard(report.job.scratch)
         if isinstance(outcome, CommitRecord):
+            self._store.discard(report.job.scratch)
             self._ending.breaker.note(None, worker=report.worker)
             yield self._settle_done(attempt, outcome)
             return
         yield from self._fail(attempt, replace(outcome, attempts=attempt.turn.number), report)
+        # Only now: what was fetched from a store lies there, and may be evidence.
+        self._store.discard(report.job.scratch)
 
     def _fail(self, attempt: Attempt, failed: Failed, report: Finished) -> Iterator[Event]:
         """Decide what a failed try means for its photo and for the run."""
@@ -428,7 +439,7 @@ class Work:
         about_crash = {
             "v": 1,
             "run": self._store.run,
-            "photo": attempt.planned.found.file,
+            "photo": attempt.planned.found.shown,
             "input": attempt.planned.input,
             "key": attempt.key,
             "failure": failed,
@@ -444,7 +455,7 @@ class Work:
                 run=self._store.run,
                 about=about_crash,
                 logs=logs,
-                photo=attempt.planned.found.file,
+                photo=job.root / job.path,
                 views=job.cache,
             )
         self._journal.quarantined(failed, key=attempt.key, evidence=folder.relative_to(out))
@@ -454,7 +465,8 @@ class Work:
         planned, recipe = attempt.planned, self._planner.recipe
         assert planned.input is not None
         try:
-            is_same = looks_unchanged(planned.found.file, planned.input)
+            # What was fetched cannot change any more.
+            is_same = bool(planned.found.source) or looks_unchanged(planned.found.file, planned.input)
         except OSError:
             is_same = False
         if not is_same:
@@ -496,7 +508,8 @@ class Work:
     @cached_property
     def _photos(self) -> frozenset[object]:
         """Identities of all photos, for the rare run that finds files in its way: then each may ask."""
-        return frozenset(mark for planned in self._plan for mark in identities(planned.found.file))
+        files = (planned.found.file for planned in self._plan if planned.found.source is None)
+        return frozenset(mark for file in files for mark in identities(file))
 
     def _settle_at_once(self, planned: Planned) -> Event:
         """Count a photo that needs no worker."""
