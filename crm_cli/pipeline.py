@@ -219,8 +219,8 @@ class Deliver:
         from crm_cli.mesh.inspect import inspect
 
         folder = job.scratch / job.stem.parent
-        # Never the scratch folder itself: where it has vanished, so has the output folder.
-        for parent in list(job.stem.parents)[-2::-1]:
+        # No folder above the scratch folder: where that has vanished, so has the output folder.
+        for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
         scene = build_scene(textured, provenance=self._provenance(photo))
         files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)

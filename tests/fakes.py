@@ -244,8 +244,8 @@ class LateLine(FakeLine):
 
 
 def _make_folders(job: Job) -> None:
-    """Folders for the asset's files, as the pipeline makes them: below the scratch folder alone."""
-    for parent in list(job.stem.parents)[-2::-1]:
+    """Folders for the asset's files, as the pipeline makes them: none above the scratch folder."""
+    for parent in reversed(job.stem.parents):
         (job.scratch / parent).mkdir(exist_ok=True)
 
 

@@ -94,7 +94,9 @@ def _signalled(
     terminal = Terminal() if dice.random() < 0.5 else None
     stderr = terminal.theirs if terminal else subprocess.PIPE
     process = bench.start(out, "--json", stderr=stderr, TERM="xterm-256color")
-    for pause_s, number in blows:
+    for index, (pause_s, number) in enumerate(blows):
+        if index:
+            _wait_until_heard(process, out)
         time.sleep(pause_s)
         was_running = process.poll() is None
         since = time.monotonic()
@@ -121,6 +123,16 @@ def _signalled(
         finding.longest_s["from the last signal to the end"] = done.seconds
     finding.wrong = [f"{number.name}, exit {done.code}: {words}" for words in finding.wrong]
     return finding
+
+
+def _wait_until_heard(process: subprocess.Popen[str], out: Path) -> None:
+    """Wait until a run has said that it stops, or is gone: only then does a second signal mean more."""
+    ends = time.monotonic() + SLACK_S
+    while process.poll() is None and time.monotonic() < ends:
+        logs = out.glob(".crm/runs/*/events.ndjson")
+        if any(b'"warning"' in log.read_bytes() for log in logs):
+            return
+        time.sleep(0.01)
 
 
 def _misread(done: Done) -> list[str]:
