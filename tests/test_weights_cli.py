@@ -473,7 +473,9 @@ def lose_list(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "word"), [(shorten, "rgb-"), (lose, "vae-"), (lose_list, MANIFEST)], ids=lambda one: str(one)
+    ("spoil", "word"),
+    [(shorten, "rgb-"), (lose, "vae-"), (lose_list, MANIFEST)],
+    ids=["shortened", "lost", "list lost"],
 )
 def test_broken_published_weights_are_never_stepped_over(
     tmp_path: Path, crm: Crm, good: Path, spoil: Callable[[Path], None], word: str
