@@ -7,12 +7,14 @@ display_name and is printed as plain text, never as markup.
 from __future__ import annotations
 
 import contextlib
-import shlex
+import io
+import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import IO, TYPE_CHECKING, BinaryIO, Protocol, Self, TextIO, cast
 
 from crm_cli.names import display_name
 from crm_cli.run.events import (
@@ -55,6 +57,52 @@ SHOWN_RUNNING = 8
 """Rows of running photos; more would push failures off a small terminal."""
 
 
+class Patient(io.TextIOBase):
+    """Writes to a stream as long as it takes anything: no run ends with its terminal, or on a full disk."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None where a process was started without one
+
+    def write(self, text: str) -> int:
+        """Write, or do as if."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what was written."""
+        self._try(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        """Whether somebody can watch."""
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Number of the stream's file, for whoever asks how wide it is."""
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """What the stream can show."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def _try(self, act: Callable[[TextIO], object]) -> None:
+        if self._stream is None:
+            return
+        try:
+            act(self._stream)
+        except (OSError, ValueError):  # ValueError: it was closed
+            silence(self._stream)
+            self._stream = None
+
+
+def silence(stream: TextIO | BinaryIO) -> None:
+    """Let what is still in a stream's buffer go nowhere, so that it does not fail again when it is closed."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
+
+
 class Screen(Protocol):
     """Shows events; as a context manager it gives the terminal back however the run ends."""
 
@@ -77,7 +125,7 @@ def open_screen(mode: str, console: Console, *, verbosity: int) -> Screen:
     """The screen that fits: live where somebody can watch, otherwise plain lines. mode: a PROGRESS_MODE."""
     if mode == "none" or verbosity < 0:
         return QuietScreen(console)
-    if mode == "bar" or (mode == "auto" and console.is_terminal and not console.is_dumb_terminal):
+    if mode in ("bar", "auto") and console.is_terminal and not console.is_dumb_terminal:
         return LiveScreen(console)
     return PlainScreen(console, is_verbose=verbosity > 0)
 
@@ -151,7 +199,7 @@ class PlainScreen(QuietScreen):
                 start = f"; from {event.stage}" if event.stage else ""
                 return [f"{event.action:9}{event.path}  ({event.reason}{start})"]
             case AttemptFailed():
-                return [f"again: {event.path}: {event.reason}"]
+                return [f"again: {_once(event.path, event.reason)}"]
             case Warned():
                 return [f"warning: {event.message}"]
             case WeightsLoading():
@@ -174,7 +222,9 @@ class LogScreen(PlainScreen):
     def __init__(self, file: TextIO) -> None:
         from rich.console import Console
 
-        super().__init__(Console(file=file, highlight=False, no_color=True), is_verbose=True)
+        super().__init__(
+            Console(file=cast("IO[str]", Patient(file)), highlight=False, no_color=True), is_verbose=True
+        )
         self._file = file
 
     def __exit__(
@@ -197,9 +247,8 @@ class LogScreen(PlainScreen):
             self.tell(f"exit code {int(event.exit_code)} after {duration(event.seconds)}: {counts}")
 
     def tell(self, line: str, *, style: str = "") -> None:
-        """Write one line; a log that cannot be written ends no run."""
-        with contextlib.suppress(OSError, ValueError):
-            super().tell(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
+        """Write one line with its time."""
+        super().tell(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
 
 
 class LiveScreen(PlainScreen):
@@ -255,6 +304,7 @@ class LiveScreen(PlainScreen):
                 return
             case AssetFinished():
                 self._running.pop(str(event.path), None)
+                self._steps.pop(str(event.path), None)
                 self._finished += 1
                 self._failed += event.status in FAILING
                 if event.status not in FAILING and not event.warnings:
@@ -296,12 +346,20 @@ def say(console: Console, text: str, *, style: str = "") -> None:
 
 def with_path(path: PurePosixPath, reason: str, *, code: str) -> str:
     """Path, cause, code and remedy of a failure, each once."""
-    text = reason if reason.startswith(str(path)) else f"{path}: {reason}"
+    text = _once(path, reason)
     return text if f"[{code}]" in text else f"{text} [{code}]"
 
 
-def show_summary(console: Console, event: RunFinished, *, out: Path | str | None) -> None:
-    """Print the table that ends every run, and what may be done next. out: None where no run began."""
+def _once(path: PurePosixPath, reason: str) -> str:
+    """A reason with the path it is about, which it may name already."""
+    return reason if reason.startswith(str(path)) else f"{path}: {reason}"
+
+
+def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
+    """Print the table that ends every run, and what may be done next.
+
+    retry: the command that tries failed photos again.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -327,19 +385,22 @@ def show_summary(console: Console, event: RunFinished, *, out: Path | str | None
     console.print(table)
     if event.report is not None:
         say(console, f"contact sheet: {event.report}")
-    may_retry = out is not None and any(kind != "conflict" for kind in event.failures)
+    # Photos that are to blame themselves fail again.
+    may_retry = any(kind not in ("conflict", "input") for kind in event.failures)
     if event.left:
         say(console, f"{event.left} left: the same command again does what is left")
-    elif event.exit_code and not event.failures:
+    elif event.exit_code and not event.failures and event.counts:
         say(console, "nothing is left to do")
     if may_retry:
-        say(console, f"what failed can be tried once more: crm retry {shlex.quote(str(out))}")
+        say(console, f"what failed can be tried once more: {retry}")
 
 
 def _plan(event: Plan) -> str:
     """Say in one line what will be done."""
     parts = [f"{_count(event.photos, 'photo')}: {event.to_convert} to convert"]
-    parts += [f"{count} {word}" for count, word in ((event.cached, "up to date"),) if count]
+    current = event.cached - event.stale
+    parts += [f"{current} up to date"] if current else []
+    parts += [f"{event.stale} kept as other settings made them"] if event.stale else []
     parts += [f"{event.skipped} skipped"] if event.skipped else []
     parts += [f"{event.failed_before} failed before"] if event.failed_before else []
     parts += [f"{event.quarantined_before} in quarantine"] if event.quarantined_before else []

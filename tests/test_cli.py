@@ -126,7 +126,7 @@ def test_the_screen_of_a_log_has_one_line_for_each_photo(tmp_path: Path) -> None
         (["convert", "IN"], 2, "--out"),
         (["convert", "IN", "-o", "OUT", "--include", "*.bmp"], 7, "no photo found"),
         (["convert", "NOWHERE", "-o", "OUT"], 7, "NOWHERE"),
-        (["convert", "IN", "-o", "IN/a.jpg"], 5, "cannot be written"),
+        (["convert", "IN", "-o", "IN/a.jpg"], 2, "no folder [E_OUT_IS_FILE]"),
         (["status", "IN"], 7, "not an output folder"),
         (["weights", "verify", "IN"], 6, "IN"),
         (["weights", "convert", "IN"], 6, "CRM.pth"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 from rich.console import Console
@@ -82,7 +82,7 @@ def test_the_first_line_of_a_log_names_the_weights(watch: Watch) -> None:
 def test_a_hostile_name_of_weights_is_printed_as_it_is() -> None:
     console = paper()
     PlainScreen(console, is_verbose=False).show(plan("[/b]\x1b[2J"))
-    show_summary(console, finished("[/b]\x1b[2J"), out=None)
+    show_summary(console, finished("[/b]\x1b[2J"), retry="")
     assert text(console).count("[/b]\\x1b[2J") == 2 and "\x1b" not in text(console)
 
 
@@ -94,7 +94,7 @@ def finished(weights: str = "published") -> RunFinished:
 
 def test_the_summary_names_the_weights() -> None:
     console = paper()
-    show_summary(console, finished(), out=None)
+    show_summary(console, finished(), retry="")
     [line] = [line for line in text(console).splitlines() if "weights" in line]
     assert line.split() == ["weights", "published", "(0123456789ab)"]
 
@@ -106,7 +106,7 @@ def test_the_summary_names_the_weights() -> None:
         (1, {}, "1 left: the same command again does what is left"),
         (0, {"crash": 1}, "what failed can be tried once more: crm retry 'my meshes'"),
         (2, {"oom": 1}, "what failed can be tried once more: crm retry 'my meshes'"),
-        (1, {"conflict": 1}, "1 left: the same command again does what is left"),
+        (1, {"conflict": 1, "input": 2}, "1 left: the same command again does what is left"),
     ],
 )
 def test_an_interrupted_run_says_whether_anything_is_left(
@@ -114,7 +114,7 @@ def test_an_interrupted_run_says_whether_anything_is_left(
 ) -> None:
     console = paper()
     end = replace(finished(), exit_code=130, left=left, failures=failures)
-    show_summary(console, end, out=Path("my meshes"))
+    show_summary(console, end, retry="crm retry 'my meshes'")
     assert text(console).splitlines()[-1] == words
 
 

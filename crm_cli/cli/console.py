@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -26,9 +26,12 @@ def open_console(*, to_stdout: bool = False, color: str = "auto") -> Console:
     """Where words go: stderr, or stdout for answers. color: one of COLORS; `auto` minds the environment."""
     from rich.console import Console
 
+    from crm_cli.screen import Patient
+
+    file = cast("IO[str]", Patient(sys.stdout if to_stdout else sys.stderr))
     if color == "always":
-        return Console(stderr=not to_stdout, highlight=False, color_system="standard", no_color=False)
-    return Console(stderr=not to_stdout, highlight=False, no_color=True if color == "never" else None)
+        return Console(file=file, highlight=False, color_system="standard", no_color=False)
+    return Console(file=file, highlight=False, no_color=True if color == "never" else None)
 
 
 def say(text: str, *, style: str = "", to_stdout: bool = False) -> None:

@@ -77,7 +77,7 @@ def convert(
 
     told = telling.Telling(
         progress=progress, is_quiet=quiet, verbosity=verbose, as_json=as_json, events=events, printed=printed,
-        color=color, log_file=log_file,
+        color=color, log_file=log_file, endpoint=endpoint_url,
     )  # fmt: skip
     log_to_stderr(told.level)
     overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
@@ -132,7 +132,7 @@ def convert(
     engine = context.obj or PRODUCTION
     resolved = load_suited(preset, overrides, engine)
     with listening() as stop:
-        finished = told.follow(run_batch(resolved.preset, options, stop=stop, engine=engine))
+        finished = told.follow(run_batch(resolved.preset, options, stop=stop, engine=engine), stop)
     raise typer.Exit(finished.exit_code)
 
 

@@ -36,7 +36,7 @@ def listening() -> Iterator[Stop]:
         elif now - first_at > DEBOUNCE_S:
             stop.is_urgent = True
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = _heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, hear) for number in numbers]
     try:
         yield stop
@@ -52,10 +52,15 @@ def leaving() -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = _heard(signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, leave) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _heard(*numbers: signal.Signals) -> list[signal.Signals]:
+    """Signals that nobody has told us to ignore, as nohup does."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]

@@ -51,7 +51,7 @@ def retry(
 
     told = telling.Telling(
         progress=progress, is_quiet=quiet, verbosity=verbose, as_json=as_json, events=events, printed=printed,
-        color=color, log_file=log_file,
+        color=color, log_file=log_file, endpoint=endpoint_url,
     )  # fmt: skip
     log_to_stderr(told.level)
     names = None if id_file is None else _names(id_file)
@@ -68,7 +68,7 @@ def retry(
                 again.preset, again.options, stop=stop, engine=context.obj or PRODUCTION, only=again.photos
             )
             try:
-                finished = told.follow(run)
+                finished = told.follow(run, stop)
             except NoInput as error:  # other photos may still be there
                 say(f"error: {error}", style="red")
                 exit_code = error.exit_code

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -16,14 +19,16 @@ from crm_cli.cli.console import COLORS, open_console, say
 from crm_cli.errors import CrmError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from crm_cli.run.events import Event, RunFinished
+    from crm_cli.run.options import Stop
     from crm_cli.screen import LogScreen
 
 STDOUT = "-"
 
 PRINTED = ("path", "path0")
+
+PATIENCE_S = 0.2
+"""How soon a second interrupt is noticed while a reader sleeps."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print events on stdout, one JSON object a line.")]
 Events = Annotated[
@@ -62,6 +67,8 @@ class Telling:
     printed: str | None = None
     color: str = "auto"
     log_file: Path | None = None
+    endpoint: str = ""
+    """Of an object store; named in commands that are suggested."""
 
     def __post_init__(self) -> None:
         """Refuse what there is not, and two things on one stdout."""
@@ -81,8 +88,8 @@ class Telling:
         """-1 for failures alone, then 0, 1, 2."""
         return -1 if self.is_quiet else self.verbosity
 
-    def follow(self, events: Iterator[Event]) -> RunFinished:
-        """Tell of events until the last one, and return it."""
+    def follow(self, events: Generator[Event, None, None], stop: Stop) -> RunFinished:
+        """Tell of events until the last one, and return it. stop: whether anybody still waits for us."""
         from crm_cli.run.events import AssetPlanned, RunFinished, RunStarted
         from crm_cli.screen import open_screen, show_summary
 
@@ -90,7 +97,9 @@ class Telling:
         is_dry = False
         out: Path | str | None = None
         with ExitStack() as stack:
-            pipes = [stack.enter_context(pipe) for pipe in self._pipes(console)]
+            # Whatever goes wrong here, the run must end its workers and give its lock back.
+            stack.enter_context(closing(events))
+            pipes = [stack.enter_context(pipe) for pipe in self._pipes(stop)]
             logs = [stack.enter_context(_open_log(self.log_file))] if self.log_file else []
             screen = stack.enter_context(open_screen(self.progress, console, verbosity=self.level))
             try:
@@ -99,7 +108,8 @@ class Telling:
                         out = event.out
                         if isinstance(out, Path):  # in an object store nothing can be appended to
                             log_file = out / ".crm" / "runs" / event.run / "log.txt"
-                            logs.append(stack.enter_context(_open_log(log_file)))
+                            with suppress(UsageError):  # its events are kept all the same
+                                logs.append(stack.enter_context(_open_log(log_file)))
                     for pipe in pipes:
                         pipe.write(event)
                     for log in logs:
@@ -112,93 +122,112 @@ class Telling:
                 raise
         assert isinstance(event, RunFinished)
         if self.level >= 0 and not is_dry:
-            show_summary(console, event, out=out)
+            show_summary(console, event, retry=self._retry(out))
         return event
 
-    def _pipes(self, console: Console) -> Iterator[_Pipe]:
+    def _retry(self, out: Path | str | None) -> str:
+        """The command that tries failed photos again."""
+        words = ["crm", "retry", str(out), *(["--endpoint-url", self.endpoint] if self.endpoint else [])]
+        return shlex.join(words)
+
+    def _pipes(self, stop: Stop) -> Iterator[_Pipe]:
         """Where programs listen."""
+        stdout = getattr(sys.stdout, "buffer", None)  # None where it was closed before we began
         if self.as_json or self.events == STDOUT:
-            yield _Pipe("stdout", sys.stdout, console, is_ours=False)
+            yield _Pipe("stdout", stdout, stop, is_ours=False)
         if self.events is not None and self.events != STDOUT:
-            yield _Pipe(self.events, _open(Path(self.events), flag="--events"), console)
+            yield _Pipe(self.events, _open(Path(self.events), flag="--events"), stop)
         if self.printed is not None:
-            end = "\0" if self.printed == "path0" else "\n"
-            yield _Paths("stdout", sys.stdout, console, is_ours=False, end=end)
+            end = b"\0" if self.printed == "path0" else b"\n"
+            yield _Paths("stdout", stdout, stop, is_ours=False, end=end)
 
 
 class _Pipe:
     """Writes events for a program, until nobody reads them any more: that is no reason to end a run."""
 
-    def __init__(self, name: str, stream: TextIO, console: Console, *, is_ours: bool = True) -> None:
+    def __init__(self, name: str, stream: BinaryIO | None, stop: Stop, *, is_ours: bool = True) -> None:
         self._name = name
         self._stream = stream
-        self._console = console
+        self._stop = stop
         self._is_ours = is_ours
-        self._is_open = True
+        self._has_reader = stream is not None
 
     def __enter__(self) -> _Pipe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_ours:
+        if self._is_ours and self._stream is not None:
             self._stream.close()
 
     def write(self, event: Event) -> None:
         """Write what a program is told of an event."""
-        text = self._text(event) if self._is_open else ""
-        if not text:
+        data = self._data(event) if self._has_reader else b""
+        if not data or self._stream is None:
             return
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            if self._waits(self._stream):
+                self._stream.write(data)
+                self._stream.flush()
         except BrokenPipeError:
             self._give_up("was closed")
         except OSError as error:
             self._give_up(f"cannot be written ({error.strerror})")
 
-    def _text(self, event: Event) -> str:
-        return event.as_json() + "\n"
+    def _data(self, event: Event) -> bytes:
+        return event.as_json().encode("ascii") + b"\n"
+
+    def _waits(self, stream: BinaryIO) -> bool:
+        """Whether the reader takes more; who interrupts twice does not want to wait for one that sleeps."""
+        try:
+            number = stream.fileno()
+        except OSError:  # no real file, as in a test
+            return True
+        while not self._stop.is_urgent:
+            if select.select([], [number], [], PATIENCE_S)[1]:
+                return True
+        return False
 
     def _give_up(self, why: str) -> None:
-        """Go on without: what is still in the stream's buffer must not fail again when it is closed."""
-        self._is_open = False
-        with Path(os.devnull).open("w", encoding="ascii") as nothing:
-            os.dup2(nothing.fileno(), self._stream.fileno())
-        say(f"warning: {self._name} {why}; going on without events", style="yellow")
+        """Go on without."""
+        from crm_cli.screen import silence
+
+        if self._stream is not None:
+            silence(self._stream)
+        self._has_reader = False
+        say(f"warning: {self._name} {why}; going on without", style="yellow")
 
 
 class _Paths(_Pipe):
-    """Writes the files of finished assets, relative to where the caller stands."""
+    """Writes the files of finished assets, as bytes: names leave as they came."""
 
     def __init__(
-        self, name: str, stream: TextIO, console: Console, *, is_ours: bool = True, end: str
+        self, name: str, stream: BinaryIO | None, stop: Stop, *, is_ours: bool = True, end: bytes
     ) -> None:
-        super().__init__(name, stream, console, is_ours=is_ours)
+        super().__init__(name, stream, stop, is_ours=is_ours)
         self._end = end
         self._out: Path | str = ""
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")  # names are bytes, and leave as they came
 
-    def _text(self, event: Event) -> str:
+    def _data(self, event: Event) -> bytes:
         from crm_cli.run.events import AssetFinished, RunStarted
 
         if isinstance(event, RunStarted):
             self._out = event.out
         if not isinstance(event, AssetFinished):
-            return ""
-        return "".join(f"{self._out}/{path}{self._end}" for path in event.outputs)
+            return b""
+        return b"".join(os.fsencode(f"{self._out}/{path}") + self._end for path in event.outputs)
 
 
 def _open_log(path: Path) -> LogScreen:
     from crm_cli.screen import LogScreen
 
-    return LogScreen(_open(path, flag="--log-file"))
+    file = _open(path, flag="--log-file")
+    return LogScreen(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace"))
 
 
-def _open(path: Path, *, flag: str) -> TextIO:
+def _open(path: Path, *, flag: str) -> BinaryIO:
     """Open a file to append to; UsageError where that cannot be."""
     try:
-        return path.open("a", encoding="utf-8", errors="backslashreplace")
+        return path.open("ab")
     except OSError as error:
         raise UsageError(
             f"{flag} {path}: cannot be written: {error.strerror}", code="E_LOG", remedy="choose another place"
