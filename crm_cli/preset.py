@@ -201,12 +201,13 @@ class Preset:
     checks: Checking
 
     def fingerprint(self, *sections: str) -> str:
-        """SHA-256 over the values of the named sections (all without a name), hexadecimal.
+        """SHA-256 over the values of the named sections, hexadecimal; without a name, of all that counts.
 
-        Canonical JSON is hashed, so that the order of keys and the way a number was written do not count.
+        Canonical JSON is hashed, so that the order of keys and the way a number was written do not count. Nor
+        does what the weights are called, unless it is asked for: a folder has many names.
         """
         values = asdict(self)
-        chosen = {name: values[name] for name in sections or values}
+        chosen = {name: values[name] for name in sections or values.keys() - {"weights"}}
         text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 

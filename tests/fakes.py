@@ -13,11 +13,13 @@ onekill_  is killed from outside the first time only
 oom_      runs out of memory wherever it is
 big_      runs out of memory unless its worker is frugal
 huge_     runs out of memory unless it is on a CPU
+oomcrash_ runs out of memory twice, then dies in native code
 flaky_    cannot be published the first time
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -96,6 +98,12 @@ class FakeLine:
             or (fate == "huge" and self._device != "cpu")
         ):
             raise OutOfMemoryError("CUDA out of memory")
+        if fate == "oomcrash":
+            count = sum(1 for _ in job.root.glob(f"{job.path.name}.try*"))
+            Path(f"{job.root / job.path}.try{count}").touch()
+            if count < 2:
+                raise OutOfMemoryError("CUDA out of memory")
+            os.kill(os.getpid(), signal.SIGSEGV)
         _obey(job)
 
     def _made(
@@ -227,6 +235,19 @@ class KilledLine(FakeLine):
     ) -> FakeLine:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+class OnceKilledLine(FakeLine):
+    """A line whose first worker is killed while it is opened."""
+
+    @classmethod
+    def open(
+        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+    ) -> FakeLine:
+        with contextlib.suppress(FileExistsError):
+            Path(os.environ[FIRST_OPEN]).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
 
 
 class LateLine(FakeLine):

@@ -606,7 +606,7 @@ def test_an_interrupt_before_any_stage_leaves_nothing_to_wait_for(
     assert not statuses(events) and exit_code(events) == 130
     assert interrupted(tmp_path / "out") == [("a.jpg", 1)]
     warned = [event.message for event in events if isinstance(event, Warned)]
-    assert warned == ["SIGINT: stopping; no photo had begun"]
+    assert warned == ["SIGINT: stopping; no photo is at work"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,7 +14,7 @@ from crm_cli.models.bounds import TookTooLong, bounded
 
 PLENTY = 1 << 40
 
-PATIENCE_S = time.process_time() + 60
+PATIENCE_S = 60.0
 
 
 def state() -> tuple[object, ...]:
@@ -46,13 +46,14 @@ def test_too_much_memory_is_a_memory_error_and_the_next_block_has_its_own_count(
         assert len(bytearray(50_000_000)) < len(held)
 
 
-def is_early() -> bool:
-    """Whether a loop that should have been ended goes on."""
-    return time.process_time() < PATIENCE_S
+def early() -> Callable[[], bool]:
+    """Tells whether a loop that should have been ended may go on."""
+    ends = time.process_time() + PATIENCE_S
+    return lambda: time.process_time() < ends
 
 
 def test_too_much_time_is_an_exception_that_nobody_swallows() -> None:
-    swallowed = 0
+    swallowed, is_early = 0, early()
     with pytest.raises(TookTooLong), bounded(memory_bytes=PLENTY, cpu_s=0.05):
         while is_early():
             try:
@@ -64,6 +65,7 @@ def test_too_much_time_is_an_exception_that_nobody_swallows() -> None:
 
 def test_where_it_is_swallowed_all_the_same_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "AGAIN_S", 0.05)
+    is_early = early()
     with pytest.raises(TookTooLong), bounded(memory_bytes=PLENTY, cpu_s=0.05):
         with contextlib.suppress(BaseException):
             while is_early():

@@ -12,7 +12,7 @@ from crm_cli.run.policy import FIRST, ROW, SUSPECT_ROW, Breaker, Ending
 
 def ending(stop: Stop | None = None, *, photos: int = 100, **options: object) -> Ending:
     asked = RunOptions(inputs=(), out=Path("out"), **options)  # type: ignore[arg-type]
-    return Ending(asked, stop or Stop(), photos=photos)
+    return Ending(asked, stop or Stop(), photos=photos, since=policy.time.monotonic())
 
 
 def share(text: str) -> Share:
@@ -125,10 +125,35 @@ def test_a_time_limit_ends_a_run_and_is_told_only_where_work_is_left(monkeypatch
 def test_a_signal_says_more_than_anything_else_and_failures_more_than_time() -> None:
     stop = Stop()
     run = ending(stop, time_limit_s=0.0, fail_fast=True)
-    assert run.why == "time"
     run.note_failure()
-    assert run.why == "failures" and not run.has_grace and run.exit_code(failed=1, left=5) == 4
+    assert run.why == "failures" and run.exit_code(failed=1, left=5) == 4
     for number, has_grace in ((signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGHUP, True)):
+        run = ending(stop, time_limit_s=0.0, fail_fast=True)
+        run.note_failure()
         stop.signal = number
         assert (run.why, run.has_grace, run.words()) == ("signal", has_grace, number.name)
-        assert run.exit_code(failed=1, left=5) == 128 + number
+        assert not run.is_urgent and run.exit_code(failed=1, left=5) == 128 + number
+
+
+def test_the_first_reason_stays_and_an_interrupt_then_means_at_once() -> None:
+    stop = Stop()
+    run = ending(stop, time_limit_s=0.0)
+    assert run.why == "time" and run.has_grace and not run.is_urgent
+    stop.signal = signal.SIGTERM
+    assert run.why == "time" and run.has_grace and not run.is_urgent
+    stop.signal = signal.SIGINT
+    assert run.is_urgent and run.exit_code(failed=0, left=2) == 75
+    stop.is_urgent = True
+    assert run.is_urgent
+
+
+def test_after_other_reasons_running_photos_are_waited_for_until_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(policy.time, "monotonic", lambda: now)
+    run = ending(time_limit_s=10.0, fail_fast=True)
+    run.note_failure()
+    assert run.why == "failures" and not run.has_grace
+    now = 10.0
+    assert run.why == "failures" and run.has_grace

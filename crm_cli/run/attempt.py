@@ -19,7 +19,7 @@ class Turn:
     planned: Planned
     number: int = 1
     """Of the try, counted from one."""
-    logs: tuple[str, ...] = ()
+    crashes: tuple[str, ...] = ()
     """Last words of the workers that crashed over it."""
     kills: int = 0
     """How often its worker was killed from outside."""
@@ -36,6 +36,8 @@ class Attempt:
     turn: Turn
     job: Job
     key: str
+    room: int = 1
+    """How many photos could run at a time when it began."""
     stage: str = "start"
     since: float = 0.0
     seconds: float = 0.0

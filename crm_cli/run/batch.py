@@ -6,7 +6,8 @@ once, also while every worker is deep inside a native library.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -33,15 +34,17 @@ from crm_cli.run.options import (
     Stop,
     UsedWeights,
     check_junit,
+    check_limits,
     check_precision,
     check_stage,
     check_steps,
 )
 from crm_cli.run.past import Past
 from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import trees
 from crm_cli.run.space import check_free_space
-from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_newer, writing
+from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_file, refuse_newer, writing
 from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.work import Scene, Work
 from crm_cli.run.worker import Launch
@@ -57,7 +60,7 @@ def convert(
     stop: Stop | None = None,
     engine: Engine = PRODUCTION,
     only: Collection[PurePosixPath] | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Convert what is missing, and yield what happens; the last event is RunFinished.
 
     One photo's failure is an event. A CrmError is raised where the run itself cannot go on; what can be
@@ -65,16 +68,16 @@ def convert(
 
     only: photos to take of those found; the contact sheet then is of the whole folder.
     """
-    stop = stop or Stop()
+    stop, since = stop or Stop(), time.monotonic()
     if not options.place:
-        yield from _convert(preset, options, stop, engine, only)
+        yield from _convert(preset, options, stop, engine, only, since)
         return
     # A folder on a disk needs nothing of it.
     from crm_cli.run.elsewhere import mirrored
 
     try:
         with mirrored(options, is_unwanted=lambda: stop.signal is not None) as (here, mirror):
-            yield from _convert(preset, here, stop, engine, only, mirror)
+            yield from _convert(preset, here, stop, engine, only, since, mirror)
     except Locked:
         if stop.signal is None:
             raise
@@ -87,6 +90,7 @@ def _convert(
     stop: Stop,
     engine: Engine,
     only: Collection[PurePosixPath] | None,
+    since: float,
     mirror: Mirror | None = None,
 ) -> Iterator[Event]:
     """Convert what is missing in a folder, which may be the mirror of one elsewhere."""
@@ -107,13 +111,16 @@ def _convert(
         found = replace(found, photos=photos, found=len(photos))
         for asset in sorted(wanted.keys() - {photo.id for photo in photos}):
             yield Warned(message=f"{wanted[asset]}: is not among the photos any more")
+    lost = [skipped for skipped in found.passed_over if skipped.is_loss]
     for skipped in found.passed_over:
-        yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
+        if not skipped.is_loss:
+            yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
     # A shard without a photo is done: of few photos and many shards, some have none.
-    if not found.found and not options.allow_empty:
+    if not found.found and not lost and not options.allow_empty:
         names = ", ".join([*map(str, options.inputs), *options.urls]) or "the lists"
         raise NoInput(f"{names}: no photo found", code="E_NO_INPUT", remedy="check the paths, or --include")
     refuse_newer(options.out)
+    refuse_file(options.out)
     if options.report and not options.select.shard:
         with writing(options.out):
             refuse_foreign(options.out, len(found.photos))
@@ -122,6 +129,7 @@ def _convert(
     check_steps(preset)
     check_stage(options.force_stage)
     check_junit(options.junit)
+    check_limits(options)
     deadlines(("cpu",), options.deadlines_s)
     weights = engine.weights(preset)
     if preset.weights == AUTO:
@@ -130,6 +138,8 @@ def _convert(
     recipe = Recipe.of(preset, weights.stages)
     if options.dry_run:
         planner = _planner(Records.scan(options.out), recipe, preset, options)
+        for folder in lost:
+            yield Warned(message=f"{folder.path}: {folder.reason}")
         yield from _announce([planner.decide(photo) for photo in found.photos], weights)
         return
     run = new_run()
@@ -150,13 +160,16 @@ def _convert(
         return
     try:
         planner = _planner(store.records, recipe, preset, options)
-        yield from _run(found.photos, planner, store, preset, options, stop, engine, weights, is_part)
+        yield from _run(
+            found.photos, lost, planner, store, preset, options, stop, engine, weights, is_part, since
+        )
     finally:
         store.close()
 
 
 def _run(
     photos: Sequence[Found],
+    lost: Sequence[PassedOver],
     planner: Planner,
     store: Store,
     preset: Preset,
@@ -165,13 +178,14 @@ def _run(
     engine: Engine,
     weights: UsedWeights,
     is_part: bool,
+    since: float,
 ) -> Iterator[Event]:
     """Plan, open the journal and the pool, and work, all under the output folder's lock."""
     plan = [planner.decide(photo) for photo in photos if stop.signal is None]
     to_convert = sum(planned.action == "convert" for planned in plan)
     check_free_space(options.out, options.min_free_bytes, photos=to_convert)
     # Asking for devices may take seconds: not where there is nothing to do.
-    devices = find_devices(options.device) if to_convert else ("cpu",)
+    devices = find_devices(options.device) if to_convert and stop.signal is None else ("cpu",)
     is_small = weights.is_small
     workers = min(options.jobs or default_workers(devices, is_small=is_small), to_convert)
     if workers and not is_small and devices[0] == "cpu":
@@ -206,7 +220,7 @@ def _run(
                 conveyor=conveyor, weights=weights, folder=folder, device=", ".join(devices), workers=workers,
                 is_part=is_part,
             )  # fmt: skip
-            yield from Work(plan, scene, stop=stop, found=len(photos)).run()
+            yield from Work(plan, scene, stop=stop, found=len(photos), lost=lost, since=since).run()
     finally:
         conveyor.close()
 
@@ -225,6 +239,7 @@ def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptio
         keep_stale=options.keep_stale,
         force_stage=options.force_stage,
         retry_failed=options.retry_failed,
+        is_dry=options.dry_run,
     )
 
 

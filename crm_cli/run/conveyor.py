@@ -55,6 +55,9 @@ MEMORY_PER_WORKER = 1_500_000_000
 FAREWELL_S = 2.0
 """How long an idle worker may take to leave before it is killed."""
 
+ANSWER_S = 300.0
+"""How long torch may take to say which devices there are; a driver that hangs takes for ever."""
+
 DUMP_S = 1.0
 """How long a worker that hangs may take to write down where."""
 
@@ -99,6 +102,8 @@ class Finished:
     """The process that had it."""
     traceback: str = ""
     signal: int | None = None
+    was_frugal: bool = False
+    """Whether the worker kept less in memory already."""
     log: str = ""
     """The end of what a worker said before it died: its complaints, and where its threads were."""
 
@@ -116,6 +121,7 @@ class NotOpened:
     """A worker died before it could start the photo, which is not to blame."""
 
     job: Job
+    kind: ErrorClass
     reason: str
 
 
@@ -162,7 +168,12 @@ class Conveyor:
     @property
     def has_room(self) -> bool:
         """Whether another photo could start now."""
-        return len(self.running) < self._room
+        return len(self.running) < self.room
+
+    @property
+    def room(self) -> int:
+        """How many photos may run at a time."""
+        return self._room
 
     def submit(self, job: Job, *, on_cpu: bool = False) -> bool:
         """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it.
@@ -170,13 +181,14 @@ class Conveyor:
         on_cpu: whatever devices the others use.
         """
         self._dismiss_surplus()
-        for seat, worker in enumerate(self._seats):
-            if worker and worker.job is None:
-                if worker.launch == self._launch_on(seat, on_cpu=on_cpu):
-                    worker.take(job)
-                    return False
-                # It was opened for something else. Its seat is free for one that fits.
-                self._remove(worker)
+        idle = [(seat, worker) for seat, worker in enumerate(self._seats) if worker and worker.job is None]
+        for seat, worker in idle:
+            if worker.launch == self._launch_on(seat, on_cpu=on_cpu):
+                worker.take(job)
+                return False
+        if len(self._workers()) >= self._room:
+            # Opened for something else, it makes room for one that fits.
+            self._remove(idle[0][1])
         self._start(on_cpu=on_cpu).take(job)
         return True
 
@@ -271,16 +283,18 @@ class Conveyor:
 
     def _read(self, worker: _Worker) -> list[Report]:
         """Take in what a worker has sent."""
+        reports: list[Report] = []
         try:
             data = os.read(worker.reports, 1 << 16)
             if not data:
                 return self._bury(worker)
-            reports = [report for message in worker.unframer.feed(data) for report in worker.hear(message)]
+            for message in worker.unframer.feed(data):
+                reports += worker.hear(message)
         except (ValueError, KeyError) as error:
-            # A worker that talks nonsense is as good as dead.
+            # A worker that talks nonsense is as good as dead; what it said before holds.
             worker.complaint = f"unreadable answer ({error})"
             worker.kill()
-            return self._bury(worker)
+            return [*reports, *self._bury(worker)]
         if any(isinstance(report, Finished) and report.traceback for report in reports):
             # After a surprise its state is unknown: a poisoned device context answers everything wrongly.
             self._remove(worker)
@@ -360,7 +374,13 @@ class _Worker:
         else:
             outcome = from_plain(Failed, message["failed"])
             trace = str(message.get("traceback", ""))
-            finished = Finished(job=job, worker=self.pid, outcome=outcome, traceback=trace)
+            finished = Finished(
+                job=job,
+                worker=self.pid,
+                outcome=outcome,
+                traceback=trace,
+                was_frugal=self.launch.is_frugal,
+            )
         # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
         self.job = None
         return [finished]
@@ -373,16 +393,17 @@ class _Worker:
             return [Killed(job=self.job, stage=self.stage)]
         kind, code, reason = self._cause_of_death()
         if not self._is_open:
-            return [NotOpened(job=self.job, reason=f"{reason}; see {self._log}")]
+            return [NotOpened(job=self.job, kind=kind, reason=f"{reason}; see {self._log}")]
         message = f"{reason} in {self.stage}"
         failed = Failed(path=self.job.path, kind=kind, code=code, message=message, stage=self.stage)
-        status = self._process.returncode
+        status = self._process.returncode or 0
         return [
             Finished(
                 job=self.job,
                 worker=self.pid,
                 outcome=failed,
                 signal=-status if status < 0 else None,
+                was_frugal=self.launch.is_frugal,
                 log=self._last_log(),
             )
         ]
@@ -412,8 +433,11 @@ class _Worker:
             self._process.wait(timeout_s)
 
     def dispose(self) -> None:
-        """Reap the process and close its pipes; an empty log is no evidence."""
-        self._process.wait()
+        """Reap the process and close its pipes; an empty log is no evidence.
+
+        One that not even SIGKILL ends, as under a driver or disk that hangs, is left to the system.
+        """
+        self.wait_for_exit(FAREWELL_S)
         self.close_commands()
         assert self._process.stdout is not None
         self._process.stdout.close()
@@ -450,7 +474,7 @@ class _Worker:
 
     def _cause_of_death(self) -> tuple[ErrorClass, str, str]:
         """Class, code and words for how the process ended."""
-        status = self._process.returncode
+        status = self._process.returncode or 0
         if self._is_overdue:
             limit_s = self._deadlines_s.get(self.stage, 0)
             return "timeout", "E_TIMEOUT", f"no sign of life for {limit_s:g} s"
@@ -521,10 +545,21 @@ def ask(code: str) -> Any:
     script = f"import sys, json; sys.path.append(sys.argv[1]); {code}; print(json.dumps(answer))"
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", script, str(package)], capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-c", script, str(package)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_S,
+            process_group=0,  # Ctrl-C is for this process to hear
         )
     except OSError as error:
         raise _no_process(error) from error
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(
+            f"torch does not answer within {ANSWER_S:.0f} s which devices there are",
+            code="E_TORCH",
+            remedy="see to the driver, or use --device cpu",
+        ) from error
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         raise EnvironmentProblem(

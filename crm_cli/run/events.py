@@ -42,6 +42,10 @@ class Event:
                     plain[f"{field.name}_b64"] = base64.b64encode(raw).decode("ascii")
             elif isinstance(value, tuple):
                 plain[field.name] = [_approximate(item) for item in value]
+                if plain[field.name] != [str(item) for item in value]:
+                    plain[f"{field.name}_b64"] = [
+                        base64.b64encode(os.fsencode(item)).decode("ascii") for item in value
+                    ]
             else:
                 plain[field.name] = value
         return json.dumps(plain, ensure_ascii=True)
@@ -79,6 +83,8 @@ class Plan(Event):
     skipped: int = 0
     """Photos whose asset somebody else has put in place."""
     quarantined_before: int = 0
+    stale: int = 0
+    """Of the cached, those that other settings or weights have made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

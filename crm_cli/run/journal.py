@@ -132,17 +132,27 @@ def append_line(descriptor: int, line: bytes) -> None:
 def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mapping[str, Any]]:
     """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over.
 
+    Raises OutputError where a journal cannot be read: what it holds must not be taken for forgotten.
     having: a line that holds none of these is not even parsed.
     """
     for path in _journals(out):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            for raw in file:
-                if not raw.endswith(b"\n") or not any(part in raw for part in having):
-                    continue
-                with contextlib.suppress(ValueError, RecursionError):
-                    line = json.loads(raw)
-                    if isinstance(line, dict):
-                        yield line
+        for raw in _raw_lines(out, path):
+            if not raw.endswith(b"\n") or not any(part in raw for part in having):
+                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(raw)
+                if isinstance(line, dict):
+                    yield line
+
+
+def _raw_lines(out: Path, path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except (FileNotFoundError, IsADirectoryError):
+        return  # a journal that was taken away, or never was one
+    except OSError as error:
+        raise unreadable(out, error) from error
 
 
 def _journals(out: Path) -> list[Path]:

@@ -103,7 +103,8 @@ def _written(case: Case) -> bytes:
     place = {"classname": _legal(folder), "name": _legal(case.path.name), "time": _time(case.seconds)}
     element = ET.Element("testcase", place)
     if case.status in FAILING:
-        coded = case.message if f"[{case.code}]" in case.message else f"{case.message} [{case.code}]"
+        message = case.message.removeprefix(f"{case.path}: ")
+        coded = message if f"[{case.code}]" in message else f"{message} [{case.code}]"
         said = {"type": _legal(case.kind), "message": _legal(coded)}
         # Some readers show the attribute, some the text.
         ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {_legal(coded)}"

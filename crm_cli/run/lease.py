@@ -193,7 +193,7 @@ def until_free(
             raise Locked(
                 f"{display_name(place)}: another run holds this folder ({got})",
                 code="E_LOCKED",
-                remedy="wait for it, or use --wait-lock TIME",
+                remedy="wait for it; `crm convert --wait-lock TIME` does",
             )
         # Not all at the same beat: shards of two divisions would see each other again and again.
         time.sleep(BLINK_S * random.uniform(0.15, 0.35))

@@ -150,8 +150,23 @@ class Stop:
 
 def check_junit(wanted: Path | None) -> None:
     """Refuse a place for results that is none, before there are any."""
-    if wanted is not None and not wanted.absolute().parent.is_dir():
+    if wanted is None:
+        return
+    if not wanted.absolute().parent.is_dir():
         raise UsageError(f"--junit {wanted}: no such folder", code="E_JUNIT", remedy="make the folder first")
+    # What stands there is replaced, and a device or pipe must never be.
+    if wanted.exists() and not wanted.is_file():
+        raise UsageError(f"--junit {wanted}: no file", code="E_JUNIT", remedy="name a file")
+
+
+def check_limits(options: RunOptions) -> None:
+    """Refuse a limit that is none."""
+    if not math.isfinite(options.max_mpixels):
+        raise UsageError(
+            f"--max-mpixels {options.max_mpixels}: not a number of pixels",
+            code="E_MPIXELS",
+            remedy="a large number lets everything in",
+        )
 
 
 def check_stage(wanted: str | None) -> None:

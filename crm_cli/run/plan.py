@@ -30,6 +30,9 @@ MAIN_FILES: Mapping[str, tuple[str, ...]] = {
 }
 """Suffixes of what a format writes, so that a file in the way is noticed before any work is done."""
 
+UP_TO_DATE = "up to date"
+"""Why nothing has to be done with a photo, unless an older asset is kept."""
+
 CLOCK_DOUBT_S = 2.0
 """A file written this shortly before it was hashed may have changed again with the same time stamp."""
 
@@ -48,7 +51,7 @@ class Planned:
     made: float = 0.0
     """When it was committed; what else its record says is read where it is shown."""
     failure: LastFailure | None = None
-    """How this very photo failed before, where it is not tried again."""
+    """How this very photo failed before, where it is not tried again or has an asset all the same."""
     stage: str = ""
     """The first stage that runs, where one does."""
     interruptions: int = 0
@@ -75,6 +78,8 @@ class Planner:
     """Whether an asset stays that was made of the same bytes with other settings or weights."""
     force_stage: str | None = None
     retry_failed: bool = False
+    is_dry: bool = False
+    """Whether nothing may be changed, be it a time stamp."""
 
     def decide(self, found: Found) -> Planned:
         """Say what to do with one photo."""
@@ -92,9 +97,9 @@ class Planner:
         keys = self.recipe.keys(known.sha256)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
-        if current and self.force_stage is None and self.records.intact(current):
-            return _kept(found, current, "up to date")
-        stale = self._stale(found, known, records)
+        if current and self.force_stage is None and self._stands(current):
+            return replace(_kept(found, current, UP_TO_DATE), failure=failure)
+        stale = None if current else self._stale(found, known, records)
         if stale and self.keep_stale and self.force_stage is None:
             reason = f"kept, although {self._why_again(found, keys, known, records, None)}"
             return _kept(found, stale, reason)
@@ -111,15 +116,26 @@ class Planner:
 
     def _convert(self, planned: Planned, interruptions: int) -> Planned:
         """Convert a photo, unless somebody else's file is in the way."""
-        obstacle = None if self.may_overwrite else self._obstacle(planned.found)
+        planned = replace(planned, interruptions=interruptions)
+        obstacle = self._obstacle(planned.found)
         if obstacle is None:
-            return replace(planned, interruptions=interruptions)
+            return planned
+        if self.may_overwrite:
+            return replace(planned, reason=f"{planned.reason}; replaces {obstacle}")
         if self.skip_existing:
             return replace(planned, action="skipped", reason=f"{obstacle} is there already", stage="")
         known = bool(self.records.of(planned.found.id, with_intents=True))
         words = "was changed since crm wrote it" if known else "is in the way: crm did not write it"
         reason = f"{obstacle} {words}; move it, or use --overwrite"
         return replace(planned, action="conflict", reason=reason, stage="")
+
+    def _stands(self, record: Glance) -> bool:
+        """Whether an asset's files are as they were written, be it with other times, as copies have them."""
+        others = [output for output in record.outputs if not self.records.is_as_written(output)]
+        is_copied = all(self.records.is_copy(output) for output in others)
+        if others and is_copied and not self.is_dry:
+            self.records.set_times(others)
+        return is_copied
 
     def _is_settled(self, failure: LastFailure, keys: Keys) -> bool:
         """Whether a photo failed in a way that another try would only repeat."""
@@ -165,9 +181,11 @@ class Planner:
 
         Intents count: a run killed between two moves leaves files that no record names yet.
         """
+        if self.records.names.get(found.id) and not self.records.of(found.id, with_intents=True):
+            return None  # its record is damaged: whether the files are the same is seen once they are made
         written = self.records.of(found.id, with_intents=True)
         outputs = [output for record in written for output in record.outputs]
-        ours = {output.path for output in outputs if self.records.is_as_written(output)}
+        ours = {o.path for o in outputs if self.records.is_as_written(o) or self.records.is_copy(o)}
         suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))
         named = {PurePosixPath(f"{found.stem}{suffix}"): None for suffix in suffixes}
         wanted = {output.path: None for output in outputs} | named
@@ -183,10 +201,13 @@ class Planner:
     ) -> str:
         """Say why a photo that was looked at before is converted."""
         if current:
-            return "output missing"
+            is_there = all(os.path.lexists(self.records.out / output.path) for output in current.outputs)
+            return "output changed" if is_there else "output missing"
         if not records:
             return "failed before"
-        [latest, *_] = self.records.of(found.id)
+        latest = next(iter(self.records.of(found.id)), None)
+        if latest is None:
+            return "its record is of another version"
         if latest.input.sha256 != known.sha256:
             return "photo changed"
         if latest.keys == keys:
@@ -208,12 +229,13 @@ def _kept(found: Found, record: Glance, reason: str) -> Planned:
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:
     """Say in numbers what will be done."""
     counts = Counter(planned.action for planned in plan)
-    failed = [planned.failure for planned in plan if planned.failure is not None]
-    quarantined = sum(failure.is_quarantined for failure in failed)
+    failed = [planned.failure for planned in plan if planned.action == "failed"]
+    quarantined = sum(failure is not None and failure.is_quarantined for failure in failed)
     return Plan(
         photos=len(plan),
         to_convert=counts["convert"],
         cached=counts["cached"],
+        stale=sum(planned.action == "cached" and planned.reason != UP_TO_DATE for planned in plan),
         skipped=counts["skipped"],
         failed_before=counts["failed"] - quarantined,
         quarantined_before=quarantined,

@@ -10,6 +10,8 @@ A worker that somebody kills from outside, and a run that dies, are no failures 
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -93,13 +95,16 @@ Why = Literal["signal", "failures", "breaker", "time"]
 class Ending:
     """Whether a run ends before its work is done, why, and how long it waits for what is running."""
 
-    def __init__(self, options: RunOptions, stop: Stop, *, photos: int) -> None:
+    def __init__(self, options: RunOptions, stop: Stop, *, photos: int, since: float) -> None:
+        """photos: that were asked for. since: time.monotonic() when the run was asked for."""
         self.breaker = Breaker()
         self._options = options
         self._stop = stop
         self._photos = photos
         self._failed = 0
-        self._time_is_up_at = _never(options.time_limit_s)
+        limit_s = options.time_limit_s
+        self._time_is_up_at = math.inf if limit_s is None else since + limit_s
+        self._why: Why | None = None
 
     def note_failure(self) -> None:
         """Count a failure of this run; those remembered from earlier ones stop nothing."""
@@ -107,7 +112,11 @@ class Ending:
 
     @property
     def why(self) -> Why | None:
-        """Why nothing new starts any more; None as long as something may."""
+        """Why nothing new starts any more; None as long as something may. The first reason stays."""
+        self._why = self._why or self._now()
+        return self._why
+
+    def _now(self) -> Why | None:
         if self._stop.signal is not None:
             return "signal"
         if self.breaker.reason is not None:
@@ -120,7 +129,13 @@ class Ending:
     @property
     def has_grace(self) -> bool:
         """Whether running photos are waited for only so long: schedulers kill soon after they ask."""
-        return self._stop.is_graceful or self.why == "time"
+        is_late = time.monotonic() >= self._time_is_up_at
+        return self._stop.is_graceful or (is_late and self._stop.signal is None)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody wants running photos given up: whoever interrupts a run that ends already does."""
+        return self._stop.is_urgent or (self._stop.signal == signal.SIGINT and self.why != "signal")
 
     def words(self) -> str:
         """Why the run ends, for a person."""
@@ -154,8 +169,3 @@ class Ending:
         if self._options.fail_fast:
             wanted = Share(number=1, is_percent=False)
         return None if wanted is None else max(1, wanted.of(self._photos))
-
-
-def _never(seconds: float | None) -> float:
-    """When a limit that begins now is reached."""
-    return float("inf") if seconds is None else time.monotonic() + seconds

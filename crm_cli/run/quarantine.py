@@ -2,7 +2,7 @@
 
 OUT/.crm/quarantine/<asset>/
     evidence.json     what was asked for, and how it ended
-    attempt-N.log     the last words of the N-th worker: its complaints, and where its threads were
+    attempt-N.log     the last words of each worker that crashed: its complaints, and where its threads were
     photo.<ext>       the photo's bytes
     views/            the cut-out and six views, where the crash came after them
 """

@@ -112,6 +112,9 @@ def is_url(text: str) -> bool:
 
 def local_path(text: str) -> Path:
     """The path that is meant, by itself or as a `file` URL."""
+    slip = re.match(rf"({'|'.join(DRIVERS)}):/[^/]", text)
+    if slip:
+        raise UsageError(f"{text}: one slash short", code="E_URL", remedy=f"write {slip[1]}://…")
     return Path(text.removeprefix("file://"))
 
 

@@ -101,6 +101,13 @@ def _grouped(out: Path, failures: Sequence[LastFailure], *, dry_run: bool) -> tu
             place="",
             # The photos are known: counting or dividing anew would leave some of them out.
             select=replace(asked.options.select, limit=None, shard=None),
+            # Limits were for the whole run, and so were its results.
+            max_failures=None,
+            fail_fast=False,
+            time_limit_s=None,
+            junit=None,
+            # Asked for once, of all photos.
+            force_stage=None,
             retry_failed=True,
             dry_run=dry_run,
         )

@@ -57,9 +57,12 @@ def _described(kind: type[Event]) -> dict[str, Any]:
 def _property(field: Field[Any], hint: Any) -> Iterator[tuple[str, Any]]:
     """One field; a path has a companion that is exact where the path is not UTF-8."""
     yield field.name, _type(hint)
+    exact: dict[str, Any] = {"type": "string", "contentEncoding": "base64"}
+    about = f"The bytes of `{field.name}`, where they are not UTF-8."
     if hint in (Path, PurePosixPath) or Path in get_args(hint):
-        exact = f"The bytes of `{field.name}`, where they are not UTF-8."
-        yield f"{field.name}_b64", {"type": "string", "contentEncoding": "base64", "description": exact}
+        yield f"{field.name}_b64", {**exact, "description": about}
+    elif get_origin(hint) is tuple:
+        yield f"{field.name}_b64", {"type": "array", "items": exact, "description": about}
 
 
 def _type(hint: Any) -> dict[str, Any]:

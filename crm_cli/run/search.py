@@ -28,6 +28,8 @@ class PassedOver:
 
     path: str
     reason: str
+    is_loss: bool = False
+    """Whether photos may be lost with it: a folder that cannot be listed is no photo, but may hold some."""
 
 
 def absolute(path: Path) -> Path:
@@ -124,7 +126,11 @@ def _search(
             with os.scandir(start.root / folder) as listing:
                 entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
-            passed_over.append(PassedOver(path=str(folder), reason=f"cannot be listed ({error.strerror})"))
+            reason = f"cannot be listed: {error.strerror}"
+            passed_over.append(PassedOver(path=str(folder), reason=reason, is_loss=True))
+            continue
+        if folder != start.path and (start.root / folder / ".crm" / "FORMAT").exists():
+            passed_over.append(PassedOver(path=str(folder), reason="an output folder of crm"))
             continue
         inner = []
         for entry in entries:
@@ -172,6 +178,6 @@ def _why_not(file: Path, inside: Path | None) -> str | None:
             if inside is not None and not target.is_relative_to(inside):
                 return "a link that leads out of the input folder; --follow-symlinks takes it"
             mode = target.stat().st_mode
-    except (OSError, RuntimeError) as error:  # RuntimeError: pathlib's word for a circle of links
-        return f"cannot be read ({getattr(error, 'strerror', None) or 'links run in a circle'})"
+    except (OSError, RuntimeError):  # RuntimeError: pathlib's word for a circle of links
+        return None  # a photo by its name: that it cannot be read is a failure, and is told as one
     return None if stat.S_ISREG(mode) else "not a regular file"

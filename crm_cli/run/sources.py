@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from crm_cli.errors import NoInput, UsageError
+from crm_cli.errors import EnvironmentProblem, NoInput, UsageError
 from crm_cli.names import display_name
 from crm_cli.run.options import RunOptions
 from crm_cli.run.remote import Remote, Stamp, check_url, is_plain
@@ -71,7 +71,16 @@ def list_tree(url: str, *, endpoint: str = "", out: str = "", is_recursive: bool
     try:
         listed = remote.listed()
     except OSError as error:
-        raise _missing(url, error.strerror or str(error)) from error
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise _missing(url, reason) from error
+        # A scheduler must not take a store that is away for one that holds nothing.
+        where = f" at {display_name(endpoint)}" if endpoint else ""
+        raise EnvironmentProblem(
+            f"{display_name(url)}: {reason}{where}",
+            code="E_STORE",
+            remedy="see to the store, or --endpoint-url",
+        ) from error
     if not listed:
         raise _missing(url, "no such folder or object")
     if "" in listed:  # the URL is a photo's own
@@ -97,8 +106,13 @@ def _taken(
     listed: dict[str, Stamp], passed_over: list[PassedOver], *, outside: str
 ) -> Iterator[tuple[str, Stamp]]:
     """What is named like a photo, by the rules for folders."""
+    mark = "/.crm/FORMAT"
+    ours = [name.removesuffix(mark) for name in listed if name.endswith(mark)]
+    passed_over += [PassedOver(path=name, reason="an output folder of crm") for name in ours]
     for name, stamp in listed.items():
         path = PurePosixPath(name)
+        if any(path.is_relative_to(folder) for folder in ours):
+            continue
         if path.suffix.lower() not in EXTENSIONS or (outside and name.startswith(outside)):
             continue
         if not is_plain(name):

@@ -294,7 +294,7 @@ class Records:
     """The commit records of an output folder; reading them needs no lock."""
 
     out: Path
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Asset id → names of its records and intents."""
 
     @classmethod
@@ -359,6 +359,23 @@ class Records:
             return False
         same = (found.st_size, found.st_mtime_ns) == (output.size, output.mtime_ns)
         return same and stat.S_ISREG(found.st_mode)
+
+    def is_copy(self, output: Output) -> bool:
+        """Whether a published file has another time than its record names, but the same bytes."""
+        file = self.out / output.path
+        try:
+            found = file.lstat()
+            is_alike = stat.S_ISREG(found.st_mode) and found.st_size == output.size
+            return is_alike and hash_file(file).sha256 == output.sha256
+        except OSError:
+            return False
+
+    def set_times(self, outputs: Sequence[Output]) -> None:
+        """Give files of the right bytes the times that their record names: nobody need read them again."""
+        for output in outputs:
+            with contextlib.suppress(OSError):  # a file of somebody else's may be read, not touched
+                times = (output.mtime_ns, output.mtime_ns)
+                os.utime(self.out / output.path, ns=times, follow_symlinks=False)
 
 
 class Place(Protocol):
@@ -525,6 +542,8 @@ class Store:
             folders = self._make_folders(record)
             final = self._record_path(record)
             intent = final.with_name(f"{record.file_name}.intent")
+            # Known from now on: should the rest fail, another try must find its own files again.
+            self.records.names[record.id] = (*self.records.names.get(record.id, ()), intent.name)
             self._place.write(intent, record.as_bytes(), run=self.run)
             record = self._place.move_in(record, scratch)
             folders += self._move_pictures(scratch)
@@ -533,7 +552,8 @@ class Store:
             self._place.commit(record, intent, final)
             self._drop_superseded(record)
         except OSError as error:
-            if error.errno in FULL_OR_GONE or not _private(self.out).is_dir():
+            is_ours = error.errno in (errno.EACCES, errno.EPERM) and self._is_private(error.filename)
+            if error.errno in FULL_OR_GONE or is_ours or not _private(self.out).is_dir():
                 raise output_error(self.out, error) from error
             raise PhotoError(
                 f"{record.asset}: cannot be published: {error}",
@@ -542,6 +562,10 @@ class Store:
                 kind="io",
             ) from error
         return record
+
+    def _is_private(self, name: object) -> bool:
+        """Whether something that went wrong did so where every other photo will meet it as well."""
+        return isinstance(name, str) and Path(name).is_relative_to(_private(self.out))
 
     def discard(self, scratch: Path) -> None:
         """Throw an attempt's files away."""
@@ -554,16 +578,15 @@ class Store:
         self, record: CommitRecord, *, may_overwrite: bool, is_input: Callable[[Path], bool]
     ) -> None:
         """Raise PhotoError where a final name is taken by a file that is not ours, or was edited since."""
-        ours = [
-            output
-            for old in self.records.of(record.id, with_intents=True)
-            for output in old.outputs
-            if self.records.is_as_written(output)
-        ]
-        own_paths = {output.path for output in ours}
+        records = [*self.records.of(record.id, with_intents=True), record]
+        known = [output for old in records for output in old.outputs]
+        own_paths = {output.path for output in known if self.records.is_as_written(output)}
         for output in record.outputs:
             final = self.out / output.path
             if output.path in own_paths or not os.path.lexists(final):
+                continue
+            # In a copied folder times are others, and where a record was lost the bytes are those of now.
+            if any(one.path == output.path and self.records.is_copy(one) for one in known):
                 continue
             is_photo = self._place.is_input(output.path) or is_input(final)
             if not may_overwrite or is_photo or final.is_dir():
@@ -647,6 +670,12 @@ def refuse_none(out: Path) -> None:
     """Raise NoInput where a folder is no output folder."""
     if not _private(out).is_dir():
         raise NoInput(f"{out}: not an output folder of crm", code="E_NOT_OUT", remedy="check the path")
+
+
+def refuse_file(out: Path) -> None:
+    """Raise UsageError where something else than a folder stands."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: no folder", code="E_OUT_IS_FILE", remedy="name a folder with -o")
 
 
 def refuse_newer(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -9,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, PhotoError
@@ -44,8 +45,9 @@ from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
 from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
-from crm_cli.run.search import absolute
+from crm_cli.run.search import PassedOver, absolute
 from crm_cli.run.sources import staged
+from crm_cli.run.space import NO_ROOM
 from crm_cli.run.store import (
     REPORT,
     CommitRecord,
@@ -54,6 +56,7 @@ from crm_cli.run.store import (
     hash_photo,
     identities,
     looks_unchanged,
+    output_error,
     write_atomically,
     writing,
 )
@@ -95,8 +98,20 @@ class Scene:
 class Work:
     """One run over one plan."""
 
-    def __init__(self, plan: Sequence[Planned], scene: Scene, *, stop: Stop, found: int) -> None:
-        """found: photos there are; more than were planned where a signal came before."""
+    def __init__(
+        self,
+        plan: Sequence[Planned],
+        scene: Scene,
+        *,
+        stop: Stop,
+        found: int,
+        lost: Sequence[PassedOver],
+        since: float,
+    ) -> None:
+        """Found: photos there are; more than were planned where a signal came before.
+
+        lost: folders that could not be searched, each a failure. since: see Ending.
+        """
         self._scene = scene
         self._options = scene.options
         self._planner = scene.planner
@@ -105,8 +120,9 @@ class Work:
         self._conveyor = scene.conveyor
         self._weights = scene.weights
         self._stop = stop
-        self._ending = Ending(scene.options, stop, photos=len(plan))
-        self._found = found
+        self._ending = Ending(scene.options, stop, photos=len(plan), since=since)
+        self._found = found + len(lost)
+        self._lost = lost
         self._clock = time.monotonic()
         self._facts = RunFacts(
             started=datetime.now().astimezone(),
@@ -123,6 +139,7 @@ class Work:
         self._failures: Counter[str] = Counter()
         self._unopened = 0
         self._killed_unopened = 0
+        self._unread = 0
         self._last_progress = 0.0
         self._has_announced_end = False
         self._has_forecast = False
@@ -132,7 +149,7 @@ class Work:
         try:
             yield from self._logged()
         except CrmError as error:
-            self._leave_word(error)
+            yield self._leave_word(error)
             raise
 
     def _logged(self) -> Iterator[Event]:
@@ -142,8 +159,8 @@ class Work:
             "run": self._store.run,
             "started": self._facts.started.isoformat(),
             "device": self._facts.device,
-            "preset": asdict(self._scene.preset),
             # Whoever reads it may stand in another folder.
+            "preset": {**asdict(self._scene.preset), "weights": _placed(self._scene.preset.weights)},
             "options": replace(self._options, inputs=tuple(map(absolute, self._options.inputs))),
             "weights": self._weights,
         }
@@ -156,16 +173,20 @@ class Work:
                     append_line(lines.fileno(), event.as_json().encode("ascii") + b"\n")
                 yield event
 
-    def _leave_word(self, error: CrmError) -> None:
-        """Put down why the run ends, as far as the disk still takes it."""
+    def _leave_word(self, error: CrmError) -> Event:
+        """Put down why the run ends, as far as the disk still takes it; returns the last event."""
         self._store.drop_reserve()
+        finished = self._finished(error.exit_code)
         with suppress(OutputError):
             self._give_up_running()
             why = {"code": error.code, "msg": error.cause}
             self._journal.write(
                 "run_end", exit_code=int(error.exit_code), counts=dict(self._counts), error=why
             )
-            self._write_file("summary.json", self._finished(error.exit_code).as_json())
+            self._write_file("summary.json", finished.as_json())
+            for _ in self._write_junit():
+                pass  # nobody is warned any more of what is told already
+        return finished
 
     def _write_file(self, name: str, text: str) -> None:
         """Write a file of the run's folder."""
@@ -181,6 +202,8 @@ class Work:
             architecture=self._weights.architecture,
         )
         yield summary(self._plan, self._weights, workers=self._scene.workers)
+        for folder in self._lost:
+            yield self._settle_lost(folder)
         for planned in self._plan:
             if planned.action != "convert":
                 yield self._settle_at_once(planned)
@@ -237,7 +260,10 @@ class Work:
                 yield from self._hear(report)
             if self._ending.has_grace and grace_ends is None:
                 grace_ends = time.monotonic() + self._options.grace_s
-            if self._stop.is_urgent or (grace_ends is not None and time.monotonic() > grace_ends):
+            if self._ending.is_urgent or (grace_ends is not None and time.monotonic() > grace_ends):
+                if self._attempts:
+                    words = self._ending.words()
+                    yield Warned(message=f"{words}: {len(self._attempts)} running given up, for the next run")
                 self._give_up_running()
                 return
             yield from self._heed_end()
@@ -254,7 +280,7 @@ class Work:
         """Take in one report of a worker."""
         match report:
             case NotOpened():
-                self._send_back(report)
+                yield from self._send_back(report)
             case Killed():
                 yield from self._forgive(report)
             case Opened():
@@ -277,7 +303,9 @@ class Work:
                 known = planned.input or hash_photo(found.file)
         except OSError as error:
             self._store.discard(scratch)
-            yield self._settle_failed(planned, _unreadable(planned, error, turn.number), key="")
+            if found.source is not None and error.errno in NO_ROOM:  # it was to be fetched to our disk
+                raise output_error(self._options.out, error) from error
+            yield from self._fail_unread(turn, error)
             return
         planned = replace(planned, input=known)
         keys = self._planner.recipe.keys(known.sha256)
@@ -294,32 +322,47 @@ class Work:
             may_reuse=not views_anew,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
-        self._attempts[job.id] = Attempt(turn=replace(turn, planned=planned), job=job, key=key)
+        self._attempts[job.id] = Attempt(
+            turn=replace(turn, planned=planned), job=job, key=key, room=self._conveyor.room
+        )
         with writing(self._options.out):  # a new worker opens its log there
             is_new = self._conveyor.submit(job, on_cpu=turn.on_cpu)
         yield AssetStarted(path=found.path, attempt=turn.number)
         if is_new and not self._weights.is_small:
             yield WeightsLoading(path=found.path, weights=self._weights.name)
 
-    def _send_back(self, report: NotOpened) -> None:
+    def _fail_unread(self, turn: Turn, error: OSError) -> Iterator[Event]:
+        """A photo that no worker has seen, since it cannot be read: a disk may be away for a while."""
+        failed = _unreadable(turn.planned, error, turn.number)
+        self._journal.failed(failed, key="")
+        if may_try_again(failed) and self._ending.why is None:
+            yield AttemptFailed(path=failed.path, reason=failed.message)
+            self._queue.append(replace(turn, number=turn.number + 1))
+            return
+        yield self._settle_failed(turn.planned, failed, key=None)
+        self._unread += 1  # it stands for a worker: each was another try to read
+        self._ending.breaker.note(failed.kind, worker=-self._unread)
+
+    def _send_back(self, report: NotOpened) -> Iterator[Event]:
         """Queue a photo again whose worker never opened: not its fault, so it costs no attempt."""
-        attempt = self._attempts.pop(report.job.id)
-        self._store.discard(report.job.scratch)
-        self._unopened += 1
+        attempt = self._interrupt(report.job)
+        how = self._conveyor.economize() if report.kind == "oom" else None
+        if how is not None:
+            yield Warned(message=f"out of memory: going on with {how}")
+        else:
+            self._unopened += 1
         if self._unopened >= MAX_UNOPENED:
             raise _no_worker(report.reason)
         self._queue.appendleft(attempt.turn)
 
     def _forgive(self, report: Killed) -> Iterator[Event]:
         """Queue a photo again whose worker was killed from outside; in the end it fails all the same."""
-        attempt = self._attempts.pop(report.job.id)
-        self._store.discard(report.job.scratch)
+        attempt = self._interrupt(report.job)
         path, turn = report.job.path, replace(attempt.turn, kills=attempt.turn.kills + 1)
         if attempt.stage == "start":
             self._killed_unopened += 1
             if self._killed_unopened >= MAX_KILLED_UNOPENED:
                 raise _no_worker("somebody kills them")
-        self._journal.write("interrupted", asset=path, attempt=turn.number, by="kill")
         if turn.kills <= MAX_KILLS:
             self._queue.appendleft(turn)
             yield AttemptFailed(path=path, reason=f"its worker was killed in {report.stage}, from outside")
@@ -333,6 +376,13 @@ class Work:
             attempts=turn.number,
         )
         yield self._settle_failed(turn.planned, failed, key=attempt.key)
+
+    def _interrupt(self, job: Job) -> Attempt:
+        """End an attempt that does not count against its photo."""
+        attempt = self._attempts.pop(job.id)
+        self._journal.write("interrupted", asset=job.path, attempt=attempt.turn.number)
+        self._store.discard(job.scratch)
+        return attempt
 
     def _foresee(self, report: Opened) -> Iterator[Event]:
         """Say once how long all this will take, before the first photo's work begins."""
@@ -405,30 +455,39 @@ class Work:
         """Decide what a failed try means for its photo and for the run."""
         self._keep_words(attempt, report.traceback or report.log)
         self._journal.failed(failed, key=attempt.key, signal=report.signal)
-        logs = (*attempt.turn.logs, report.log)
-        if may_try_again(failed) and self._ending.why is None:
+        turn = attempt.turn
+        if failed.kind == "crash":
+            turn = replace(turn, crashes=(*turn.crashes, report.log))
+        if may_try_again(failed):
             yield AttemptFailed(path=failed.path, reason=failed.message)
-            # Read anew: it may be its bytes that have changed.
-            planned = replace(attempt.planned, input=None)
-            again = replace(attempt.turn, planned=planned, number=failed.attempts + 1, logs=logs)
-            if failed.kind == "oom":
-                again = yield from self._economize(again)
-            self._queue.appendleft(again)
+            # Where the run ends, the next one will try: nothing is decided about the photo.
+            if self._ending.why is None:
+                # Read anew: it may be its bytes that have changed.
+                planned = replace(attempt.planned, input=None)
+                again = replace(turn, planned=planned, number=failed.attempts + 1)
+                if failed.kind == "oom":
+                    again = yield from self._economize(again, attempt, report)
+                self._queue.appendleft(again)
             return
-        is_hopeless = failed.kind == "crash" and failed.attempts >= TRIES["crash"]
+        is_hopeless = len(turn.crashes) >= TRIES["crash"]
         if is_hopeless:
-            self._quarantine(attempt, failed, logs)
+            self._quarantine(attempt, failed, turn.crashes)
         yield self._settle_failed(attempt.planned, failed, key=None, is_quarantined=is_hopeless)
         self._ending.breaker.note(failed.kind, worker=report.worker)
         if self._ending.breaker.is_suspect(report.worker):
             self._conveyor.renew(report.worker)
 
-    def _economize(self, turn: Turn) -> Generator[Event, None, Turn]:
+    def _economize(self, turn: Turn, attempt: Attempt, report: Finished) -> Generator[Event, None, Turn]:
         """Make the next try need less memory, and the other photos as well, as far as that goes."""
-        how = self._conveyor.economize()
-        if how is None and self._scene.device != "cpu":
-            yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
-            return replace(turn, on_cpu=True)
+        if self._scene.device != "cpu":
+            if report.was_frugal and not turn.on_cpu:
+                yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
+                return replace(turn, on_cpu=True)
+            has_tried = report.was_frugal
+        else:
+            # Others may have made room since; and one photo alone must not make a run slow for ever.
+            has_tried = attempt.turn.number > 1 or self._conveyor.room < attempt.room
+        how = None if has_tried else self._conveyor.economize()
         if how is not None:
             yield Warned(message=f"out of memory: going on with {how}")
         return turn
@@ -518,6 +577,9 @@ class Work:
             self._counts["skipped"] += 1
             return AssetFinished(path=path, status="skipped", reason=planned.reason)
         if planned.action == "cached":
+            if planned.failure is not None and planned.failure.t > planned.made:
+                # A forced try failed, or one with other settings: what stands is what was asked for now.
+                self._journal.write("asset_done", asset=path, key=planned.failure.key, attempt=0)
             self._counts["cached"] += 1
             return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=planned.outputs)
         if planned.failure is not None:
@@ -532,6 +594,16 @@ class Work:
             return self._settle_failed(planned, failed, key=None, is_quarantined=failure.is_quarantined)
         failed = Failed(path=path, kind="conflict", code="E_CONFLICT", message=planned.reason, stage="plan")
         return self._settle_failed(planned, failed, key="")
+
+    def _settle_lost(self, folder: PassedOver) -> Event:
+        """Count a folder that may hold photos as a failure: what nobody can see must not pass for nothing."""
+        self._counts["failed"] += 1
+        self._failures["io"] += 1
+        self._ending.note_failure()
+        reason = f"{folder.path}: {folder.reason}; see to its rights, then run again"
+        return AssetFinished(
+            path=PurePosixPath(folder.path), status="failed", reason=reason, kind="io", code="E_FOLDER"
+        )
 
     def _settle_done(self, attempt: Attempt, record: CommitRecord) -> Event:
         self._journal.write("asset_done", asset=record.asset, key=attempt.key, attempt=attempt.turn.number)
@@ -580,12 +652,7 @@ class Work:
     def _give_up_running(self) -> None:
         """Leave running photos to the next run; being interrupted is not their fault."""
         for job in [attempt.job for attempt in self._attempts.values()]:
-            self._give_up(job)
-
-    def _give_up(self, job: Job) -> None:
-        """Leave a photo to the next run, without an attempt that counts."""
-        attempt = self._attempts.pop(job.id)
-        self._journal.write("interrupted", asset=job.path, attempt=attempt.turn.number)
+            self._interrupt(job)
 
     def _heed_end(self) -> Iterator[Event]:
         """Once the run has to end, end at once what has not begun, and say what is still waited for."""
@@ -593,11 +660,10 @@ class Work:
             return
         self._has_announced_end = True
         for job in self._conveyor.recall():
-            self._give_up(job)
-            self._store.discard(job.scratch)
+            self._interrupt(job)
         words, running = self._ending.words(), len(self._attempts)
         if not running:
-            yield Warned(message=f"{words}: stopping; no photo had begun")
+            yield Warned(message=f"{words}: stopping; no photo is at work")
             return
         waits = ", ".join([f"{running} photo" if running == 1 else f"{running} photos", *self._wait()])
         once_more = "once more" if self._stop.signal is not None else "an interrupt"
@@ -658,12 +724,12 @@ class Work:
     def _write_junit(self) -> Iterator[Event]:
         """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
         seconds = time.monotonic() - self._clock
-        xml = junit(self._cases(), name="crm convert", seconds=seconds, t=self._facts.started.isoformat())
         with writing(self._options.out):
+            xml = junit(self._cases(), name="crm convert", seconds=seconds, t=self._facts.started.isoformat())
             write_atomically(self._scene.folder / "junit.xml", xml, run=self._store.run)
         if self._options.junit is not None:
             try:
-                write_atomically(self._options.junit, xml, run=self._store.run)
+                write_atomically(self._options.junit.resolve(), xml, run=self._store.run)
             except OSError as error:  # the assets stand, and are worth more
                 yield Warned(message=f"--junit {self._options.junit}: not written: {error.strerror}")
 
@@ -682,13 +748,20 @@ def _no_worker(reason: str) -> EnvironmentProblem:
     )
 
 
+def _placed(weights: str) -> str:
+    """The weights as they are called from any folder."""
+    is_folder = os.sep in weights and not weights.startswith("~")
+    return str(absolute(Path(weights))) if is_folder else weights
+
+
 def _unreadable(planned: Planned, error: OSError, number: int) -> Failed:
     """A photo that cannot even be hashed."""
     return Failed(
         path=planned.found.path,
         kind="io",
         code="E_READ",
-        message=f"{planned.found.path}: cannot be read: {error.strerror}",
+        message=f"{planned.found.path}: cannot be read: {error.strerror or error} [E_READ]; "
+        "see to the file and its disk, then run again",
         stage="start",
         attempts=number,
     )
