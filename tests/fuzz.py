@@ -110,6 +110,7 @@ def read_all(kind: str, first: int, last: int, seed: int) -> None:
             file.write_bytes(content)
             del content
             _forget_peak()
+            held_mb = _memory_mb("VmRSS")
             began = time.process_time()
             try:
                 photo = read_photo(file, path=PurePosixPath("photo"), max_mpixels=64)
@@ -120,7 +121,7 @@ def read_all(kind: str, first: int, last: int, seed: int) -> None:
                 outcome = error.code if fits else f"WRONG: {error.kind} {error}"
             except BaseException as error:
                 outcome = f"RAISED: {type(error).__name__}: {error}"
-            line = [name, outcome, wanted, _peak_mb(), time.process_time() - began]
+            line = [name, outcome, wanted, _memory_mb("VmHWM") - held_mb, time.process_time() - began]
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 
@@ -129,9 +130,9 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
-    """The most memory that this process had since the peak was forgotten."""
-    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+def _memory_mb(what: str) -> float:
+    """What this process holds, or the most that it held since the peak was forgotten."""
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(what)]
     return int(line.split()[1]) * 1024 / 1e6
 
 

@@ -14,9 +14,7 @@ from crm_cli.models import photo
 from crm_cli.models.photo import read_photo
 
 MOST_MB = 1500
-"""Of a process that does nothing but read photos."""
-
-MOST_CPU_S = 30
+"""Beyond what the process holds before it reads: libraries, and the corpus itself."""
 
 
 def test_the_good_files_that_damage_is_done_to_are_good() -> None:
