@@ -18,7 +18,7 @@ from typing import Literal
 from crm_cli.run.journal import last_failures
 from crm_cli.run.keeping import Trimmed, trim, would_trim
 from crm_cli.run.status import answer
-from crm_cli.run.store import REPORT, CommitRecord, Records, locked
+from crm_cli.run.store import REPORT, SHELVES, CommitRecord, Records, locked
 from crm_cli.run.walk import asset_id
 
 Kind = Literal["scratch", "record", "picture", "run"]
@@ -102,7 +102,7 @@ def _scratch(out: Path) -> Iterator[Litter]:
     for entry in _listed(private / "tmp"):
         yield _weighed("scratch", Path(entry))
     places = [private, private / "journal", out / REPORT]
-    places += [Path(entry) for name in ("records", "runs") for entry in _listed(private / name)]
+    places += [Path(entry) for name in SHELVES for entry in _listed(private / name)]
     for place in places:
         for entry in _listed(place):
             if entry.name.startswith(".crm-") and entry.name.endswith(".part"):

@@ -64,6 +64,9 @@ HASHED_AT_ONCE = 1 << 20
 READ_AT_ONCE = 1 << 16
 """Bytes: many times what a record holds."""
 
+SHELVES = ("records", "runs", "quarantine")
+"""Private folders whose folders hold files that are written whole."""
+
 REPORT = "report"
 """Where the contact sheet and its pictures are, in the output folder."""
 
@@ -806,7 +809,7 @@ def _clear_leftovers(out: Path, *, is_alone: bool) -> None:
     private = _private(out)
     for reserve in private.glob("reserve*") if is_alone else ():
         drop(reserve)
-    folders = (private, *(Path(entry) for name in ("records", "runs") for entry in _listed(private / name)))
+    folders = (private, *(Path(entry) for name in SHELVES for entry in _listed(private / name)))
     parts = [
         entry
         for folder in ((*folders, out / REPORT) if is_alone else folders)
