@@ -99,10 +99,11 @@ def _plan_seconds(photos: Path, out: Path) -> Iterator[str]:
     import fakes
 
     from crm_cli.preset import Override, load_preset
+    from crm_cli.run.commits import Recipe, Records
     from crm_cli.run.journal import last_failures
     from crm_cli.run.plan import Planner
-    from crm_cli.run.store import Recipe, Records
-    from crm_cli.run.walk import Selection, walk
+    from crm_cli.run.selection import Selection
+    from crm_cli.run.walk import walk
 
     preset = load_preset("tiny", [Override.from_assignment("export.formats=[glb]")]).preset
     recipe = Recipe.of(preset, fakes.engine().weights(preset).stages)

@@ -23,6 +23,7 @@ from crm_cli.preset import load_preset
 from crm_cli.run import conveyor
 from crm_cli.run import journal as journal_module
 from crm_cli.run.attempt import Attempt
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -39,9 +40,9 @@ from crm_cli.run.events import (
 )
 from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.options import Stop
+from crm_cli.run.selection import Selection
 from crm_cli.run.status import status as read_status
-from crm_cli.run.store import CommitRecord, Records, Store
-from crm_cli.run.walk import Selection
+from crm_cli.run.store import Store
 from crm_cli.run.wire import dumps, to_plain
 
 

@@ -18,6 +18,7 @@ from runs import PATHS, exit_code, plant, published, reasons, run, start, starte
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.run import batch, conveyor, policy, quarantine, work
 from crm_cli.run.amounts import Share
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
@@ -27,12 +28,13 @@ from crm_cli.run.events import (
     RunFinished,
     StageStarted,
 )
+from crm_cli.run.files import hash_file
 from crm_cli.run.journal import Journal, last_failures, read_lines, unfinished_attempts
 from crm_cli.run.options import Stop
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, ROW
 from crm_cli.run.retry import plan_retry
 from crm_cli.run.status import status
-from crm_cli.run.store import CommitRecord, LocalPlace, Records, hash_file
+from crm_cli.run.store import LocalPlace
 
 
 @pytest.fixture(autouse=True)

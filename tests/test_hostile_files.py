@@ -22,7 +22,8 @@ from test_cli import ENVIRONMENT, HERE, crm
 from crm_cli.errors import UsageError
 from crm_cli.names import display_name
 from crm_cli.run.lists import Listed
-from crm_cli.run.walk import Selection, walk
+from crm_cli.run.selection import Selection
+from crm_cli.run.walk import walk
 
 PHOTO = corpus.encode(corpus.corners(), "PNG")
 

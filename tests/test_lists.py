@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from crm_cli.errors import ExitCode, NoInput, UsageError
 from crm_cli.run.lists import Listed, read_lists
-from crm_cli.run.walk import Selection, walk
+from crm_cli.run.selection import Selection
+from crm_cli.run.walk import walk
 
 HERE = Path(__file__).parent
 

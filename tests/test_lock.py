@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from crm_cli.errors import Locked
+from crm_cli.run.commits import Records
 from crm_cli.run.lock import is_at_work, is_held, take_lock
 from crm_cli.run.shards import Shard
-from crm_cli.run.store import Records, Store, locked
+from crm_cli.run.store import Store, locked
 
 HOLDER = """
 import sys

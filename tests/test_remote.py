@@ -20,6 +20,7 @@ from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, load_preset
 from crm_cli.run import lists
 from crm_cli.run.batch import convert
+from crm_cli.run.commits import CommitRecord
 from crm_cli.run.elsewhere import reading, writing
 from crm_cli.run.events import (
     AssetFinished,
@@ -35,9 +36,9 @@ from crm_cli.run.journal import read_lines
 from crm_cli.run.options import Engine, RunOptions, Stop
 from crm_cli.run.remote import Remote, Taken, check_url, is_url, local_path
 from crm_cli.run.retry import plan_retry
+from crm_cli.run.selection import Selection
 from crm_cli.run.shards import Shard
-from crm_cli.run.store import CommitRecord, Store
-from crm_cli.run.walk import Selection
+from crm_cli.run.store import Store
 
 HERE = Path(__file__).parent
 

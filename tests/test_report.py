@@ -12,8 +12,8 @@ from crm_cli.errors import Locked, NoInput, OutputError
 from crm_cli.export import sheet as sheet_module
 from crm_cli.run.events import Plan
 from crm_cli.run.report import rewrite_report
+from crm_cli.run.selection import Selection
 from crm_cli.run.store import Store
-from crm_cli.run.walk import Selection
 
 NAMES = ("a.jpg", "input_b.jpg", "raise_c.jpg", "sub/d.png", "z.webp")
 

@@ -29,8 +29,9 @@ from crm_cli.run.events import AssetPlanned, Event, Warned
 from crm_cli.run.journal import last_failures
 from crm_cli.run.options import Engine
 from crm_cli.run.retry import Again, plan_retry, read_names
+from crm_cli.run.selection import Selection
 from crm_cli.run.shards import Shard
-from crm_cli.run.walk import Selection, asset_id
+from crm_cli.run.walk import asset_id
 
 NAMES = ("a.jpg", "input_b.jpg", "raise_c.jpg", "sub/hang_d.png", "sub/e.webp", "segv_f.jpg")
 FAILED = {"input_b.jpg", "raise_c.jpg", "sub/hang_d.png", "segv_f.jpg"}

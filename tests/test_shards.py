@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_cli.errors import UsageError
+from crm_cli.run.commits import Records
 from crm_cli.run.journal import read_lines
 from crm_cli.run.lists import Listed
 from crm_cli.run.options import RunOptions
+from crm_cli.run.selection import Selection
 from crm_cli.run.shards import Shard
 from crm_cli.run.status import status
-from crm_cli.run.store import Records
-from crm_cli.run.walk import Selection, walk
+from crm_cli.run.walk import walk
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
 HERE = Path(__file__).parent

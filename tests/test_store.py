@@ -16,8 +16,10 @@ from fakes import CHECKS
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
 from crm_cli.run import store as store_module
+from crm_cli.run.commits import CommitRecord, Output, Recipe, Records
+from crm_cli.run.files import Input, identities
 from crm_cli.run.status import status
-from crm_cli.run.store import CommitRecord, Input, Output, Recipe, Records, Store, identities
+from crm_cli.run.store import Store
 
 PRESET = load_preset("tiny").preset
 

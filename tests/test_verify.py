@@ -24,8 +24,9 @@ from output import (
 )
 
 from crm_cli.errors import Locked, NoInput, OutputError
+from crm_cli.run.commits import CommitRecord
 from crm_cli.run.gc import sweep
-from crm_cli.run.store import CommitRecord, Store
+from crm_cli.run.store import Store
 from crm_cli.run.verify import Verdict, repair, verify
 
 NAMES = ("a.jpg", "b.jpg", "sub/c.png", "sub/d.webp")

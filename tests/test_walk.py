@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_cli.errors import NoInput, UsageError
-from crm_cli.run.walk import Found, Selection, Walk, _refuse_collisions, walk
+from crm_cli.run.selection import Selection
+from crm_cli.run.walk import Found, Walk, _refuse_collisions, walk
 
 
 def plant(root: Path, *names: str) -> Path:

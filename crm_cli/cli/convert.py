@@ -72,8 +72,8 @@ def convert(
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
     from crm_cli.run.remote import check_endpoint, check_url, is_url, local_path
+    from crm_cli.run.selection import Selection
     from crm_cli.run.shards import Shard
-    from crm_cli.run.walk import Selection
 
     told = telling.Telling(
         progress=progress, is_quiet=quiet, verbosity=verbose, as_json=as_json, events=events, printed=printed,

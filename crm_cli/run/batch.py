@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from crm_cli.errors import ExitCode, Locked, NoInput
 from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
+from crm_cli.run.commits import Recipe, Records
 from crm_cli.run.conveyor import (
     Conveyor,
     Spare,
@@ -26,6 +27,7 @@ from crm_cli.run.conveyor import (
     threads_each,
 )
 from crm_cli.run.events import AssetPlanned, Event, RunFinished, Warned
+from crm_cli.run.files import writing
 from crm_cli.run.journal import Journal, last_failures, unfinished_attempts
 from crm_cli.run.options import (
     PRODUCTION,
@@ -44,7 +46,7 @@ from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import trees
 from crm_cli.run.space import check_free_space
-from crm_cli.run.store import Recipe, Records, Store, new_run, refuse_file, refuse_newer, writing
+from crm_cli.run.store import Store, new_run, refuse_file, refuse_newer
 from crm_cli.run.walk import Found, asset_id, walk
 from crm_cli.run.work import Scene, Work
 from crm_cli.run.worker import Launch

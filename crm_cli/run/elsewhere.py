@@ -15,13 +15,14 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from crm_cli.errors import CrmError, NoInput, OutputError, UsageError
+from crm_cli.run.files import Input, hash_file, output_error
 from crm_cli.run.lease import take_lease
 from crm_cli.run.mirror import PRIVATE, Mirror
 from crm_cli.run.options import RunOptions
 from crm_cli.run.outbox import Outbox
 from crm_cli.run.remote import Remote, RemoteShelf, check_url, is_url, local_path
 from crm_cli.run.shards import Shard
-from crm_cli.run.store import FORMAT, Input, hash_file, new_run, output_error
+from crm_cli.run.store import FORMAT, new_run
 
 SEGMENT_S = 30.0
 """How often a run's journal, pictures and settings follow what it has finished."""

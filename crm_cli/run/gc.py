@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.journal import last_failures
 from crm_cli.run.keeping import Trimmed, trim, would_trim
 from crm_cli.run.status import answer
-from crm_cli.run.store import REPORT, SHELVES, CommitRecord, Records, locked
+from crm_cli.run.store import REPORT, SHELVES, locked
 from crm_cli.run.walk import asset_id
 
 Kind = Literal["scratch", "record", "picture", "run"]

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 
 from crm_cli.errors import ErrorClass
 from crm_cli.records import Failed
-from crm_cli.run.store import output_error, sync_folder, unreadable
+from crm_cli.run.files import output_error, sync_folder, unreadable
 from crm_cli.run.wire import dumps, from_plain
 
 JournalEvent = Literal[

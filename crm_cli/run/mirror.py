@@ -21,9 +21,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import OutputError, PhotoError
+from crm_cli.run.commits import CommitRecord, Output
+from crm_cli.run.files import Input, hash_file
 from crm_cli.run.lease import LEASE, Lease
 from crm_cli.run.remote import Remote, Stamp, Taken, is_plain
-from crm_cli.run.store import REPORT, CommitRecord, Input, Output, hash_file
+from crm_cli.run.store import REPORT
 
 PRIVATE = ".crm"
 

@@ -16,7 +16,7 @@ from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, loa
 from crm_cli.run.amounts import Share
 from crm_cli.run.keeping import CACHE_SIZE, read_size
 from crm_cli.run.lists import Listed
-from crm_cli.run.walk import Selection
+from crm_cli.run.selection import Selection
 from crm_cli.run.worker import PIPELINE
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from crm_cli.run.commits import CommitRecord, Output
 from crm_cli.run.mirror import PAGE, PRIVATE, REAL, Mirror, look
 from crm_cli.run.remote import ANY
-from crm_cli.run.store import REPORT, CommitRecord, Output
+from crm_cli.run.store import REPORT
 
 STAYS = re.compile(r"\.crm/(lock|lease|reserve).*|(.*/)?\.crm-[^/]*")
 """What is put by rules of its own, or not at all."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
+from crm_cli.run.commits import Glance, Keys, Recipe, Records
 from crm_cli.run.events import Plan
+from crm_cli.run.files import Input, hash_photo, looks_unchanged
 from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import STAGES, UsedWeights
 from crm_cli.run.past import Past
-from crm_cli.run.store import Glance, Input, Keys, Recipe, Records, hash_photo, looks_unchanged
 from crm_cli.run.walk import Found
 
 Action = Literal["convert", "cached", "skipped", "failed", "conflict"]

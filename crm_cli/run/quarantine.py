@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crm_cli.run.store import write_atomically
+from crm_cli.run.files import write_atomically
 from crm_cli.run.wire import dumps
 
 FOLDER = "quarantine"

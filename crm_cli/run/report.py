@@ -16,11 +16,13 @@ from pathlib import Path, PurePosixPath
 from crm_cli import __version__
 from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.records import Failed, WrittenFile
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import weights_label
+from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
 from crm_cli.run.status import answer
-from crm_cli.run.store import REPORT, CommitRecord, Records, locked, output_error
+from crm_cli.run.store import REPORT, locked
 from crm_cli.run.walk import asset_id
 from crm_cli.run.wire import dumps, from_plain
 

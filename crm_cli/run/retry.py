@@ -11,11 +11,12 @@ from typing import get_args
 from crm_cli.errors import ErrorClass, UsageError
 from crm_cli.names import display_name
 from crm_cli.preset import Preset
+from crm_cli.run.commits import Records
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
 from crm_cli.run.past import Asked, asked_of
 from crm_cli.run.status import answer
-from crm_cli.run.store import Records, refuse_newer, refuse_none
+from crm_cli.run.store import refuse_newer, refuse_none
 from crm_cli.run.walk import asset_id
 
 CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)

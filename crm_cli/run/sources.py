@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import EnvironmentProblem, NoInput, UsageError
 from crm_cli.names import display_name
+from crm_cli.run.files import Input
 from crm_cli.run.options import RunOptions
 from crm_cli.run.remote import Remote, Stamp, check_url, is_plain
 from crm_cli.run.search import EXTENSIONS, PassedOver
-from crm_cli.run.store import Input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.lock import is_at_work
-from crm_cli.run.store import CommitRecord, Records, refuse_newer, refuse_none
+from crm_cli.run.store import refuse_newer, refuse_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

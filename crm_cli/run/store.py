@@ -16,369 +16,40 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import shutil
 import stat
-import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from crm_cli.errors import NoInput, OutputError, PhotoError, UsageError
-from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import MAX_PHOTO_BYTES, Checks
+from crm_cli.run.commits import (
+    CommitRecord,
+    Output,
+    Records,
+)
+from crm_cli.run.files import (
+    FULL_OR_GONE,
+    listed,
+    output_error,
+    sync_file,
+    sync_folder,
+    write_atomically,
+)
 from crm_cli.run.lock import Lock, is_named_after, shards_at_work, take_lock
 from crm_cli.run.shards import Shard
 from crm_cli.run.space import drop, set_aside
-from crm_cli.run.wire import dumps, from_plain, to_plain
-from crm_cli.run.worker import FULL
 
 FORMAT = 1
-
-STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 1, "mesh": 1, "out": 1}
-"""Raised by hand when a stage's code gives another result; the package's version would redo everything."""
-
-LATER_SETTINGS: Mapping[str, Any] = {
-    "cutout.framing": "subject",
-    "rgb.guided": 1.0,
-    "ccm.guided": 1.0,
-    "views.truncate": False,
-    "reconstruction.dense": False,
-}
-"""Settings that came after version 0.1.0, with the value that says what was done before.
-
-With that value a setting is no part of a key, so that an upgrade redoes nothing.
-"""
-
-FULL_OR_GONE = FULL | {errno.EIO, errno.ENODEV, errno.ESTALE}
-"""Errors that the next photo would meet as well: the run ends instead of failing photo after photo."""
-
-HASHED_AT_ONCE = 1 << 20
-
-READ_AT_ONCE = 1 << 16
-"""Bytes: many times what a record holds."""
 
 SHELVES = ("records", "runs", "quarantine")
 """Private folders whose folders hold files that are written whole."""
 
 REPORT = "report"
 """Where the contact sheet and its pictures are, in the output folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
-    """A photo's bytes, and what the file system said about them when they were hashed."""
-
-    sha256: str
-    size: int
-    mtime_ns: int
-    inode: int
-    etag: str = ""
-    """What an object store said of it; empty for a file, which has a time and an inode instead."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
-    """What an asset depends on, stage after stage; each key holds the one before it."""
-
-    prep: str
-    views: str
-    mesh: str
-    out: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Everything beside the photo that an asset depends on.
-
-    Neither device nor engine, folder, time or worker is part of it: they decide where an asset is made,
-    not what it is.
-    """
-
-    settings: Mapping[str, str]
-    """Digest of the settings that a stage reads, by stage."""
-    weights: Mapping[str, str]
-    """Digest of the weights that a stage reads, for the stages that read any."""
-    params_sha: str
-    seed: int
-
-    @classmethod
-    def of(cls, preset: Preset, weights: Mapping[str, str]) -> Recipe:
-        """Digest a preset once for a whole run."""
-        settings = {stage: _settings_digest(preset, sections) for stage, sections in STAGE_SECTIONS.items()}
-        return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seed=preset.seed)
-
-    def keys(self, input_sha256: str) -> Keys:
-        """Hash input, settings, weights and stage numbers together, stage after stage."""
-        key, keys = input_sha256, {}
-        for stage, settings in self.settings.items():
-            rest = _json_of(settings, self.weights.get(stage, ""), STAGE_NUMBERS[stage])
-            key = hashlib.sha256(f'["{key}", {rest[1:]}'.encode("ascii")).hexdigest()
-            keys[stage] = key
-        return Keys(**keys)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """One published file: what a look at it must find for the record to count."""
-
-    path: PurePosixPath
-    size: int
-    mtime_ns: int
-    sha256: str
-    etag: str = ""
-    """What the object store that holds it said of it; empty in a folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitRecord:
-    """Everything known about one finished asset."""
-
-    v: int = 1
-    asset: PurePosixPath
-    id: str
-    stem: PurePosixPath
-    input: Input
-    keys: Keys
-    outputs: tuple[Output, ...]
-    weights: Mapping[str, str]
-    weights_name: str = ""
-    """Of the whole set, as `weights_digest`; empty in records of version 0.1.0."""
-    weights_digest: str = ""
-    params_sha: str
-    seed: int
-    seconds: Mapping[str, float]
-    checks: Checks
-    warnings: tuple[str, ...]
-    run: str
-    attempt: int
-    t: float
-    crm: str
-
-    @property
-    def file_name(self) -> str:
-        """Name without suffix; it carries the key, so that listing a folder is planning enough."""
-        return f"{self.id}.{self.keys.out[:12]}"
-
-    def as_bytes(self) -> bytes:
-        """One line of JSON that ends with the checksum of everything before it."""
-        body = dumps(self)[:-1].encode("ascii")
-        return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> CommitRecord:
-        """Read what as_bytes wrote; ValueError where a single byte is wrong."""
-        return from_plain(cls, _checked(raw))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Glance:
-    """What a plan reads of a commit record: all that decides whether it counts, a third of all it holds."""
-
-    stem: PurePosixPath
-    input: Input
-    keys: Keys
-    outputs: tuple[Output, ...]
-    t: float
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Glance:
-        """Read from what CommitRecord.as_bytes wrote; ValueError where a single byte is wrong."""
-        return from_plain(cls, _checked(raw))
-
-
-R = TypeVar("R", CommitRecord, Glance)
-
-
-def _checked(raw: bytes) -> Any:
-    """What a record's bytes say, once their checksum is right."""
-    body, mark, tail = raw.rpartition(b',"crc":"')
-    if not mark or tail != b'%08x"}\n' % zlib.crc32(body):
-        raise ValueError("checksum does not match")
-    return json.loads(body + b"}")
-
-
-@cache
-def _json_of(*parts: str | int) -> str:
-    """A list in JSON: the same few for every photo, and a tenth of a plan's time if written for each."""
-    return json.dumps(parts)
-
-
-def _settings_digest(preset: Preset, sections: Sequence[str]) -> str:
-    """SHA-256 over what a stage reads of a preset, as canonical JSON."""
-    values = {name: to_plain(value_of(preset, name)) for name in sections}
-    for key, silent in LATER_SETTINGS.items():
-        section, _, name = key.partition(".")
-        if section in values and values[section].get(name) == silent:
-            del values[section][name]
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def hash_file(path: Path, *, most_bytes: int | None = None) -> Input:
-    """Read a file and say what it holds; OSError where it is no regular file.
-
-    most_bytes: how much of it is read at most, where a larger one is of no use anyway: a file of terabytes
-    that takes no place on the disk would keep us for hours, one that grows as fast as it is read for ever.
-    """
-    digest = hashlib.sha256()
-    left = sys.maxsize if most_bytes is None else most_bytes
-    # A pipe that has taken the file's place would wait for its writer.
-    with open(path, "rb", opener=_open_at_once) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        while block := file.read(min(HASHED_AT_ONCE, left)):
-            digest.update(block)
-            left -= len(block)
-    return Input(
-        sha256=digest.hexdigest(), size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino
-    )
-
-
-def hash_photo(path: Path) -> Input:
-    """Read a photo and say what it holds; of one that is too large to be one, its first part has to do."""
-    return hash_file(path, most_bytes=MAX_PHOTO_BYTES + 1)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for anybody."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def looks_unchanged(path: Path, known: Input) -> bool:
-    """Whether a file still has the size, time and inode it had when it was hashed."""
-    found = path.stat()
-    return (found.st_size, found.st_mtime_ns, found.st_ino) == (known.size, known.mtime_ns, known.inode)
-
-
-def identities(file: Path) -> frozenset[object]:
-    """What makes a file itself under whatever name: where it really is, and what the file system calls it."""
-    known: set[object] = {os.path.realpath(file)}
-    with contextlib.suppress(OSError):
-        found = file.stat()
-        known.add((found.st_dev, found.st_ino))
-    return frozenset(known)
-
-
-def write_atomically(path: Path, data: bytes, *, run: str) -> None:
-    """Replace a file so that at any instant either the old bytes or the new ones are there, whole."""
-    part = path.parent / f".crm-{run}-{os.getpid()}-{os.urandom(4).hex()}.part"
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new entries in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """The commit records of an output folder; reading them needs no lock."""
-
-    out: Path
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Asset id → names of its records and intents."""
-
-    @classmethod
-    def scan(cls, out: Path) -> Records:
-        """List the records without opening one; OutputError where they cannot be listed."""
-        names: dict[str, tuple[str, ...]] = {}
-        try:
-            for folder in _listed(_private(out) / "records"):
-                for entry in _listed(Path(folder)):
-                    if entry.name.endswith((".json", ".intent")):
-                        asset = entry.name.partition(".")[0]
-                        names[asset] = (*names.get(asset, ()), entry.name)
-        except OSError as error:
-            raise unreadable(out, error) from error
-        return cls(out=out, names=names)
-
-    def of(self, asset_id: str, *, with_intents: bool = False) -> list[CommitRecord]:
-        """Read the records of one asset, newest first; damaged ones do not count.
-
-        Raises OutputError where the disk fails: an asset is not unfinished because nobody can look.
-        """
-        return self._read(CommitRecord, asset_id, (".json", ".intent") if with_intents else (".json",))
-
-    def glance(self, asset_id: str) -> list[Glance]:
-        """Read no more of an asset's records than a plan needs, newest first; damaged ones do not count."""
-        return self._read(Glance, asset_id, (".json",))
-
-    def _read(self, kind: type[R], asset_id: str, suffixes: tuple[str, ...]) -> list[R]:
-        found = []
-        for name in self.names.get(asset_id, ()):
-            if name.endswith(suffixes):
-                with contextlib.suppress(OSError, ValueError, RecursionError):
-                    found.append(kind.from_bytes(self._bytes(name)))
-        return sorted(found, key=lambda record: record.t, reverse=True)
-
-    def _bytes(self, name: str) -> bytes:
-        try:
-            return _read_whole(self.path(name))
-        except OSError as error:
-            if error.errno in FULL_OR_GONE:
-                raise unreadable(self.out, error) from error
-            raise
-
-    def path(self, name: str) -> Path:
-        """Where a record or intent of this name is."""
-        return self.out.joinpath(".crm", "records", name[:2], name)
-
-    def newest(self) -> Iterator[CommitRecord]:
-        """Yield the latest record of every asset."""
-        for asset_id in sorted(self.names):
-            yield from self.of(asset_id)[:1]
-
-    def intact(self, record: CommitRecord | Glance) -> bool:
-        """Whether every file of a record is there as it was written."""
-        return all(self.is_as_written(output) for output in record.outputs)
-
-    def is_as_written(self, output: Output) -> bool:
-        """Whether a published file still has the size and time its record names."""
-        try:
-            found = (self.out / output.path).lstat()
-        except OSError:
-            return False
-        same = (found.st_size, found.st_mtime_ns) == (output.size, output.mtime_ns)
-        return same and stat.S_ISREG(found.st_mode)
-
-    def is_copy(self, output: Output) -> bool:
-        """Whether a published file has another time than its record names, but the same bytes."""
-        file = self.out / output.path
-        try:
-            found = file.lstat()
-            is_alike = stat.S_ISREG(found.st_mode) and found.st_size == output.size
-            return is_alike and hash_file(file).sha256 == output.sha256
-        except OSError:
-            return False
-
-    def set_times(self, outputs: Sequence[Output]) -> None:
-        """Give files of the right bytes the times that their record names: nobody need read them again."""
-        for output in outputs:
-            with contextlib.suppress(OSError):  # a file of somebody else's may be read, not touched
-                times = (output.mtime_ns, output.mtime_ns)
-                os.utime(self.out / output.path, ns=times, follow_symlinks=False)
 
 
 class Place(Protocol):
@@ -629,7 +300,7 @@ class Store:
         for folder in folders:
             folder.mkdir(exist_ok=True)
         for file in pictures:
-            _sync_file(file)
+            sync_file(file)
             file.replace(folders[-1] / file.name)
         return [self.out, *folders]
 
@@ -697,33 +368,6 @@ def refuse_newer(out: Path) -> None:
         )
 
 
-def output_error(out: Path, error: OSError) -> OutputError:
-    """Say that the output folder cannot be written."""
-    return OutputError(
-        f"{out}: cannot be written: {error.strerror or error}",
-        code="E_OUTPUT",
-        remedy="free space or fix the folder, then run the same command again: finished assets are kept",
-    )
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Blame the output folder for an OSError, around nothing but what writes to it."""
-    try:
-        yield
-    except OSError as error:
-        raise output_error(out, error) from error
-
-
-def unreadable(out: Path, error: OSError) -> OutputError:
-    """Say that what the output folder remembers cannot be read: nobody may take it for forgotten."""
-    return OutputError(
-        f"{out}: cannot be read: {error.strerror or error}",
-        code="E_OUTPUT",
-        remedy="see to the disk or the folder's rights, then run the same command again",
-    )
-
-
 def _private(out: Path) -> Path:
     return out / ".crm"
 
@@ -746,34 +390,13 @@ def _make_private(out: Path) -> None:
         sync_folder(out.parent)
 
 
-def _listed(folder: Path) -> Sequence[os.DirEntry[str]]:
-    """Entries of a folder, in order; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as listing:
-            return sorted(listing, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _read_whole(path: Path) -> bytes:
-    """Read a small file in four system calls; read_bytes makes seven, and a plan reads one file a photo."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = b""
-        while block := os.read(descriptor, READ_AT_ONCE):
-            data += block
-        return data
-    finally:
-        os.close(descriptor)
-
-
 def _with_times(record: CommitRecord, scratch: Path) -> CommitRecord:
     """Make the files in scratch durable, and fill in the times they keep when they are moved."""
     outputs = []
     for output in record.outputs:
         if output.path.is_absolute() or ".." in output.path.parts:
             raise PhotoError(f"{record.asset}: wrote outside its folder", code="E_ESCAPE", kind="internal")
-        found = _sync_file(scratch / output.path)
+        found = sync_file(scratch / output.path)
         if not stat.S_ISREG(found.st_mode) or found.st_size != output.size:
             raise PhotoError(
                 f"{record.asset}: {output.path} has {found.st_size} bytes, {output.size} were announced",
@@ -784,16 +407,6 @@ def _with_times(record: CommitRecord, scratch: Path) -> CommitRecord:
             Output(path=output.path, size=output.size, mtime_ns=found.st_mtime_ns, sha256=output.sha256)
         )
     return replace(record, outputs=tuple(outputs))
-
-
-def _sync_file(path: Path) -> os.stat_result:
-    """Put a file's bytes on the disk, and say what the file is."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-        return os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_plain(path: Path) -> bool:
@@ -809,14 +422,14 @@ def _clear_leftovers(out: Path, *, is_alone: bool) -> None:
     private = _private(out)
     for reserve in private.glob("reserve*") if is_alone else ():
         drop(reserve)
-    folders = (private, *(Path(entry) for name in SHELVES for entry in _listed(private / name)))
+    folders = (private, *(Path(entry) for name in SHELVES for entry in listed(private / name)))
     parts = [
         entry
         for folder in ((*folders, out / REPORT) if is_alone else folders)
-        for entry in _listed(folder)
+        for entry in listed(folder)
         if entry.name.startswith(".crm-") and entry.name.endswith(".part")
     ]
-    scratch = _listed(private / "tmp")
+    scratch = listed(private / "tmp")
     # Asked after the look: whoever left something signed its lock before.
     names = {entry.name for entry in (*scratch, *parts)}
     spared = frozenset() if is_alone else shards_at_work(private, names)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from crm_cli.names import display_name
+from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.status import answer
-from crm_cli.run.store import CommitRecord, Records, refuse_newer, refuse_none
+from crm_cli.run.store import refuse_newer, refuse_none
 
 HEAD = ("photo", "assets", "status", "faces", "confidence", "silhouette_iou", "code", "reason")
 

@@ -17,20 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from crm_cli.errors import ExitCode, OutputError
+from crm_cli.run.commits import CommitRecord, Output, Records
+from crm_cli.run.files import Input, hash_file, sync_folder, write_atomically
 from crm_cli.run.journal import Journal, read_lines
 from crm_cli.run.status import is_locked
-from crm_cli.run.store import (
-    CommitRecord,
-    Input,
-    Output,
-    Records,
-    hash_file,
-    locked,
-    refuse_newer,
-    refuse_none,
-    sync_folder,
-    write_atomically,
-)
+from crm_cli.run.store import locked, refuse_newer, refuse_none
 from crm_cli.run.walk import asset_id
 from crm_cli.run.wire import from_plain
 

@@ -11,7 +11,6 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from crm_cli.errors import UsageError
 from crm_cli.names import display_name
 from crm_cli.run.lists import Listed
 from crm_cli.run.search import PassedOver, Start, candidates, start_of, start_of_listed
-from crm_cli.run.shards import Shard
+from crm_cli.run.selection import Selection
 
 if TYPE_CHECKING:
     from crm_cli.run.sources import Source, Tree
@@ -65,25 +64,6 @@ def asset_id(path: PurePosixPath) -> str:
 
 def _identity(path: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", str(path))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which of the photos found are wanted."""
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    """Glob patterns for the relative path or the bare name; `*` also crosses folders."""
-    is_recursive: bool = True
-    limit: int | None = None
-    shard: Shard | None = None
-    """The part of everything that is wanted; the limit counts within it."""
-    follow_symlinks: bool = False
-    """Whether links may lead out of the input, and linked folders are searched."""
-
-    def wants(self, path: PurePosixPath) -> bool:
-        """Whether the patterns let a photo in."""
-        return (not self.include or _matches(path, self.include)) and not _matches(path, self.exclude)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +126,6 @@ def walk(
     _refuse_collisions(photos)
     wanted = [photo for photo in photos if select.shard is None or select.shard.holds(photo.asset)]
     return Walk(photos=tuple(wanted[: select.limit]), passed_over=tuple(passed_over), found=len(photos))
-
-
-def _matches(path: PurePosixPath, patterns: Iterable[str]) -> bool:
-    """Whether any pattern fits the relative path or the bare name."""
-    return any(fnmatchcase(str(path), pattern) or fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
 def _refuse_collisions(photos: Sequence[Found]) -> None:

@@ -19,6 +19,7 @@ from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
+from crm_cli.run.commits import CommitRecord, Output
 from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
 from crm_cli.run.events import (
     FAILING,
@@ -37,6 +38,7 @@ from crm_cli.run.events import (
     WeightsLoading,
     weights_label,
 )
+from crm_cli.run.files import hash_photo, identities, looks_unchanged, output_error, write_atomically, writing
 from crm_cli.run.forecast import about, forecast
 from crm_cli.run.journal import Journal, append_line
 from crm_cli.run.junit import Case, cases_told, junit
@@ -48,18 +50,7 @@ from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
 from crm_cli.run.search import PassedOver, absolute
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
-from crm_cli.run.store import (
-    REPORT,
-    CommitRecord,
-    Output,
-    Store,
-    hash_photo,
-    identities,
-    looks_unchanged,
-    output_error,
-    write_atomically,
-    writing,
-)
+from crm_cli.run.store import REPORT, Store
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from output import HERE, plant
 
+from crm_cli.run.commits import Records
 from crm_cli.run.journal import read_lines
-from crm_cli.run.store import REPORT, Records
+from crm_cli.run.store import REPORT
 from crm_cli.run.verify import verify
 
 PATIENCE_S = 120.0
