@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.installed import why_not_importable
-from crm_cli.run.conveyor import default_workers
+from crm_cli.run.machine import default_workers
 from crm_cli.toolbox import accelerators, survey, usable_cores, usable_memory
 
 OPTIONAL = {

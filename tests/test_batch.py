@@ -20,8 +20,8 @@ from runs import HERE, PATHS, exit_code, plant, published, reasons, run, start, 
 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import load_preset
-from crm_cli.run import conveyor
 from crm_cli.run import journal as journal_module
+from crm_cli.run import machine
 from crm_cli.run.attempt import Attempt
 from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
@@ -835,8 +835,8 @@ def test_large_networks_get_one_worker_with_all_cores_unless_jobs_are_asked_for(
     workers: int,
     threads: str,
 ) -> None:
-    monkeypatch.setattr(conveyor, "usable_cores", lambda: 5)
-    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(1e12))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 5)
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
     engine = fakes.engine("ToldLine", architecture=architecture)
     events = run(photos, engine=engine, jobs=jobs, precision="bfloat16")
     assert next(event for event in events if isinstance(event, Plan)).workers == workers
@@ -846,7 +846,7 @@ def test_large_networks_get_one_worker_with_all_cores_unless_jobs_are_asked_for(
 def test_what_is_left_to_do_does_not_change_the_threads_of_large_networks(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conveyor, "usable_cores", lambda: 6)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
     engine = fakes.engine("ToldLine", architecture="release")
     run(photos, engine=engine, jobs=2, select=Selection(limit=1))
     run(photos, engine=engine, jobs=2)
@@ -873,13 +873,13 @@ def test_another_precision_redoes_nothing(photos: Path) -> None:
 def test_too_little_memory_for_large_networks_is_told_before_the_run(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(7e9))
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(7e9))
     large = fakes.engine(architecture="release")
     warned = [event.message for event in run(photos, engine=large, jobs=2) if isinstance(event, Warned)]
     assert warned == ["2 workers may need 14.0 GB of memory, and 7.0 GB are free: use fewer --jobs"]
     out = photos.parent / "elsewhere"
     assert not [event for event in run(photos, engine=large, out=out) if isinstance(event, Warned)]
-    monkeypatch.setattr(conveyor, "usable_memory", lambda: int(10e9))
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(10e9))
     half = run(photos, engine=large, out=photos.parent / "half", jobs=2, precision="bfloat16")
     assert not [event for event in half if isinstance(event, Warned)]
     small = fakes.engine(weights="w2")

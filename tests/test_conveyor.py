@@ -11,22 +11,10 @@ from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.preset import load_preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import conveyor as conveyor_module
+from crm_cli.run import machine
 from crm_cli.run import worker as worker_module
-from crm_cli.run.conveyor import (
-    Conveyor,
-    Finished,
-    Killed,
-    NotOpened,
-    Opened,
-    Spare,
-    Staged,
-    check_device,
-    deadlines,
-    default_workers,
-    find_devices,
-    memory_problem,
-    threads_each,
-)
+from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Spare, Staged, deadlines
+from crm_cli.run.machine import check_device, default_workers, find_devices, memory_problem, threads_each
 from crm_cli.run.wire import Unframer, frame, from_plain, to_plain
 from crm_cli.run.worker import STEP_PAUSE_S, Launch, seldom
 
@@ -274,9 +262,9 @@ def test_a_folder_with_a_module_of_the_same_name_is_not_imported(
 
 
 def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conveyor_module, "usable_cores", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     for memory, expected in ((100e9, 8), (6.5e9, 4), (1e8, 1)):
-        monkeypatch.setattr(conveyor_module, "usable_memory", lambda memory=memory: int(memory))
+        monkeypatch.setattr(machine, "usable_memory", lambda memory=memory: int(memory))
         assert default_workers(["cpu"]) == expected
     assert default_workers(["cuda:0", "cuda:1"]) == 2
 
@@ -284,8 +272,8 @@ def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.Monkey
 def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conveyor_module, "usable_cores", lambda: 8)
-    monkeypatch.setattr(conveyor_module, "usable_memory", lambda: int(1e12))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
     assert default_workers(["cpu"], is_small=False) == 1
     assert default_workers(["cuda:0", "cuda:1"], is_small=False) == 2
     shares = {jobs: threads_each(["cpu"], is_small=False, jobs=jobs) for jobs in (None, 1, 3, 8, 20)}
@@ -296,7 +284,7 @@ def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(
 
 def test_memory_is_enough_up_to_what_every_worker_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     def problem(memory: float | None, workers: int) -> str | None:
-        monkeypatch.setattr(conveyor_module, "usable_memory", lambda: None if memory is None else int(memory))
+        monkeypatch.setattr(machine, "usable_memory", lambda: None if memory is None else int(memory))
         return memory_problem(3_500_000_000, workers=workers)
 
     assert problem(6.5e9, 1) is problem(13e9, 2) is problem(None, 9) is None
@@ -335,14 +323,14 @@ def test_a_deadline_can_be_changed_by_its_stage_alone() -> None:
 
 
 def test_devices_are_named_without_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conveyor_module, "_may_have_accelerator", lambda: False)
+    monkeypatch.setattr(machine, "_may_have_accelerator", lambda: False)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert find_devices("auto") == ("cpu",)
     assert find_devices("cuda:0,3") == ("cuda:0", "cuda:3")
     for name in ("gpu", "cuda:", "cuda:0,", "cpu;rm"):
         with pytest.raises(UsageError, match="--device"):
             check_device(name)
-    monkeypatch.setattr(conveyor_module, "ask", lambda code: [])
+    monkeypatch.setattr(machine, "ask", lambda code: [])
     with pytest.raises(EnvironmentProblem, match="--device cuda"):
         find_devices("cuda")
 

@@ -15,6 +15,7 @@ from fakes import CHECKS
 
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
+from crm_cli.run import commits, files
 from crm_cli.run import store as store_module
 from crm_cli.run.commits import CommitRecord, Output, Recipe, Records
 from crm_cli.run.files import Input, identities
@@ -81,9 +82,9 @@ def test_assets_that_the_first_version_finished_are_finished_still(name: str) ->
     assert keys.out == KEYS_OF_THE_FIRST_VERSION[name]
 
 
-@pytest.mark.parametrize("key", store_module.LATER_SETTINGS)
+@pytest.mark.parametrize("key", commits.LATER_SETTINGS)
 def test_a_later_setting_counts_as_soon_as_it_says_something_new(key: str) -> None:
-    silent = store_module.LATER_SETTINGS[key]
+    silent = commits.LATER_SETTINGS[key]
     assert value_of(PRESET, key) == silent
     other = {"subject": "canvas", 1.0: "0.5", False: "true"}[silent]
     assert recipe(f"{key}={other}").keys("0").out != recipe().keys("0").out
@@ -411,7 +412,7 @@ def test_an_atomic_write_leaves_the_old_bytes_where_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
-    store_module.write_atomically(path, b"old", run="r")
+    files.write_atomically(path, b"old", run="r")
 
     def refuse(_: int) -> None:
         raise OSError(errno.ENOSPC, "full")
@@ -419,7 +420,7 @@ def test_an_atomic_write_leaves_the_old_bytes_where_it_fails(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(OSError):
-            store_module.write_atomically(path, b"new", run="r")
+            files.write_atomically(path, b"new", run="r")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

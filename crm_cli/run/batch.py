@@ -16,19 +16,11 @@ from crm_cli.errors import ExitCode, Locked, NoInput
 from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
-from crm_cli.run.conveyor import (
-    Conveyor,
-    Spare,
-    check_device,
-    deadlines,
-    default_workers,
-    find_devices,
-    memory_problem,
-    threads_each,
-)
+from crm_cli.run.conveyor import Conveyor, Spare, deadlines
 from crm_cli.run.events import AssetPlanned, Event, RunFinished, Warned
 from crm_cli.run.files import writing
 from crm_cli.run.journal import Journal, last_failures, unfinished_attempts
+from crm_cli.run.machine import check_device, default_workers, find_devices, memory_problem, threads_each
 from crm_cli.run.options import (
     PRODUCTION,
     Engine,
