@@ -17,6 +17,7 @@ from runs import plant
 from test_cli import ENVIRONMENT, HERE
 
 from crm_cli.run.journal import read_lines
+from crm_cli.run.status import status
 
 PATIENCE_S = 30.0
 
@@ -152,3 +153,28 @@ def test_a_run_that_cannot_go_on_tells_programs_and_leaves_its_results(tmp_path:
         assert process.wait(PATIENCE_S) == 6
     assert (events[-1]["type"], events[-1]["exit_code"], events[-1]["left"]) == ("run_finished", 6, 1)
     assert 'name="a.jpg"' in junit.read_text() and "not reached" in junit.read_text()
+
+
+def test_after_a_second_interrupt_programs_are_told_the_end(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "hang_a.jpg")
+    with started(
+        photos, "--json", "--timeout", "unwrap=60", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        until_begun(photos)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        last = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait(PATIENCE_S) == 130
+    assert (last["type"], last["exit_code"], last["left"]) == ("run_finished", 130, 1)
+
+
+def test_a_summary_that_nobody_can_read_is_none(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    with started(photos, stderr=subprocess.DEVNULL) as process:
+        assert process.wait(PATIENCE_S) == 0
+    [summary] = (tmp_path / "out").glob(".crm/runs/*/summary.json")
+    summary.write_text("[" * 100_000)
+    standing = status(tmp_path / "out")
+    assert standing.finished == 1 and standing.last_run == {}

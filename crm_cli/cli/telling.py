@@ -177,15 +177,17 @@ class _Pipe:
         return event.as_json().encode("ascii") + b"\n"
 
     def _waits(self, stream: BinaryIO) -> bool:
-        """Whether the reader takes more; who interrupts twice does not want to wait for one that sleeps."""
+        """Whether the reader takes more: who interrupts twice does not want to wait for one that sleeps."""
         try:
             number = stream.fileno()
         except OSError:  # no real file, as in a test
             return True
-        while not self._stop.is_urgent:
-            if select.select([], [number], [], PATIENCE_S)[1]:
+        while True:
+            is_urgent = self._stop.is_urgent
+            if select.select([], [number], [], 0 if is_urgent else PATIENCE_S)[1]:
                 return True
-        return False
+            if is_urgent:
+                return False
 
     def _give_up(self, why: str) -> None:
         """Go on without."""

@@ -79,7 +79,7 @@ def _last_summary(out: Path) -> Mapping[str, object]:
     for path in sorted((out / ".crm" / "runs").glob("*/summary.json"), reverse=True):
         try:
             summary = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(summary, dict):
             return summary
