@@ -337,6 +337,6 @@ def engine(
 
 
 if __name__ == "__main__":
-    from crm_cli.cli.app import main
+    from crm_cli.__main__ import main
 
     main(engine(os.environ.get("FAKES_LINE", "FakeLine")))

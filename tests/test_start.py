@@ -36,6 +36,6 @@ def test_an_interrupt_is_heard_as_before_once_the_command_line_is_there(
     from crm_cli.cli import app
 
     heard = []
-    monkeypatch.setattr(app, "main", lambda: heard.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(app, "main", lambda engine: heard.append(signal.getsignal(signal.SIGINT)))
     crm_cli.__main__.main()
     assert heard == [signal.default_int_handler]
