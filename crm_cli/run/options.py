@@ -169,6 +169,11 @@ def check_limits(options: RunOptions) -> None:
         )
 
 
+def makes_views_anew(force_stage: str | None) -> bool:
+    """Whether kept views must not be used: a stage is forced that comes before they are whole."""
+    return force_stage is not None and STAGES[force_stage] in ("prep", "views")
+
+
 def check_stage(wanted: str | None) -> None:
     """Refuse a stage that there is not."""
     if wanted is not None and wanted not in STAGES:

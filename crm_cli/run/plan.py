@@ -14,7 +14,7 @@ from crm_cli.run.events import Plan
 from crm_cli.run.files import Input, hash_photo, looks_unchanged
 from crm_cli.run.journal import LastFailure
 from crm_cli.run.keeping import MARK, folder_of
-from crm_cli.run.options import STAGES, UsedWeights
+from crm_cli.run.options import UsedWeights, makes_views_anew
 from crm_cli.run.past import Past
 from crm_cli.run.walk import Found
 
@@ -145,9 +145,8 @@ class Planner:
 
     def _first_stage(self, keys: Keys) -> str:
         """Where the work begins: behind the views, where they are kept."""
-        is_forced = STAGES.get(self.force_stage or "") in ("prep", "views")
         is_kept = (folder_of(self.records.out, keys.views) / MARK).exists()
-        return "reconstruct" if is_kept and not is_forced else "prepare"
+        return "reconstruct" if is_kept and not makes_views_anew(self.force_stage) else "prepare"
 
     def _stale(self, found: Found, known: Input, records: Sequence[Glance]) -> Glance | None:
         """A standing asset of the same photo, whatever the settings it was made with."""
@@ -182,9 +181,9 @@ class Planner:
 
         Intents count: a run killed between two moves leaves files that no record names yet.
         """
-        if self.records.names.get(found.id) and not self.records.of(found.id, with_intents=True):
-            return None  # its record is damaged: whether the files are the same is seen once they are made
         written = self.records.of(found.id, with_intents=True)
+        if self.records.names.get(found.id) and not written:
+            return None  # its record is damaged: whether the files are the same is seen once they are made
         outputs = [output for record in written for output in record.outputs]
         ours = {o.path for o in outputs if self.records.is_as_written(o) or self.records.is_copy(o)}
         suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))

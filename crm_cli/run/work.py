@@ -43,7 +43,7 @@ from crm_cli.run.forecast import about, forecast
 from crm_cli.run.journal import Journal, append_line
 from crm_cli.run.junit import Case, cases_told, junit
 from crm_cli.run.keeping import folder_of, trim
-from crm_cli.run.options import STAGES, RunOptions, Stop, UsedWeights
+from crm_cli.run.options import RunOptions, Stop, UsedWeights, makes_views_anew
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
 from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
@@ -301,7 +301,6 @@ class Work:
         planned = replace(planned, input=known)
         keys = self._planner.recipe.keys(known.sha256)
         key = self._planner.attempt_key(keys)
-        views_anew = STAGES.get(self._options.force_stage or "") in ("prep", "views")
         job = Job(
             root=root,
             path=found.path,
@@ -310,7 +309,7 @@ class Work:
             scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
-            may_reuse=not views_anew,
+            may_reuse=not makes_views_anew(self._options.force_stage),
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
         self._attempts[job.id] = Attempt(
