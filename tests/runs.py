@@ -9,26 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import fakes
+from output import HERE
 
 from crm_cli.preset import Override, load_preset
 from crm_cli.run.batch import convert
-from crm_cli.run.events import AssetFinished, AssetStarted, Event, Plan, RunFinished, Warned
+from crm_cli.run.events import AssetStarted, Event, Plan, Warned
 from crm_cli.run.options import RunOptions, Stop
-
-HERE = Path(__file__).parent
 
 PATHS = os.pathsep.join([str(HERE), str(HERE.parent)])
 """PYTHONPATH of a process that is to find the fakes."""
-
-
-def plant(root: Path, *names: str) -> Path:
-    """Write photos of different bytes, older than a clock's doubt: their time stamps tell of changes."""
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(os.fsencode(name))
-        os.utime(file, (1_600_000_000, 1_600_000_000))
-    return root
 
 
 def run(
@@ -58,17 +47,6 @@ def start(
     return convert(preset, replace(options, **changes), stop=stop, engine=engine or fakes.engine())
 
 
-def statuses(events: list[Event]) -> dict[str, str]:
-    """How each photo ended."""
-    return {str(event.path): event.status for event in events if isinstance(event, AssetFinished)}
-
-
-def exit_code(events: list[Event]) -> int:
-    """How the run ended."""
-    assert isinstance(events[-1], RunFinished)
-    return events[-1].exit_code
-
-
 def started(events: list[Event]) -> list[str]:
     """Every attempt."""
     return [str(event.path) for event in events if isinstance(event, AssetStarted)]
@@ -82,9 +60,3 @@ def warned(events: list[Event]) -> list[str]:
 def reasons(events: list[Event]) -> Mapping[str, int]:
     """Why photos were converted."""
     return next(event for event in events if isinstance(event, Plan)).reasons
-
-
-def published(out: Path) -> dict[str, bytes]:
-    """Every file that stands under its final name."""
-    files = (path for path in out.rglob("*") if path.is_file() and ".crm" not in path.parts)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}

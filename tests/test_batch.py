@@ -16,7 +16,8 @@ from typing import Any
 
 import fakes
 import pytest
-from runs import HERE, PATHS, exit_code, plant, published, reasons, run, start, started, statuses
+from output import HERE, exit_code, plant, published, statuses
+from runs import PATHS, reasons, run, start, started
 
 from crm_cli.errors import EnvironmentProblem, Locked, NoInput, OutputError, UsageError
 from crm_cli.preset import load_preset

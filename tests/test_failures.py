@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import fakes
 import pytest
-from runs import PATHS, exit_code, plant, published, reasons, run, start, started, statuses, warned
+from output import exit_code, plant, published, statuses
+from runs import PATHS, reasons, run, start, started, warned
 
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.run import batch, conveyor, policy, quarantine, work

@@ -7,7 +7,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from runs import PATHS, plant, start
+from output import plant
+from runs import PATHS, start
 from typer.testing import CliRunner
 
 from crm_cli.cli.app import app

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from runs import plant
+from output import plant
 from test_cli import ENVIRONMENT, HERE
 
 from crm_cli.run.journal import read_lines

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from runs import plant
+from output import plant
 from test_cli import ENVIRONMENT, HERE, QUICK, crm
 
 EVENT_TYPES = ["run_started", "plan"]
