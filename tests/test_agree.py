@@ -85,6 +85,13 @@ def test_side_views_show_nothing_at_heights_where_the_photo_shows_nothing() -> N
     assert agreed[TOP, 0].any(0).nonzero().flatten().tolist() == list(range(10, 30))
 
 
+def test_outlines_of_many_objects_are_agreed_as_those_of_one() -> None:
+    alpha, photo = torch.rand(3, 6, 1, SIZE, SIZE), (torch.rand(3, 1, SIZE, SIZE) > 0.5).float()
+    together = agree.agree_outlines(alpha, photo)
+    alone = [agree.agree_outlines(a, p) for a, p in zip(alpha, photo, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
+
+
 def test_views_that_agree_already_are_left_alone_where_they_matter() -> None:
     alpha, depth = ball_views()
     kept_alpha, kept_depth = agree.keep_photo(alpha, depth)
@@ -142,37 +149,6 @@ def test_a_cutout_is_scaled_without_dark_fringes() -> None:
     placed = agree.place_photo(cutout_of(alpha), SIZE)
     assert torch.allclose(placed[:3][:, placed[3] > 0], torch.tensor(0.25), atol=1e-4)
     assert (placed[:3][:, placed[3] == 0] == 0).all()
-
-
-def test_views_drawn_too_small_are_stretched_to_the_photo() -> None:
-    alpha, _ = ball_views()
-    small = torch.nn.functional.pad(alpha, (8, 8, 8, 8))
-    small = torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear")
-    fitted = agree.fit_extents(small, alpha[FRONT])
-    rows, columns = (fitted[LEFT, 0] > 0.5).any(1).sum(), (fitted[TOP, 0] > 0.5).any(0).sum()
-    wanted = (alpha[FRONT, 0] > 0.5).any(1).sum()
-    assert abs(int(rows) - int(wanted)) <= 1
-    assert abs(int(columns) - int(wanted)) <= 1
-    assert (small[LEFT, 0] > 0.5).any(1).sum() < wanted - 6
-
-
-def test_the_depth_of_the_object_is_the_same_in_all_views() -> None:
-    alpha, _ = ball_views()
-    views = alpha.clone()
-    views[LEFT, :, :, :20] = 0  # the left view shows less depth than the others
-    fitted = agree.fit_extents(views, alpha[FRONT])
-    depths = [int((fitted[v, 0] > 0.5).any(0).sum()) for v in (LEFT, RIGHT)]
-    depths += [int((fitted[v, 0] > 0.5).any(1).sum()) for v in (TOP, BOTTOM)]
-    assert max(depths) - min(depths) <= 2
-
-
-def test_empty_views_are_left_alone_by_stretching() -> None:
-    alpha, _ = ball_views()
-    views = alpha.clone()
-    views[TOP] = 0
-    assert (agree.fit_extents(views, alpha[FRONT])[TOP] == 0).all()
-    nothing = torch.zeros_like(views)
-    assert torch.equal(agree.fit_extents(nothing, alpha[FRONT]), nothing)
 
 
 def test_the_hull_of_outlines_is_as_deep_as_carving_voxel_by_voxel() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import get_args
@@ -21,14 +22,15 @@ from crm_cli.learn.course import (
     Course,
     NetworkName,
     check_precision,
-    make_examples,
+    held_out_examples,
     measure,
     open_task,
     run_course,
     ship,
+    training_examples,
 )
-from crm_cli.learn.data import HELD_OUT, write_shard
-from crm_cli.learn.train import Batch, Progress, TrainSettings, averaged
+from crm_cli.learn.data import HELD_OUT, Shards, write_shard
+from crm_cli.learn.train import Batch, Progress, Terms, TrainSettings, averaged
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
@@ -98,7 +100,7 @@ def test_what_is_shipped_loads_strictly_and_says_what_it_is(network: str, data: 
     for name, tensor in task.network.state_dict().items():
         assert torch.equal(tensor, average[name].half().to(tensor.dtype)), name
     # Half precision costs the scores next to nothing.
-    again = measure(task, make_examples(course)[1])
+    again = measure(task, held_out_examples(course))
     assert again == pytest.approx(scores, rel=0.02, abs=0.002)
     assert json.loads(metadata["held_out"]) == scores
     assert json.loads(metadata["settings"])["steps"] == 4
@@ -139,16 +141,16 @@ class MeanTask:
         self.network: nn.Module = nn.Dropout()
         self.noise: list[float] = []
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         assert not self.network.training and not torch.is_grad_enabled()
         mean = batch["seed"].double().mean()
         self.noise.append(torch.rand((), generator=random).item())
-        return mean, {"mean": mean.item() - HELD_OUT, "noise": self.noise[-1]}
+        return mean, {"mean": mean - HELD_OUT, "noise": torch.tensor(self.noise[-1])}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_measuring_counts_every_held_out_example_once(data: Path, tmp_path: Path, batch: int) -> None:
-    held_out = make_examples(course_of("rgb", data, tmp_path))[1]
+    held_out = held_out_examples(course_of("rgb", data, tmp_path))
     task = MeanTask()
     scores = measure(task, held_out, batch=batch)
     assert scores["mean"] == 2  # of 0, 1, 2, 3, 4
@@ -157,9 +159,33 @@ def test_measuring_counts_every_held_out_example_once(data: Path, tmp_path: Path
 
 
 def test_training_and_held_out_examples_share_no_seed(data: Path, tmp_path: Path) -> None:
-    train, held_out = make_examples(course_of("rgb", data, tmp_path))
+    course = course_of("rgb", data, tmp_path)
+    train, held_out = training_examples(course, SETTINGS), held_out_examples(course)
+    assert isinstance(train, Shards)
     seeds = [[int(s[k]["seed"]) for k in range(len(s))] for s in (train, held_out)]
     assert seeds == [[0, 1, 2, 3], [HELD_OUT + k for k in range(5)]]
+
+
+def test_a_growing_course_sees_what_it_would_see_if_all_were_there(data: Path, tmp_path: Path) -> None:
+    course = replace(course_of("rgb", data, tmp_path / "one"), grow=0.5, workers=0)
+    list(run_course(course, SETTINGS))
+    again = replace(course, folder=tmp_path / "two")
+    interrupted(run_course(again, SETTINGS), 3)
+    list(run_course(again, SETTINGS))
+    assert checkpoint(again) == checkpoint(course)
+
+
+def test_the_second_stage_learns_from_what_the_first_one_draws(data: Path, tmp_path: Path) -> None:
+    first = course_of("rgb", data, tmp_path / "rgb")
+    list(run_course(first, SETTINGS))
+    file = tmp_path / "rgb.safetensors"
+    ship(first, SETTINGS, file)
+    alone, taught = course_of("ccm", data, tmp_path / "alone"), course_of("ccm", data, tmp_path / "taught")
+    taught = replace(taught, first=file)
+    lines = {name: list(run_course(course, SETTINGS)) for name, course in (("a", alone), ("t", taught))}
+    assert lines["a"][0].loss != lines["t"][0].loss
+    tensors = averaged(taught.folder / "checkpoint.safetensors")
+    assert tensors.keys() == averaged(alone.folder / "checkpoint.safetensors").keys()
 
 
 def test_a_set_that_was_made_smaller_is_refused_rather_than_passed_off_as_larger(

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from crm_cli.learn import data
-from crm_cli.learn.data import HELD_OUT, Shards, build, write_shard
+from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
 from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.photograph import SAMPLES
 from crm_cli.learn.products import FAMILIES
@@ -88,3 +89,26 @@ def test_a_set_can_be_limited_to_its_first_examples(tmp_path: Path) -> None:
     assert int(limited[2]["seed"]) == 2
     with pytest.raises(IndexError):
         limited[3]
+
+
+def test_growing_examples_are_there_when_a_step_asks_for_them(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0000000.npz", range(2), RASTER, 16, has_field=False)
+    growing = Growing(tmp_path, 5, first=1, per_step=0.5, device="cpu", patience_s=0, shard=2)
+    assert [growing.at_step(step) for step in (0, 1, 2, 3)] == [1, 1, 2, 2]
+    with pytest.raises(TimeoutError, match=r"0000002\.npz: not written"):
+        growing.at_step(4)
+    for start, seeds in ((2, range(2, 4)), (4, range(4, 5))):
+        write_shard(tmp_path / f"{start:07d}.npz", seeds, RASTER, 16, has_field=False)
+    assert growing.at_step(1000) == 5
+    assert growing.at_step(0) == 1, "a step sees no more because others came earlier"
+    batch, whole = growing.batch(np.array([4, 0])), Shards(tmp_path).batch(np.array([4, 0]))
+    for name in Growing.NAMES:
+        assert torch.equal(batch[name], whole[name])
+
+
+def test_pictures_alone_are_those_of_the_whole_example(tmp_path: Path) -> None:
+    whole = make_example(np.random.default_rng(7), RASTER, size_px=16)
+    pictures = make_example(np.random.default_rng(7), RASTER, size_px=16, has_field=False)
+    for name in Growing.NAMES:
+        np.testing.assert_array_equal(getattr(pictures, name), getattr(whole, name))
+    assert len(pictures.points) == len(pictures.sdf) == len(pictures.surface) == 0 < len(whole.points)

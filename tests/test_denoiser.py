@@ -111,7 +111,7 @@ def test_the_small_networks_stay_small() -> None:
     for config in (SMALL_RGB, SMALL_CCM):
         with torch.device("meta"):
             unet = MultiViewUNet(config)
-        assert sum(parameter.numel() for parameter in unet.parameters()) < 5_000_000
+        assert sum(parameter.numel() for parameter in unet.parameters()) < 9_000_000
 
 
 @pytest.mark.parametrize("config", [SMALL_RGB, SMALL_CCM, TINY_RGB, TINY_CCM])
@@ -307,11 +307,11 @@ def test_gradients_reach_every_parameter_that_has_a_say() -> None:
     ("given", "message"),
     [
         ({}, "needs concat"),
-        ({"concat": torch.zeros(1, 7, 64, 16, 16)}, "needs reference"),
+        ({"concat": torch.zeros(1, 7, 16, 16, 16)}, "needs reference"),
         ({"text": torch.zeros(1, 77, 1024)}, "takes no text"),
         (
-            {"concat": torch.zeros(1, 6, 64, 16, 16), "reference": torch.zeros(1, 64, 16, 16)},
-            r"concat: got \[1, 6, 64",
+            {"concat": torch.zeros(1, 6, 16, 16, 16), "reference": torch.zeros(1, 16, 16, 16)},
+            r"concat: got \[1, 6, 16",
         ),
     ],
 )

@@ -305,7 +305,7 @@ def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
 
     def noise(channels: int, frames: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-        return sampler.draw_noise((frames, channels, 16, 16), generators)
+        return sampler.draw_noise((frames, channels, 32, 32), generators)
 
     def run(unet: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Tensor:
         return sampler.sample(unet, start, steps=steps, solver=solver, prediction="x0")
@@ -314,11 +314,11 @@ def chain(steps: int, solver: str) -> tuple[Tensor, Tensor]:
         conditions = first.prepare(
             concat=patch.encode(photo_for_frames(photo)), reference=patch.encode(photo)
         )
-        views = to_views(patch.decode(run(lambda x, t: first(x, t, conditions), noise(64, 7))))
+        views = to_views(patch.decode(run(lambda x, t: first(x, t, conditions), noise(16, 7))))
         hull = hull_depth(views[:, :, 3:])[:, :, None]
         concat = torch.cat([patch.encode(to_frames(views)), depth.encode(to_frames(hull))], 2)
         seen = second.prepare(concat=concat)
-        latents = to_views(run(lambda x, t: second(x, t, seen), noise(16, 6)))
+        latents = to_views(run(lambda x, t: second(x, t, seen), noise(4, 6)))
         return views, depth.decode(latents)
 
 

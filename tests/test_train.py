@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crm_cli.errors import UsageError
 from crm_cli.learn.train import (
     Batch,
+    Terms,
     TrainSettings,
     averaged,
     begin,
@@ -30,16 +31,16 @@ class LineTask:
         torch.manual_seed(0)
         self.network = nn.Linear(1, 1)
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         x = batch["x"] + 0.01 * torch.randn(batch["x"].shape, generator=random)
         error = (self.network(x) - (2 * batch["x"] - 1)).square().mean()
-        return error, {"error": error.item()}
+        return error, {"error": error}
 
 
 class Points:
     """A thousand numbers."""
 
-    def __len__(self) -> int:
+    def at_step(self, step: int) -> int:
         return 1000
 
     def batch(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:

@@ -29,7 +29,17 @@ def train(
     ] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of parameters, order and noise.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Cores a step may use.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render examples.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that render examples.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    grow: Annotated[
+        float, typer.Option(min=0, max=1, help="Learn while examples are rendered, over this share of steps.")
+    ] = 0.0,
+    first: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="ccm: rgb weights that draw half of what it sees.")
+    ] = None,
+    average: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average that ships.")] = 0.995,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 50,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     ship: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the averaged weights here when done.")
     ] = None,
@@ -51,6 +61,9 @@ def train(
         examples=examples,
         held_out=held_out,
         workers=workers,
+        device=device,
+        grow=grow,
+        first=first,
         commit=commit,
     )
     settings = TrainSettings(
@@ -58,8 +71,10 @@ def train(
         batch=batch,
         learning_rate=learning_rate,
         seed=seed,
+        average=average,
+        warmup=warmup,
         precision=check_precision(precision),
-        save_every=100,
+        save_every=save_every,
         log_every=25,
     )
     _show_training(run_course(course, settings), steps)

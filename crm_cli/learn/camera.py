@@ -76,7 +76,7 @@ def draw_pose(rng: Random) -> NDArray[np.float64]:
     Most photos look nearly straight at the front, from a little above.
     """
     yaw = rng.uniform(-10, 10) if rng.uniform() < 0.6 else rng.uniform(-50, 50)
-    elevation = rng.uniform(0, 30) if rng.uniform() < 0.75 else rng.uniform(-5, 40)
+    elevation = rng.uniform(0, 30) if rng.uniform() < 0.75 else rng.uniform(-10, 50)
     roll = rng.uniform(-3, 3) if rng.uniform() < 0.3 else 0.0
     return turn("y", roll) @ turn("x", -elevation) @ turn("z", yaw)
 

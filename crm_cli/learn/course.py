@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.errors import UsageError
-from crm_cli.learn.data import HELD_OUT, Shards, build
+from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
-from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB
-from crm_cli.models.loading import save
+from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
+from crm_cli.models.loading import load, save
 from crm_cli.models.reconstruction import SMALL
 
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
@@ -40,33 +41,75 @@ class Course:
     examples: int
     held_out: int = 256
     workers: int = 1
+    device: str = "cpu"
+    grow: float = 0.0
+    """Share of the steps in which examples are still being rendered; 0: all are there before the first."""
+    first: Path | None = None
+    """Weights of a trained first stage: half of what the second one learns from is then drawn by it."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
 
+    @property
+    def has_field(self) -> bool:
+        """Whether its examples hold distances; the denoisers learn from pictures alone."""
+        return self.network == "reconstruction" or not self.grow
 
-def open_task(network: str, seed: int) -> Task:
-    """A fresh network, its first parameters drawn from the seed."""
+
+def open_task(network: str, seed: int, *, device: str = "cpu", first: Path | None = None) -> Task:
+    """A fresh network on its device, its first parameters drawn from the seed.
+
+    first: see `Course`.
+    """
     torch.manual_seed(seed)
+    task: Task
     if network == "rgb":
-        return RgbTask(SMALL_RGB)
-    if network == "ccm":
-        return CcmTask(SMALL_CCM)
-    if network == "reconstruction":
-        return ReconstructionTask(SMALL)
-    known = ", ".join(get_args(NetworkName))
-    raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
+        task = RgbTask(SMALL_RGB)
+    elif network == "ccm":
+        task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
+    elif network == "reconstruction":
+        task = ReconstructionTask(SMALL)
+    else:
+        known = ", ".join(get_args(NetworkName))
+        raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
+    task.network.to(device)
+    return task
 
 
-def make_examples(course: Course) -> tuple[Shards, Shards]:
-    """The training and the held-out set of a course, rendered where they are missing."""
-    return (
-        _examples(course.data / "train", course.examples, course.workers, first_seed=0),
-        _examples(course.data / "held-out", course.held_out, course.workers, first_seed=HELD_OUT),
+def _first_stage(file: Path, device: str) -> MultiViewUNet:
+    """A trained first stage, in the precision of training."""
+    with torch.device("meta"):
+        network = MultiViewUNet(SMALL_RGB)
+    load(network, [file], device=device)
+    return network
+
+
+def training_examples(course: Course, settings: TrainSettings) -> Shards | Growing:
+    """The training set of a course, rendered where it is missing; meanwhile, where it may grow."""
+    folder = course.data / "train"
+    if not course.grow:
+        return _examples(course, folder, course.examples, first_seed=0)
+    # With no worker of its own, a course waits for what another one renders into the folder.
+    if course.workers:
+        rendering = build(folder, course.examples, course.workers, has_field=course.has_field)
+        Thread(target=deque, args=(rendering, 0), daemon=True).start()
+    first = min(course.examples, 16 * SHARD)
+    return Growing(
+        folder,
+        course.examples,
+        first=first,
+        per_step=(course.examples - first) / (course.grow * settings.steps),
+        device=course.device,
     )
 
 
-def _examples(folder: Path, count: int, workers: int, *, first_seed: int) -> Shards:
-    for shard in build(folder, count, workers, first_seed=first_seed):
+def held_out_examples(course: Course) -> Shards:
+    """The held-out set of a course, rendered where it is missing."""
+    return _examples(course, course.data / "held-out", course.held_out, first_seed=HELD_OUT)
+
+
+def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> Shards:
+    workers = max(1, course.workers)
+    for shard in build(folder, count, workers, first_seed=first_seed, has_field=course.has_field):
         log.info("examples: %s", shard)
     shards = Shards(folder, count)
     if len(shards) < count:
@@ -94,28 +137,28 @@ def check_precision(name: str) -> Precision:
 def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
     """Train to the last step, continuing where an earlier run of the same course stopped."""
     # First: a wrong name should not cost an hour of rendering.
-    task = open_task(course.network, settings.seed)
-    examples, _ = make_examples(course)
-    yield from train(task, examples, settings, course.folder)
+    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
+    yield from train(task, training_examples(course, settings), settings, course.folder)
 
 
-def measure(task: Task, examples: Shards, *, batch: int = 8) -> dict[str, float]:
+def measure(task: Task, examples: Shards, *, batch: int = 8, device: str = "cpu") -> dict[str, float]:
     """Mean of the task's terms over a held-out set, each batch with its own fixed noise."""
     task.network.eval()
     totals: Counter[str] = Counter()
     with torch.no_grad():
         for first in range(0, len(examples), batch):
             indices = np.arange(first, min(first + batch, len(examples)))
-            _, terms = task.loss(examples.batch(indices), torch.Generator().manual_seed(first))
-            totals.update({term: len(indices) * value for term, value in terms.items()})
+            chosen = {name: tensor.to(device) for name, tensor in examples.batch(indices).items()}
+            _, terms = task.loss(chosen, torch.Generator(device).manual_seed(first))
+            totals.update({term: len(indices) * value.item() for term, value in terms.items()})
     return {term: round(total / len(examples), 5) for term, total in totals.items()}
 
 
 def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float]:
     """Write the averaged parameters of a course's checkpoint as a weights file, with what they score."""
-    task = open_task(course.network, settings.seed)
+    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
     task.network.load_state_dict(averaged(course.folder / "checkpoint.safetensors"))
-    scores = measure(task, make_examples(course)[1])
+    scores = measure(task, held_out_examples(course), device=course.device)
     metadata = {
         "network": course.network,
         "preset": "small",
@@ -125,5 +168,5 @@ def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float
         "examples": str(course.examples),
         "held_out": json.dumps(scores, sort_keys=True),
     }
-    save(task.network, file, metadata)
+    save(task.network.cpu(), file, metadata)
     return scores

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,8 +36,10 @@ SHARD = 256
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def write_shard(file: Path, seeds: range, raster: Raster, size_px: int) -> None:
+def write_shard(file: Path, seeds: range, raster: Raster, size_px: int, *, has_field: bool = True) -> None:
     """Render one example per seed and store them stacked, uncompressed; the file appears when it is whole.
+
+    Without has_field what only the reconstruction learns from is left out.
 
     Holds the arrays of `Example` with a leading axis of examples, `family` uint8 (index into FAMILIES)
     and `seed` int64.
@@ -45,7 +48,7 @@ def write_shard(file: Path, seeds: range, raster: Raster, size_px: int) -> None:
     columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ARRAYS}
     families = []
     for seed in seeds:
-        example = make_example(np.random.default_rng(seed), raster, size_px=size_px)
+        example = make_example(np.random.default_rng(seed), raster, size_px=size_px, has_field=has_field)
         families.append(names.index(example.family))
         for name in ARRAYS:
             columns[name].append(getattr(example, name))
@@ -59,7 +62,14 @@ def write_shard(file: Path, seeds: range, raster: Raster, size_px: int) -> None:
 
 
 def build(
-    folder: Path, count: int, workers: int, *, first_seed: int = 0, size_px: int = 64, shard: int = SHARD
+    folder: Path,
+    count: int,
+    workers: int,
+    *,
+    first_seed: int = 0,
+    size_px: int = 64,
+    shard: int = SHARD,
+    has_field: bool = True,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
 
@@ -70,33 +80,44 @@ def build(
         first_seed: Seed of the first example.
         size_px: Side of every picture.
         shard: Examples per file.
+        has_field: See `write_shard`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(first_seed, first_seed + count, shard)
     todo: list[tuple[Path, range]] = []
-    for start in starts:
-        file = folder / f"{start:07d}.npz"
+    for file, seeds in shards_of(folder, count, first_seed=first_seed, shard=shard):
         if file.exists():
             yield file
         else:
-            todo.append((file, range(start, min(start + shard, first_seed + count))))
+            todo.append((file, seeds))
     if not todo:
         return
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(_render, file, seeds, size_px): file for file, seeds in todo}
+        pending = {pool.submit(_render, file, seeds, size_px, has_field): file for file, seeds in todo}
         for done in as_completed(pending):
             done.result()
             log.info("wrote %s", pending[done])
             yield pending[done]
 
 
-def _render(file: Path, seeds: range, size_px: int) -> None:
+def shards_of(
+    folder: Path, count: int, *, first_seed: int = 0, shard: int = SHARD
+) -> list[tuple[Path, range]]:
+    """Name the files that so many examples fill, in the order of their seeds, and the seeds of each."""
+    end = first_seed + count
+    return [
+        (folder / f"{start:07d}.npz", range(start, min(start + shard, end)))
+        for start in range(first_seed, end, shard)
+    ]
+
+
+def _render(file: Path, seeds: range, size_px: int, has_field: bool) -> None:
     """Write one shard in a worker process, on one thread."""
-    from crm_cli.mesh.raster import WarpRaster
+    from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
-    write_shard(file, seeds, WarpRaster(), size_px)
+    draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
+    write_shard(file, seeds, draws(), size_px, has_field=has_field)
 
 
 class Shards:
@@ -112,6 +133,10 @@ class Shards:
     def __len__(self) -> int:
         stored = int(self._ends[-1]) if len(self._ends) else 0
         return stored if self._count is None else min(stored, self._count)
+
+    def at_step(self, step: int) -> int:
+        """All of them, at every step."""
+        return len(self)
 
     @cached_property
     def families(self) -> NDArray[np.uint8]:
@@ -131,6 +156,75 @@ class Shards:
         rows = [self[int(index)] for index in indices]
         stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         return {name: t.float() if t.is_floating_point() else t for name, t in stacked.items()}
+
+
+class Growing:
+    """Pictures that are rendered while a network already learns from them, held where it learns.
+
+    Step k may choose among the first so many, and waits for them: what it sees depends on the seed and on
+    k alone, however fast they come.
+    """
+
+    NAMES = ("photo", "views", "depth")
+    """What the denoisers learn from."""
+
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *,
+        first: int,
+        per_step: float,
+        device: str,
+        patience_s: float = 120.0,
+        shard: int = SHARD,
+    ) -> None:
+        """Reserve room for all of them: 165 KB each at 64 px.
+
+        first: how many the first step chooses from; per_step: by how many there are more with each step.
+        """
+        self._files = shards_of(folder, count, shard=shard)
+        self._count, self._first, self._per_step = count, first, per_step
+        self._device, self._patience_s = device, patience_s
+        self._held: dict[str, Tensor] = {}
+        self._taken = self._files_taken = 0
+
+    def at_step(self, step: int) -> int:
+        """How many a step may choose from, once they are there."""
+        wanted = min(self._count, self._first + int(step * self._per_step))
+        while self._taken < wanted:
+            file, seeds = self._files[self._files_taken]
+            self._take(_when_written(file, self._patience_s), len(seeds))
+        return wanted
+
+    def _take(self, file: Path, count: int) -> None:
+        """Copy one shard to the device."""
+        arrays = _map_members(file)
+        for name in self.NAMES:
+            rows = torch.from_numpy(np.array(arrays[name]))
+            if name not in self._held:
+                self._held[name] = torch.zeros(
+                    (self._count, *rows.shape[1:]), dtype=rows.dtype, device=self._device
+                )
+            self._held[name][self._taken : self._taken + count] = rows.to(self._device)
+        self._taken += count
+        self._files_taken += 1
+
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Pick several examples, stacked [B ...]: bytes stay bytes, half precision becomes float32."""
+        chosen = torch.from_numpy(indices).to(self._device)
+        picked = {name: held[chosen] for name, held in self._held.items()}
+        return {name: t.float() if t.is_floating_point() else t for name, t in picked.items()}
+
+
+def _when_written(file: Path, patience_s: float) -> Path:
+    """Wait for a shard that another process writes; TimeoutError where it does not come."""
+    end = time.monotonic() + patience_s
+    while not file.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{file}: not written within {patience_s:.0f} s")
+        time.sleep(0.02)
+    return file
 
 
 def _map_members(file: Path) -> dict[str, NDArray[np.generic]]:

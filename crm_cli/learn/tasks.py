@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crm_cli.frame import FRONT, LEFT, RIGHT
-from crm_cli.learn.train import Batch
-from crm_cli.models.agree import SOLID, hull_depth, maps_of, on_grey
-from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames
+from crm_cli.frame import FRONT, LEFT, RIGHT, VIEWS
+from crm_cli.learn.train import Batch, Terms
+from crm_cli.models.agree import SOLID, agree_outlines, hull_depth, maps_of, on_grey
+from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames, to_views
 from crm_cli.models.encoders import PatchCodec, photo_for_frames
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
 from crm_cli.models.sampler import Schedule, published_schedule
 from crm_cli.models.steps import FIRST_TIMESTEP
 from crm_cli.records import SixViews
-
-PATCH = 4
-"""Side of the pixel patches that are the small networks' latents."""
 
 ALPHA_LOGIT = 4.0
 """An alpha latent of ±1 counts as a logit of ±4: certain to 2 %, and still with a gradient."""
@@ -35,28 +32,27 @@ class RgbTask:
 
     def __init__(self, config: DenoiserConfig) -> None:
         self.network: nn.Module = MultiViewUNet(config)
-        self._codec = PatchCodec(PATCH)
+        self._codec = PatchCodec()
         self._schedule = published_schedule()
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """L1 on colour, mostly inside the object, and cross-entropy on coverage."""
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
+        """L1 on colour and its steps, mostly inside the object, and cross-entropy on coverage."""
         photo, views, _ = augment(batch, random)
         clean = self._codec.encode(to_frames(on_grey(views)))
-        seen = self._codec.encode(on_grey(photo))
         t = draw_steps(len(photo), random)
-        noisy = torch.cat([noised(self._schedule, clean, t, random), seen[:, None]], dim=1)
-        concat = self._codec.encode(photo_for_frames(on_grey(photo)))
-        conditions = self.network.prepare(concat=concat, reference=seen)  # type: ignore[operator]
-        answer = functional.pixel_shuffle(self.network(noisy, t, conditions)[:, :6].float(), PATCH)
-        wanted = functional.pixel_shuffle(clean, PATCH)
+        noisy = noised(self._schedule, clean, t, random)
+        answer = see(self.network, self._codec, on_grey(photo), noisy, t)
+        wanted = functional.pixel_shuffle(clean, self._codec.patch)
         coverage = (wanted[:, :, 3:] + 1) / 2
         weight = 0.1 + coverage
-        colour = ((answer[:, :, :3] - wanted[:, :, :3]).abs() * weight).sum() / (3 * weight.sum())
+        error = (answer[:, :, :3] - wanted[:, :, :3]) * weight
+        total = 3 * weight.sum()
+        colour, edges = error.abs().sum() / total, steps(error) / total
         outline = functional.binary_cross_entropy_with_logits(answer[:, :, 3:] * ALPHA_LOGIT, coverage)
         with torch.no_grad():
             hit, truth = answer[:, :, 3:] > 0, coverage > 0.5
             iou = (hit & truth).sum() / (hit | truth).sum().clamp_min(1)
-        return colour + outline, {"colour": colour.item(), "outline": outline.item(), "iou": iou.item()}
+        return colour + 0.25 * edges + outline, {"colour": colour, "outline": outline, "iou": iou}
 
 
 class CcmTask:
@@ -67,16 +63,21 @@ class CcmTask:
 
     name = "ccm"
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DenoiserConfig, first: MultiViewUNet | None = None) -> None:
+        """Take the trained first stage, where there is one: half of the views are then its own."""
         self.network: nn.Module = MultiViewUNet(config)
-        self._codec = PatchCodec(PATCH)
-        self._depths = PatchCodec(PATCH, lowest=-1.0)
+        self.first = None if first is None else first.requires_grad_(False).eval()
+        self._codec = PatchCodec()
+        self._depths = PatchCodec(lowest=-1.0)
         self._schedule = published_schedule()
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """L1 on depth inside the object, and on its steps between neighbouring pixels."""
-        _, views, depth = augment(batch, random)
+        photo, views, depth = augment(batch, random)
         seen = soften(on_grey(views), random)
+        if self.first is not None:
+            half = len(photo) // 2
+            seen = torch.cat([self._imagined(self.first, photo[:half], random), seen[half:]])
         hull = hull_depth(seen[:, :, 3:])
         inside = to_frames(((views[:, :, 3:] > SOLID) & (hull[:, :, None] > -1)).float())
         wanted = to_frames((depth - hull)[:, :, None]) * inside
@@ -86,11 +87,23 @@ class CcmTask:
             [self._codec.encode(to_frames(seen)), self._depths.encode(to_frames(hull[:, :, None]))], 2
         )
         conditions = self.network.prepare(concat=concat)  # type: ignore[operator]
-        answer = functional.pixel_shuffle(self.network(noisy, t, conditions).float(), PATCH)
+        answer = functional.pixel_shuffle(self.network(noisy, t, conditions).float(), self._codec.patch)
         error = (answer - wanted) * inside
-        depth_l1 = error.abs().sum() / inside.sum().clamp_min(1)
-        edges = (error.diff(dim=-1).abs().sum() + error.diff(dim=-2).abs().sum()) / inside.sum().clamp_min(1)
-        return depth_l1 + 0.25 * edges, {"depth": depth_l1.item(), "edges": edges.item()}
+        total = inside.sum().clamp_min(1)
+        depth_l1, edges = error.abs().sum() / total, steps(error) / total
+        return depth_l1 + 0.25 * edges, {"depth": depth_l1, "edges": edges}
+
+    @torch.no_grad()
+    def _imagined(self, first: MultiViewUNet, photo: Tensor, random: torch.Generator) -> Tensor:
+        """What the second stage will be given of photos [B 4 S S]: views [B 6 4 S S], outlines agreed."""
+        seen = on_grey(photo)
+        size = photo.shape[-1] // self._codec.patch
+        shape = (len(photo), len(VIEWS), first.config.channels_in, size, size)
+        noise = torch.randn(shape, generator=random, device=photo.device)
+        t = torch.full((len(photo),), FIRST_TIMESTEP, device=photo.device)
+        views = to_views(((see(first, self._codec, seen, noise, t) + 1) / 2).clamp(0, 1)).clone()
+        views[:, FRONT] = seen
+        return torch.cat([views[:, :, :3], agree_outlines(views[:, :, 3:], seen[:, 3:])], dim=2)
 
 
 class ReconstructionTask:
@@ -101,11 +114,11 @@ class ReconstructionTask:
     def __init__(self, config: ReconstructionConfig) -> None:
         self.network: nn.Module = Reconstruction(config)
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """Clipped distance, inside or outside, and colour on the surface."""
         views, depth = batch["views"].float() / 255, batch["depth"].float()
         fields = self.network.fields(degraded(views, depth, random))  # type: ignore[operator]
-        distance = occupancy = colour = torch.zeros(())
+        distance = occupancy = colour = views.new_zeros(())
         for index, field in enumerate(fields):
             sdf = batch["sdf"][index].float()
             answer = field.geometry(batch["points"][index].float())[0]
@@ -116,28 +129,46 @@ class ReconstructionTask:
             painted = field.colour(batch["surface"][index].float())
             colour = colour + (painted - batch["surface_rgb"][index].float() / 255).abs().mean()
         distance, occupancy, colour = (term / len(fields) for term in (distance, occupancy, colour))
-        terms = {"distance": distance.item(), "occupancy": occupancy.item(), "colour": colour.item()}
+        terms = {"distance": distance, "occupancy": occupancy, "colour": colour}
         return 10 * distance + 0.3 * occupancy + colour, terms
+
+
+def see(network: nn.Module, codec: PatchCodec, photo: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """Let the first stage draw: frames [B 6 4 S S] in [-1, 1] from a photo [B 4 S S] on grey.
+
+    noisy: latents [B 6 C h w] at noise level t [B].
+    """
+    seen = codec.encode(photo)
+    conditions = network.prepare(concat=codec.encode(photo_for_frames(photo)), reference=seen)  # type: ignore[operator]
+    answer = network(torch.cat([noisy, seen[:, None]], dim=1), t, conditions)[:, :6]
+    return functional.pixel_shuffle(answer.float(), codec.patch)
+
+
+def steps(error: Tensor) -> Tensor:
+    """Sum of differences between neighbouring pixels of an error [... H W]."""
+    return error.diff(dim=-1).abs().sum() + error.diff(dim=-2).abs().sum()
 
 
 def draw_steps(count: int, random: torch.Generator) -> Tensor:
     """Noise levels to train at: two thirds where sampling starts, so that one step alone is good."""
-    anywhere = torch.randint(0, FIRST_TIMESTEP + 1, (count,), generator=random)
-    return torch.where(
-        torch.rand(count, generator=random) < 0.65, torch.full_like(anywhere, FIRST_TIMESTEP), anywhere
-    )
+    device = random.device
+    anywhere = torch.randint(0, FIRST_TIMESTEP + 1, (count,), generator=random, device=device)
+    is_first = torch.rand(count, generator=random, device=device) < 0.65
+    return torch.where(is_first, torch.full_like(anywhere, FIRST_TIMESTEP), anywhere)
 
 
 def noised(schedule: Schedule, clean: Tensor, t: Tensor, random: torch.Generator) -> Tensor:
     """Add noise of level t [B] to clean latents [B F C h w]."""
-    return schedule.noised(clean, torch.randn(clean.shape, generator=random), t)
+    return schedule.noised(clean, torch.randn(clean.shape, generator=random, device=clean.device), t)
 
 
 def augment(batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Mirror objects and swap their colour channels at random; returns photo, views, depth as floats."""
     photo, views, depth = batch["photo"].float() / 255, batch["views"].float() / 255, batch["depth"].float()
-    flips = torch.rand(len(photo), generator=random) < 0.5
-    order = [*torch.randperm(3, generator=random).tolist(), 3]
+    flips = torch.rand(len(photo), generator=random, device=photo.device) < 0.5
+    order = torch.cat(
+        [torch.randperm(3, generator=random, device=photo.device), torch.full((1,), 3, device=photo.device)]
+    )
     photo, views = photo[:, order], views[:, :, order]
     swapped = list(range(6))
     swapped[LEFT], swapped[RIGHT] = RIGHT, LEFT
@@ -152,7 +183,7 @@ def augment(batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor, Tens
 def soften(views: Tensor, random: torch.Generator) -> Tensor:
     """Blur views as the first stage blurs them, but never the front, which is the photo: [B 6 4 S S]."""
     size = views.shape[-1]
-    factor = (1, 2, 4)[int(torch.randint(0, 3, (), generator=random))]
+    factor = (1, 2, 4)[int(torch.randint(0, 3, (), generator=random, device=views.device))]
     if factor == 1:
         return views
     flat = views.flatten(0, 1)
@@ -168,10 +199,12 @@ def degraded(views: Tensor, depth: Tensor, random: torch.Generator) -> list[SixV
     views: [B 6 4 S S]; depth: [B 6 S S].
     """
     waves = functional.interpolate(
-        torch.randn(len(views), 6, 5, 5, generator=random), size=depth.shape[-2:], mode="bicubic"
+        torch.randn(len(views), 6, 5, 5, generator=random, device=views.device),
+        size=depth.shape[-2:],
+        mode="bicubic",
     )
-    strength = torch.rand(len(views), 1, 1, 1, generator=random) * 0.08
-    noisy = torch.rand(len(views), 1, 1, 1, generator=random) < 0.6
+    strength = torch.rand(len(views), 1, 1, 1, generator=random, device=views.device) * 0.08
+    noisy = torch.rand(len(views), 1, 1, 1, generator=random, device=views.device) < 0.6
     depth = torch.where(noisy, depth + waves * strength, depth).clamp(-1, 1)
     rgba = on_grey(views)
     return [

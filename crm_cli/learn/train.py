@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 
+Terms = Mapping[str, Tensor]
+"""Parts of a loss to be logged, by name: scalars on the device, read only where they are logged."""
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -53,7 +56,7 @@ class Task(Protocol):
     name: str
     network: nn.Module
 
-    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """Return the scalar to minimise and what to log of it."""
         ...
 
@@ -61,8 +64,8 @@ class Task(Protocol):
 class Examples(Protocol):
     """A set of training examples that can be read by index."""
 
-    def __len__(self) -> int:
-        """How many there are."""
+    def at_step(self, step: int) -> int:
+        """How many of them a step may choose from; it waits for those that are still being made."""
         ...
 
     def batch(self, indices: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
@@ -106,6 +109,7 @@ def begin(task: Task, settings: TrainSettings) -> TrainState:
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         betas=(0.9, 0.99),
+        fused=next(task.network.parameters()).is_cuda,
     )
     average = {name: p.detach().clone() for name, p in task.network.state_dict().items()}
     return TrainState(step=0, network=task.network, average=average, optimiser=optimiser)
@@ -136,8 +140,8 @@ def train(
         if state.step % settings.log_every == 0 or state.step == last:
             progress = Progress(
                 step=state.step,
-                loss=loss,
-                terms=terms,
+                loss=loss.item(),
+                terms={name: term.item() for name, term in terms.items()},
                 learning_rate=learning_rate_at(state.step - 1, settings),
             )
             _append(folder / "log.csv", progress)
@@ -146,17 +150,17 @@ def train(
             save_checkpoint(state, file, settings)
 
 
-def _step(
-    state: TrainState, task: Task, examples: Examples, settings: TrainSettings
-) -> tuple[float, dict[str, float]]:
+def _step(state: TrainState, task: Task, examples: Examples, settings: TrainSettings) -> tuple[Tensor, Terms]:
     """Take one optimiser step; what it sees is drawn from (seed, step)."""
+    device = next(state.network.parameters()).device
     chooser = np.random.default_rng([settings.seed, state.step])
-    random = torch.Generator().manual_seed(int(chooser.integers(2**62)))
-    batch = examples.batch(chooser.integers(len(examples), size=settings.batch))
+    random = torch.Generator(device).manual_seed(int(chooser.integers(2**62)))
+    chosen = chooser.integers(examples.at_step(state.step), size=settings.batch)
+    batch = {name: tensor.to(device) for name, tensor in examples.batch(chosen).items()}
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate_at(state.step, settings)
     state.optimiser.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss, terms = task.loss(batch, random)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
@@ -164,9 +168,9 @@ def _step(
     state.step += 1
     decay = min(settings.average, state.step / (state.step + 10))  # a young average follows quickly
     with torch.no_grad():
-        for name, value in state.network.state_dict().items():
-            state.average[name].lerp_(value, 1 - decay)
-    return float(loss.detach()), terms
+        current = state.network.state_dict()
+        torch._foreach_lerp_([state.average[name] for name in current], list(current.values()), 1 - decay)
+    return loss.detach(), terms
 
 
 def save_checkpoint(state: TrainState, file: Path, settings: TrainSettings) -> None:
@@ -199,7 +203,8 @@ def restore(state: TrainState, file: Path, settings: TrainSettings) -> None:
         )
     state.step = progress["step"]
     state.network.load_state_dict(_under("network.", tensors))
-    state.average = _under("average.", tensors)
+    device = next(state.network.parameters()).device
+    state.average = {name: tensor.to(device) for name, tensor in _under("average.", tensors).items()}
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in _under("optimiser.", tensors).items():
         index, name = key.split(".", 1)

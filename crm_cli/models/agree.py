@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, OPPOSITE, RIGHT, TOP, VIEWS, View
+from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, OPPOSITE, TOP, VIEWS, View
 from crm_cli.records import Cutout, SixViews
 
 SOLID = 0.5
@@ -34,10 +34,6 @@ SLAB_STEPS = 7
 
 MIDDLE_PULL = 0.25
 """World units of contradiction that one unit away from the middle between front and back is worth."""
-
-
-STRETCH = 1.5
-"""A view that would have to grow or shrink by more is wrong in other ways too; it stays nearer to itself."""
 
 
 class Pixels(NamedTuple):
@@ -79,8 +75,8 @@ def maps_of(depth: Tensor, alpha: Tensor) -> Tensor:
 
     The two coordinates across the line of sight are the pixel grid, exactly.
     """
-    grid = centres(depth.shape[-1])
-    maps = torch.zeros(6, 3, *depth.shape[1:])
+    grid = centres(depth.shape[-1]).to(depth.device)
+    maps = depth.new_zeros(6, 3, *depth.shape[1:])
     for index, view in enumerate(VIEWS):
         for axis in range(3):
             along_u = view.right[axis] * grid[None, :]
@@ -94,68 +90,40 @@ def mirror(image: Tensor, view: int) -> Tensor:
     return image.flip(-2) if view in (BOTTOM, TOP) else image.flip(-1)
 
 
-def fit_extents(views: Tensor, photo_alpha: Tensor) -> Tensor:
-    """Stretch imagined views so that all six see an object of one size: [6 C S S], alpha last, to the same.
-
-    A soft outline is drawn too small. Height and width are the photo's; the depth of the object is the
-    mean of what the views beside it and those above and below it show. photo_alpha: [1 S S].
-    """
-    height, width = _extent(photo_alpha[0], -2), _extent(photo_alpha[0], -1)
-    beside, above = (LEFT, RIGHT), (TOP, BOTTOM)
-    depths = [_extent(views[v, -1], -1) for v in beside] + [_extent(views[v, -1], -2) for v in above]
-    seen = [depth for depth in depths if depth is not None]
-    if height is None or width is None or not seen:
-        return views
-    length = sum(end - start for start, end in seen) / len(seen)
-    fitted = views.clone()
-    for view in (*beside, *above):
-        rows, columns = _extent(views[view, -1], -2), _extent(views[view, -1], -1)
-        if rows is None or columns is None:
-            continue
-        depth = rows if view in above else columns
-        middle = (depth[0] + depth[1]) / 2
-        along = (middle - length / 2, middle + length / 2)
-        onto = (along, width) if view in above else (height, along)
-        fitted[view] = _stretch(views[view], (rows, columns), onto)
-    return fitted
-
-
 def hull_depth(alpha: Tensor) -> Tensor:
     """Depth of the largest solid that shows these outlines: [B 6 1 S S] to [B 6 S S], -1 where there is none.
 
     The visual hull: whatever lies within all six outlines. The object's own depth is nowhere nearer.
     """
     size_px = alpha.shape[-1]
-    solid = torch.ones(len(alpha), size_px, size_px, size_px, dtype=torch.bool)  # [B x y z]
+    solid = alpha.new_ones((len(alpha), size_px, size_px, size_px), dtype=torch.bool)  # [B x y z]
     for index, view in enumerate(VIEWS):
         upright = (alpha[:, index, 0] > SOLID).flip(_falling(view))
         solid.permute(0, *_axes(view)).logical_and_(upright[..., None])
-    nearness = -centres(size_px)  # of the first slice, the second...
+    nearness = -centres(size_px).to(alpha.device)  # of the first slice, the second...
     depths = []
     for view in VIEWS:
         slices = solid.permute(0, *_axes(view))  # [B row column depth], world order
         first = (slices.flip(-1) if view.depth_sign > 0 else slices).byte().argmax(-1)
-        depth = torch.where(slices.any(-1), nearness[first], -torch.ones(()))
+        depth = torch.where(slices.any(-1), nearness[first.long()], -1.0)
         depths.append(depth.flip(_falling(view)))
     return torch.stack(depths, dim=1)
 
 
 def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
-    """Give opposite views one outline, the front that of the photo: [6 1 S S], [1 S S] to [6 1 S S]."""
-    agreed = alpha.clone()
+    """Give opposite views one outline, the front that of the photo.
+
+    alpha: [... 6 1 S S]; photo_alpha: [... 1 S S]. Returns [... 6 1 S S].
+    """
+    agreed = list(alpha.unbind(-4))
     agreed[FRONT] = photo_alpha
     agreed[BACK] = mirror(photo_alpha, FRONT)
-    for view in (LEFT, TOP):
-        mean = (alpha[view] + mirror(alpha[OPPOSITE[view]], view)) / 2
-        agreed[view] = mean
-        agreed[OPPOSITE[view]] = mirror(mean, view)
-    rows = photo_alpha.amax(-1, keepdim=True)  # [1 S 1]: heights at which the photo shows anything
-    columns = photo_alpha.amax(-2, keepdim=True)  # [1 1 S]
-    for view in (LEFT, RIGHT):
-        agreed[view] = agreed[view] * rows
-    for view in (TOP, BOTTOM):
-        agreed[view] = agreed[view] * columns
-    return agreed
+    rows = photo_alpha.amax(-1, keepdim=True)  # [... 1 S 1]: heights at which the photo shows anything
+    columns = photo_alpha.amax(-2, keepdim=True)  # [... 1 1 S]
+    for view, shown in ((LEFT, rows), (TOP, columns)):
+        mean = (agreed[view] + mirror(agreed[OPPOSITE[view]], view)) / 2
+        agreed[view], agreed[OPPOSITE[view]] = mean * shown, mirror(mean, view) * shown
+    return torch.stack(agreed, dim=-4)
 
 
 def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,31 +212,6 @@ def _axes(view: View) -> tuple[int, int, int]:
 def _falling(view: View) -> list[int]:
     """Dimensions of a picture [B row column] along which the world's coordinate falls."""
     return [dim for dim, sign in ((1, -sum(view.up)), (2, sum(view.right))) if sign < 0]
-
-
-Span = tuple[float, float]
-"""Where something begins and ends along one axis of a picture, in [-1, 1]."""
-
-
-def _extent(alpha: Tensor, axis: int) -> Span | None:
-    """Rows (axis -2) or columns (axis -1) that a picture [S S] covers, or None where it is empty."""
-    covered = torch.nonzero((alpha > SOLID).any(-1 if axis == -2 else -2))[:, 0]
-    if not len(covered):
-        return None
-    size_px = alpha.shape[axis]
-    return 2 * int(covered[0]) / size_px - 1, 2 * (int(covered[-1]) + 1) / size_px - 1
-
-
-def _stretch(picture: Tensor, spans: tuple[Span, Span], onto: tuple[Span, Span]) -> Tensor:
-    """Move what lies between two rows and two columns onto others, by at most STRETCH: [C S S]."""
-    places = []
-    for (start, end), (new_start, new_end) in zip(spans, onto, strict=True):
-        scale = min(max((new_end - new_start) / max(end - start, 1e-6), 1 / STRETCH), STRETCH)
-        middle, new_middle = (start + end) / 2, (new_start + new_end) / 2
-        places.append((centres(picture.shape[-1]) - new_middle) / scale + middle)
-    rows, columns = torch.meshgrid(*places, indexing="ij")
-    grid = torch.stack((columns, rows), dim=-1)[None]
-    return functional.grid_sample(picture[None], grid, align_corners=False, padding_mode="border")[0]
 
 
 def _outside(alpha: Tensor, depth: Tensor) -> Tensor:

@@ -151,16 +151,16 @@ RELEASE_CCM = replace(RELEASE_RGB, frames=6, concat_channels=4, has_reference=Fa
 
 SMALL_RGB = DenoiserConfig(
     frames=7,
-    channels_in=64,
-    channels_out=64,
-    width=64,
-    multipliers=(1, 2),
-    blocks=(1, 1),
-    attention_levels=(1,),
+    channels_in=16,
+    channels_out=16,
+    width=48,
+    multipliers=(1, 2, 4),
+    blocks=(1, 1, 1),
+    attention_levels=(1, 2),
     head_dim=32,
     prediction="x0",
     norm_groups=8,
-    concat_channels=64,
+    concat_channels=16,
     has_reference=True,
 )
 """Stage 1 of the embedded system: RGBA patches of 64 px views; the photo stands beside every frame."""
@@ -168,10 +168,10 @@ SMALL_RGB = DenoiserConfig(
 SMALL_CCM = replace(
     SMALL_RGB,
     frames=6,
-    channels_in=16,
-    channels_out=16,
-    concat_channels=64 + 16,
-    width=48,
+    channels_in=4,
+    channels_out=4,
+    concat_channels=16 + 4,
+    width=32,
     has_reference=False,
 )
 """Stage 2 of the embedded system: patches of depth behind the hull; beside them the six RGBA views and the
@@ -196,10 +196,10 @@ MINI_RGB = replace(
 MINI_CCM = replace(MINI_RGB, frames=6, concat_channels=4, has_reference=False)
 """RELEASE_CCM's structure at no cost, for tests."""
 
-TINY_RGB = replace(SMALL_RGB, width=8, blocks=(0, 0), attention_levels=(), head_dim=8)
+TINY_RGB = replace(SMALL_RGB, width=8, multipliers=(1, 2), blocks=(0, 0), attention_levels=(), head_dim=8)
 """SMALL_RGB's inputs and outputs at no cost, for tests."""
 
-TINY_CCM = replace(SMALL_CCM, width=8, blocks=(0, 0), attention_levels=(), head_dim=8)
+TINY_CCM = replace(SMALL_CCM, width=8, multipliers=(1, 2), blocks=(0, 0), attention_levels=(), head_dim=8)
 """SMALL_CCM's inputs and outputs at no cost, for tests."""
 
 

@@ -38,8 +38,8 @@ class PatchCodec:
     Latent channel = image channel·patch² + row·patch + column; values become [-1, 1].
     """
 
-    patch: int = 4
-    """Side in pixels: 64 px views become the 16 × 16 latents of the small networks."""
+    patch: int = 2
+    """Side in pixels: 64 px views become the 32 × 32 latents of the small networks."""
     lowest: float = 0.0
     """Images have values from here to 1: 0 for colour and coverage, -1 for depth."""
 

@@ -247,12 +247,10 @@ class EmbeddedImagination:
             concat=self._codec.encode(photo_for_frames(on_grey)), reference=self._codec.encode(on_grey)
         )
         drawn = self._codec.decode(to_views(self._diffuse("rgb", self._preset.rgb, shown, cutouts, progress)))
-        pairs = list(zip(drawn, photos[:, 3:], strict=True))
-        fitted = torch.stack([agree.fit_extents(views, outline) for views, outline in pairs])
-        fitted[:, FRONT] = on_grey
-        outlines = [agree.agree_outlines(views[:, 3:], views[FRONT, 3:]) for views in fitted]
+        drawn[:, FRONT] = on_grey
+        outlines = agree.agree_outlines(drawn[:, :, 3:], on_grey[:, 3:])
         far = torch.ones(6, *photos.shape[-2:])  # nothing is cut away but by outlines
-        return fitted[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])
+        return drawn[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])
 
     def _draw_depth(
         self, rgb: Tensor, alpha: Tensor, cutouts: Sequence[Cutout], progress: Progress
