@@ -158,6 +158,27 @@ class Exporting:
     """Which files are written."""
 
     formats: Annotated[tuple[Literal["glb", "obj", "usd"], ...], "file formats of the asset"]
+    lods: Annotated[
+        tuple[float, ...],
+        Within(0.001, 1.0),
+        "shares of the triangles, each a file: _lod0, _lod1, …; 1.0 alone is one plain file",
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limiting:
+    """What the written files may be; 0 is no limit. What breaks one is mended, or flagged."""
+
+    triangles: Annotated[int, Within(0, 10_000_000), "triangles of one file"]
+    vertices: Annotated[int, Within(0, 10_000_000), "vertices of one file, split at seams as in a GLB"]
+    texture_px: Annotated[int, Within(0, 16_384), "longest side of the texture"]
+    min_texture_px: Annotated[int, Within(0, 16_384), "no repair leaves a smaller texture"]
+    file_bytes: Annotated[int, Within(0, 10_000_000_000), "bytes of a format's files together"]
+    square_texture: Annotated[bool, "the texture must be square, its side a power of two"]
+    slugs: Annotated[bool, "files are named in a-z, 0-9, _ and -, spelt after the photo's name"]
+    aspect: Annotated[
+        float, Within(0.0, 10.0), "share by which proportions may disagree with listed sizes (--products)"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +218,7 @@ class Preset:
     unwrap: Unwrapping
     texture: Texturing
     export: Exporting
+    limits: Limiting
     preview: Previewing
     checks: Checking
 
@@ -216,7 +238,7 @@ STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "prep": ("matting", "cutout"),
     "views": ("seed", "rgb", "ccm", "views"),
     "mesh": ("reconstruction", "mesh", "checks"),
-    "out": ("unwrap", "texture", "export", "preview"),
+    "out": ("unwrap", "texture", "export", "limits", "preview"),
 }
 """Which part of the preset each stage reads: a change redoes that stage and those after it, not those before.
 
@@ -245,6 +267,8 @@ class Setting(NamedTuple):
         noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[self.kind]
         if self.within:
             noun += f" from {self.within.low:.12g} to {self.within.high:.12g}"
+        if self.many:
+            noun = f"a list, each {noun}"
         return f"{noun}, or auto" if self.suited else noun
 
 
@@ -492,6 +516,10 @@ def _checked(key: str, value: Any, origin: str) -> Any:
         return _checked_one(setting, value, origin)
     if isinstance(value, str):  # --set export.formats=glb,usd
         value = [item.strip() for item in value.split(",")]
+        if setting.kind is not str:  # --set export.lods=1,0.5
+            value = [_parse(item, where=f"{origin} {key}") for item in value]
+    if type(value) is setting.kind and setting.kind is not str:  # --set export.lods=1.0
+        value = [value]
     if not isinstance(value, list) or not value:
         raise _wrong(key, f"expected {setting.allowed}, got {_shown(value)}", origin)
     items = tuple(_checked_one(setting, item, origin) for item in value)

@@ -193,6 +193,74 @@ class Checks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RealSize:
+    """What a product measures, in millimetres, as its listing says; 0 where it does not."""
+
+    width_mm: float = 0.0
+    height_mm: float = 0.0
+    depth_mm: float = 0.0
+
+    @property
+    def in_mm(self) -> tuple[float, float, float]:
+        """Width, height, depth: along x, y, z of the files."""
+        return self.width_mm, self.height_mm, self.depth_mm
+
+    def __str__(self) -> str:
+        """Width, height, depth in millimetres, `-` for what nobody said: `250 - 80.5`."""
+        return " ".join(f"{length:.10g}" if length else "-" for length in self.in_mm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitCheck:
+    """One limit of a preset, held against one written file."""
+
+    limit: str
+    """The setting's name in the section `limits`: triangles, vertices, texture_px, …"""
+    file: str
+    """Name of the file; empty where the whole asset is meant."""
+    allowed: float
+    found: float
+    is_kept: bool
+    mended: str = ""
+    """What was given up to keep it; empty where nothing had to be."""
+
+    @property
+    def words(self) -> str:
+        """Say in what a limit is broken."""
+        place = f"{self.file}: " if self.file else ""
+        if self.limit == "aspect":
+            return f"the aspect disagrees with the listing by {self.found:.0%}"
+        if self.limit == "square_texture":
+            return f"{place}the texture is not square, or its side no power of two"
+        if self.limit == "slugs":
+            return f"{place}named in other letters than a-z, 0-9, _ and -"
+        kept = "no repair that is left would keep it"
+        return f"{place}{self.limit} {self.found:.0f} where {self.allowed:.0f} are allowed: {kept}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """How an asset's files keep the limits of their preset, measured on the files."""
+
+    checks: tuple[LimitCheck, ...] = ()
+    mended: tuple[str, ...] = ()
+    """Repairs in the order they were made: `texture 2048→1024 px to keep 5 MB`."""
+    size_mm: RealSize | None = None
+    """What the asset measures, where a listing said what the product does."""
+
+    @property
+    def broken(self) -> tuple[LimitCheck, ...]:
+        """Limits that are not kept."""
+        return tuple(check for check in self.checks if not check.is_kept)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of it."""
+        mended = (f"mended: {repair}" for repair in self.mended)
+        return *mended, *dict.fromkeys(check.words for check in self.broken)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One photo to convert, and where its files may be written."""
 
@@ -212,6 +280,8 @@ class Job:
     """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
     may_reuse: bool = True
     """Whether what is kept there may be used, or is to be made anew."""
+    size: RealSize | None = None
+    """What the product measures, where somebody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +302,7 @@ class Asset:
     checks: Checks
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    publication: Publication = field(default_factory=Publication)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +333,7 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "Mesh", "Outcome", "Photo", "SixViews",
-    "TexturedMesh", "Triplane", "UnwrappedMesh", "WrittenFile", "expect",
+    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "LimitCheck", "Mesh", "Outcome", "Photo",
+    "Publication", "RealSize", "SixViews", "TexturedMesh", "Triplane", "UnwrappedMesh", "WrittenFile",
+    "expect",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ def convert(
     matting: flags.Matting = None,
     weights: flags.Weights = None,
     formats: flags.Formats = None,
+    products: flags.Products = None,
     from_file: flags.FromFile = None,
     null: flags.Null = False,
     include: flags.Include = None,
@@ -71,6 +72,7 @@ def convert(
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
+    from crm_cli.run.products import read_products
     from crm_cli.run.remote import check_endpoint, check_url, is_url, local_path
     from crm_cli.run.selection import Selection
     from crm_cli.run.shards import Shard
@@ -105,6 +107,7 @@ def convert(
             follow_symlinks=follow_symlinks,
         ),
         keep_ext=keep_ext,
+        products=read_products(products) if products is not None else (),
         preset_name=" ".join([preset, *(f"--set {assignment}" for assignment in assignments or [])]),
         device=device,
         jobs=jobs,

@@ -61,6 +61,14 @@ Formats = Annotated[
         autocompletion=complete_formats,
     ),
 ]  # fmt: skip
+Products = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="CRM_PRODUCTS",
+        help="CSV of real sizes: sku or file, and any of width_mm, height_mm, depth_mm.",
+    ),
+]
 
 # Which photos.
 FromFile = Annotated[

@@ -95,6 +95,8 @@ def _convert(
         keep_ext=options.keep_ext,
         listed=options.listed,
         trees=trees(options),
+        products=options.products,
+        has_slugs=preset.limits.slugs,
     )
     if mirror is not None:
         mirror.inputs = frozenset(photo.source.url for photo in found.photos if photo.source)
@@ -109,6 +111,8 @@ def _convert(
     for skipped in found.passed_over:
         if not skipped.is_loss:
             yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
+    if found.unsized:
+        yield Warned(message=found.unsized)
     # A shard without a photo is done: of few photos and many shards, some have none.
     if not found.found and not lost and not options.allow_empty:
         names = ", ".join([*map(str, options.inputs), *options.urls]) or "the lists"

@@ -16,6 +16,7 @@ from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, loa
 from crm_cli.run.amounts import Share
 from crm_cli.run.keeping import CACHE_SIZE, read_size
 from crm_cli.run.lists import Listed
+from crm_cli.run.products import Product
 from crm_cli.run.selection import Selection
 from crm_cli.run.worker import PIPELINE
 
@@ -72,7 +73,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Where and how assets are made; nothing here changes what they are."""
+    """Where and how assets are made; nothing here changes what they are, but the sizes of products."""
 
     inputs: tuple[Path, ...]
     out: Path
@@ -86,6 +87,8 @@ class RunOptions:
     """More inputs, from lists; relative ones keep their folders in the names of their assets."""
     select: Selection = field(default_factory=Selection)
     keep_ext: bool = False
+    products: tuple[Product, ...] = ()
+    """What products really measure: the one thing here that assets depend on, each on its own row."""
     preset_name: str = "default"
     """As the sheet shows it, with what was changed on the command line."""
     device: str = "auto"

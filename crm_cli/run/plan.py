@@ -95,7 +95,7 @@ class Planner:
             known = self._identify(found, records)
         except OSError:  # it fails by itself when its turn comes
             return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
-        keys = self.recipe.keys(known.sha256)
+        keys = self.recipe.keys(known.sha256, found.extras)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
         if current and self.force_stage is None and self._stands(current):
@@ -214,6 +214,8 @@ class Planner:
             return "output renamed"
         part = next(key for key in PARTS if getattr(latest.keys, key) != getattr(keys, key))
         parts = [self.past.changes_since(latest.run)] if self.past else []
+        if latest.size != found.size:
+            parts.append(f"real size {latest.size or 'unknown'} → {found.size or 'unknown'} mm")
         if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):
             parts.append("other weights")
         told = ", ".join(part for part in parts if part)

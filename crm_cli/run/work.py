@@ -299,7 +299,7 @@ class Work:
             yield from self._fail_unread(turn, error)
             return
         planned = replace(planned, input=known)
-        keys = self._planner.recipe.keys(known.sha256)
+        keys = self._planner.recipe.keys(known.sha256, found.extras)
         key = self._planner.attempt_key(keys)
         job = Job(
             root=root,
@@ -310,6 +310,7 @@ class Work:
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
             may_reuse=not makes_views_anew(self._options.force_stage),
+            size=found.size,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
         self._attempts[job.id] = Attempt(
@@ -530,7 +531,7 @@ class Work:
             id=planned.found.id,
             stem=planned.found.stem,
             input=planned.input,
-            keys=recipe.keys(planned.input.sha256),
+            keys=recipe.keys(planned.input.sha256, planned.found.extras),
             outputs=tuple(
                 Output(path=file.path, size=file.size, mtime_ns=0, sha256=file.sha256) for file in asset.files
             ),
@@ -541,6 +542,8 @@ class Work:
             seed=recipe.seed,
             seconds=asset.seconds,
             checks=asset.checks,
+            publication=asset.publication,
+            size=planned.found.size,
             warnings=asset.warnings,
             run=self._store.run,
             attempt=attempt.turn.number,
