@@ -155,14 +155,32 @@ class Texturing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporting:
-    """Which files are written."""
+    """Which files are written, and how they are packed."""
 
-    formats: Annotated[tuple[Literal["glb", "obj", "usd"], ...], "file formats of the asset"]
+    formats: Annotated[tuple[Literal["glb", "obj", "usd", "usdz"], ...], "file formats of the asset"]
+    texture: Annotated[
+        Literal["png", "jpeg", "webp", "ktx2"],
+        "picture format inside GLB; the other formats take png where it says so, else jpeg",
+    ]
+    texture_quality: Annotated[
+        int, Within(1, 100), "of jpeg, webp and ktx2, which lose detail; png loses none"
+    ]
+    compression: Annotated[
+        Literal["none", "meshopt", "draco"], "of the geometry in GLB; viewers need the decoder of that name"
+    ]
     lods: Annotated[
         tuple[float, ...],
         Within(0.001, 1.0),
         "shares of the triangles, each a file: _lod0, _lod1, …; 1.0 alone is one plain file",
     ]
+
+    @property
+    def plain_texture(self) -> Literal["png", "jpeg"]:
+        """The picture format where only these two are read: in OBJ, in USD, on Apple devices.
+
+        Who asks for a format that loses detail wants a small file, so that JPEG is nearer to it than PNG.
+        """
+        return "png" if self.texture == "png" else "jpeg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -516,9 +534,9 @@ def _checked(key: str, value: Any, origin: str) -> Any:
         return _checked_one(setting, value, origin)
     if isinstance(value, str):  # --set export.formats=glb,usd
         value = [item.strip() for item in value.split(",")]
-        if setting.kind is not str:  # --set export.lods=1,0.5
+        if not setting.choices:  # --set export.lods=1,0.5
             value = [_parse(item, where=f"{origin} {key}") for item in value]
-    if type(value) is setting.kind and setting.kind is not str:  # --set export.lods=1.0
+    if setting.kind is float and isinstance(value, int | float):  # --set export.lods=0.5
         value = [value]
     if not isinstance(value, list) or not value:
         raise _wrong(key, f"expected {setting.allowed}, got {_shown(value)}", origin)

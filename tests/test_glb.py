@@ -13,8 +13,19 @@ import trimesh
 from coordinate_box import coordinate_box
 
 from crm_cli import __version__
-from crm_cli.export.glb import encode_glb, write_glb
+from crm_cli.export import glb
 from crm_cli.export.scene import Scene, build_scene
+from crm_cli.export.textures import encode_texture
+
+
+def encode_glb(scene: Scene, kind: str = "png", compression: str = "none") -> bytes:
+    picture = encode_texture(scene.texture, kind, quality=90)
+    return glb.encode_glb(scene, picture=picture, compression=compression)
+
+
+def write_glb(scene: Scene, path: Path, kind: str = "png", compression: str = "none") -> list[Path]:
+    picture = encode_texture(scene.texture, kind, quality=90)
+    return glb.write_glb(scene, path, picture=picture, compression=compression)
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:
@@ -39,7 +50,7 @@ def grid_scene(side: int) -> Scene:
     box = build_scene(coordinate_box(), provenance={})
     return Scene(
         points=points, normals=np.tile(np.float32([0, 1, 0]), (side**2, 1)), faces=faces, uv=uv,
-        uv_faces=faces, texture=box.texture, texture_format="png",
+        uv_faces=faces, texture=box.texture,
     )  # fmt: skip
 
 
@@ -125,8 +136,8 @@ validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
 )
 @pytest.mark.parametrize("texture_format", ["png", "jpeg"])
 def test_the_khronos_validator_finds_nothing(tmp_path, texture_format):
-    scene = build_scene(coordinate_box(), provenance={"photo": "皮鞋"}, texture_format=texture_format)
-    [path] = write_glb(scene, tmp_path / "box.glb")
+    scene = build_scene(coordinate_box(), provenance={"photo": "皮鞋"})
+    [path] = write_glb(scene, tmp_path / "box.glb", texture_format)
     done = subprocess.run(
         ["node", "-e", VALIDATE, str(path)], cwd=Path(NODE_MODULES).parent, capture_output=True, check=True
     )

@@ -9,6 +9,7 @@ from coordinate_box import coordinate_box
 
 from crm_cli.export.obj import encode_mtl, encode_obj, write_obj
 from crm_cli.export.scene import build_scene
+from crm_cli.export.textures import encode_texture
 
 
 def rows(text: str, key: str) -> np.ndarray:
@@ -56,7 +57,9 @@ def test_provenance_cannot_break_out_of_its_comment(value):
 
 @pytest.mark.parametrize("stem", ["皮鞋", "a b", "x#1"])
 def test_references_are_relative_plain_and_resolve(tmp_path, stem):
-    obj, mtl, texture = write_obj(build_scene(coordinate_box(), provenance={}), tmp_path / f"{stem}.obj")
+    scene = build_scene(coordinate_box(), provenance={})
+    picture = encode_texture(scene.texture, "png", quality=90)
+    obj, mtl, texture = write_obj(scene, tmp_path / f"{stem}.obj", picture=picture)
     assert f"mtllib {mtl.name}\n" in obj.read_text(encoding="utf-8")
     assert f"map_Kd {texture.name}\n" in mtl.read_text(encoding="utf-8")
     assert not set(mtl.name + texture.name) & set(" #/\\")

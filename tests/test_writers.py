@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import zipfile
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from pxr import Usd, UsdGeom, UsdShade
 
 from crm_cli.errors import UsageError
 from crm_cli.export.scene import METRES_PER_UNIT, build_scene
-from crm_cli.export.writers import WRITERS, write_asset
+from crm_cli.export.writers import SUFFIXES, write_asset
+from crm_cli.preset import Exporting, load_preset
+
+
+def exporting(*formats: str, **settings: str | int) -> Exporting:
+    """Ask for formats; what else there is to ask for is the default preset's."""
+    return dataclasses.replace(load_preset().preset.export, formats=formats, **settings)
 
 
 @dataclass
@@ -64,17 +71,17 @@ READERS = {"glb": read_with_trimesh, "obj": read_with_trimesh, "usd": read_with_
 
 
 def read(folder: Path, name: str, stem: str = "box") -> Reading:
-    return READERS[name](folder / f"{stem}{WRITERS[name][0]}")
+    return READERS[name](folder / f"{stem}{SUFFIXES[name]}")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("assets")
-    write_asset(build_scene(coordinate_box(), provenance={"seed": "7"}), folder, "box", WRITERS)
+    write_asset(build_scene(coordinate_box(), provenance={"seed": "7"}), folder, "box", exporting(*SUFFIXES))
     return folder
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", SUFFIXES)
 def test_every_point_of_the_surface_wears_the_colour_of_its_place(folder, name):
     # One mirrored axis, flipped v, swapped face or moved pivot, and some colour names another place.
     reading = read(folder, name)
@@ -85,7 +92,7 @@ def test_every_point_of_the_surface_wears_the_colour_of_its_place(folder, name):
     np.testing.assert_allclose(painted, world, atol=COLOUR_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", SUFFIXES)
 def test_the_front_side_is_at_plus_z_and_the_top_at_plus_y(folder, name):
     reading = read(folder, name)
     painted = world_at(reading.texture, reading.uv.mean(axis=1))
@@ -100,7 +107,7 @@ def test_the_front_side_is_at_plus_z_and_the_top_at_plus_y(folder, name):
         np.testing.assert_allclose(directions, np.tile(outward, (2, 1)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in WRITERS if name != "glb"])
+@pytest.mark.parametrize("name", [name for name in SUFFIXES if name != "glb"])
 def test_all_formats_hold_the_same_corners_coordinates_normals_and_texels(folder, name):
     glb, other = read(folder, "glb"), read(folder, name)
     np.testing.assert_allclose(other.corners, glb.corners, atol=1e-6)
@@ -110,25 +117,27 @@ def test_all_formats_hold_the_same_corners_coordinates_normals_and_texels(folder
 
 
 def test_every_file_made_is_named_once_and_texture_is_shared(tmp_path):
-    files = write_asset(build_scene(coordinate_box(), provenance={}), tmp_path, "box", ["glb", "obj", "usd"])
+    files = write_asset(
+        build_scene(coordinate_box(), provenance={}), tmp_path, "box", exporting("glb", "obj", "usd")
+    )
     assert [file.name for file in files] == ["box.glb", "box.obj", "box.mtl", "box.png", "box.usdc"]
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 @pytest.mark.parametrize("stem", ["皮鞋", "a b", "x#1", "a.jpg", "it's 100% [new]", "-kd"])
 def test_files_keep_the_photo_s_name_and_find_their_texture(tmp_path, stem):
-    write_asset(build_scene(coordinate_box(), provenance={}), tmp_path, stem, ["glb", "obj"])
+    write_asset(build_scene(coordinate_box(), provenance={}), tmp_path, stem, exporting("glb", "obj"))
     for name in ("glb", "obj"):
         assert (read(tmp_path, name, stem).texture == coordinate_box().texture).all()
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", SUFFIXES)
 def test_the_same_asset_gives_the_same_bytes(folder, tmp_path, name):
-    suffix = WRITERS[name][0]
-    write_asset(build_scene(coordinate_box(), provenance={"seed": "7"}), tmp_path, "box", [name])
+    suffix = SUFFIXES[name]
+    write_asset(build_scene(coordinate_box(), provenance={"seed": "7"}), tmp_path, "box", exporting(name))
     assert (tmp_path / f"box{suffix}").read_bytes() == (folder / f"box{suffix}").read_bytes()
 
 
 def test_an_unknown_format_is_refused_with_the_list_of_those_there_are(tmp_path):
     with pytest.raises(UsageError, match=r"no such format 'fbx'.*glb, obj, usd, usdz"):
-        write_asset(build_scene(coordinate_box(), provenance={}), tmp_path, "box", ["fbx"])
+        write_asset(build_scene(coordinate_box(), provenance={}), tmp_path, "box", exporting("fbx"))

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crm_cli import __version__
 from crm_cli.export.scene import DIGITAL_SOURCE_TYPE, ROUGHNESS, Corners, Scene, split_at_seams
+from crm_cli.export.textures import Picture
 
 if TYPE_CHECKING:
     from pygltflib import GLTF2
 
+Compression = Literal["none", "meshopt", "draco"]
+
 _MOST_SHORT_VERTICES = 65_535  # glTF forbids the index 65535: it restarts a primitive
 
 
-def write_glb(scene: Scene, path: Path) -> list[Path]:
+def write_glb(scene: Scene, path: Path, *, picture: Picture, compression: Compression = "none") -> list[Path]:
     """Write one self-contained file, and name it."""
-    path.write_bytes(encode_glb(scene))
+    path.write_bytes(encode_glb(scene, picture=picture, compression=compression))
     return [path]
 
 
-def encode_glb(scene: Scene) -> bytes:
+def encode_glb(scene: Scene, *, picture: Picture, compression: Compression = "none") -> bytes:
     """Return the bytes of a GLB: one mesh, one material, its texture inside; no lights, no cameras."""
     corners = split_at_seams(scene)
-    gltf = _describe(scene)
+    gltf = _describe(scene, picture)
     chunk = _Chunk(gltf)
     attributes = gltf.meshes[0].primitives[0].attributes
     attributes.POSITION = chunk.add_vertices(corners.points, has_range=True)
     attributes.NORMAL = chunk.add_vertices(corners.normals)
     attributes.TEXCOORD_0 = chunk.add_vertices(_top_down(corners.uv))
     gltf.meshes[0].primitives[0].indices = chunk.add_indices(corners)
-    gltf.images[0].bufferView = chunk.add_view(scene.texture)
+    gltf.images[0].bufferView = chunk.add_view(picture.data)
     gltf.buffers[0].byteLength = len(chunk.data)
     gltf.set_binary_blob(bytes(chunk.data))
     return b"".join(gltf.save_to_bytes())
@@ -91,7 +94,7 @@ def _top_down(uv: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
 
 
-def _describe(scene: Scene) -> GLTF2:
+def _describe(scene: Scene, picture: Picture) -> GLTF2:
     """Return all of the JSON that does not point into the binary chunk."""
     import pygltflib as g
 
@@ -119,7 +122,7 @@ def _describe(scene: Scene) -> GLTF2:
         ],
         textures=[g.Texture(sampler=0, source=0)],
         samplers=[sampler],
-        images=[g.Image(mimeType=f"image/{scene.texture_format}", name="base colour")],
+        images=[g.Image(mimeType=f"image/{picture.kind}", name="base colour")],
         buffers=[g.Buffer()],
     )
 

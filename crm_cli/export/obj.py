@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 
 from crm_cli import __version__
 from crm_cli.export.scene import Scene, companion_stem
+from crm_cli.export.textures import Picture
 
 
-def write_obj(scene: Scene, path: Path) -> list[Path]:
+def write_obj(scene: Scene, path: Path, *, picture: Picture) -> list[Path]:
     """Write the OBJ, its MTL and the texture side by side, and name them."""
     companion = companion_stem(path.stem)
-    mtl, texture = path.with_name(f"{companion}.mtl"), path.with_name(companion + scene.texture_suffix)
+    mtl, texture = path.with_name(f"{companion}.mtl"), path.with_name(companion + picture.suffix)
     path.write_bytes(encode_obj(scene, mtl_name=mtl.name).encode("utf-8"))
     mtl.write_bytes(encode_mtl(texture_name=texture.name).encode("utf-8"))
-    texture.write_bytes(scene.texture)
+    texture.write_bytes(picture.data)
     return [path, mtl, texture]
 
 
