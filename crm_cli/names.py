@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 
 SHOWN_AS_THEY_ARE = frozenset({"\u200d", "\ufe0f"})
 """Joiners inside emoji: format characters, but harmless ones."""
@@ -46,6 +47,16 @@ def slug(text: str) -> str:
     characters = unicodedata.normalize("NFC", text)
     spelt = "".join(f" {anyascii(c)} " if _is_ideograph(c) else anyascii(c) for c in characters)
     return re.sub("[^a-z0-9_]+", "-", spelt.lower()).strip("-")[:MAX_SLUG].rstrip("-")
+
+
+def lod_names(name: str, lods: Sequence[float]) -> list[str]:
+    """Name the files of a chain without their suffixes; a chain of one whole asset has the plain name.
+
+    No two assets of one chain's length can meet: what comes before `_lod0` is each one's own.
+    """
+    if tuple(lods) == (1.0,):
+        return [name]
+    return [f"{name}_lod{level}" for level in range(len(lods))]
 
 
 def _is_ideograph(character: str) -> bool:

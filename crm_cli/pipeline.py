@@ -212,18 +212,27 @@ class Deliver:
     ) -> Asset:
         """Write everything that is kept of one photo."""
         from crm_cli.export.preview import render_previews
-        from crm_cli.export.scene import build_scene
+        from crm_cli.export.publish import publish
         from crm_cli.export.sheet import write_thumbs
-        from crm_cli.export.writers import write_asset
         from crm_cli.mesh.bake import uv_usage
         from crm_cli.mesh.inspect import inspect
+        from crm_cli.mesh.lods import coarser
 
         folder = job.scratch / job.stem.parent
         # No folder above the scratch folder: where that has vanished, so has the output folder.
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
-        scene = build_scene(textured, provenance=self._provenance(photo))
-        files = write_asset(scene, folder, job.stem.name, self._preset.export)
+        published = publish(
+            textured,
+            folder,
+            job.stem.name,
+            export=self._preset.export,
+            limits=self._preset.limits,
+            provenance=self._provenance(photo),
+            coarser=coarser,
+            size=job.size,
+        )
+        textured = replace(textured, unwrapped=published.unwrapped)
         usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
         checks = inspect(
             textured.unwrapped,
@@ -245,9 +254,15 @@ class Deliver:
         )
         return Asset(
             photo=job.path,
-            files=tuple(written(job.scratch, file) for file in files),
+            files=tuple(written(job.scratch, file) for file in published.files),
             checks=checks,
-            warnings=(*cutout.warnings, *drawn.warnings, *self._over_budget(checks)),
+            warnings=(
+                *cutout.warnings,
+                *drawn.warnings,
+                *self._over_budget(checks),
+                *published.publication.warnings,
+            ),
+            publication=published.publication,
         )
 
     def _over_budget(self, checks: Checks) -> tuple[str, ...]:

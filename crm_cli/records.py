@@ -215,7 +215,7 @@ class LimitCheck:
     """One limit of a preset, held against one written file."""
 
     limit: str
-    """The setting's name in the section `limits`: triangles, vertices, texture_px, …"""
+    """The setting's name in the section `limits`: triangles, vertices, texture_px, …; or lods, of a chain."""
     file: str
     """Name of the file; empty where the whole asset is meant."""
     allowed: float
@@ -234,6 +234,10 @@ class LimitCheck:
             return f"{place}the texture is not square, or its side no power of two"
         if self.limit == "slugs":
             return f"{place}named in other letters than a-z, 0-9, _ and -"
+        if self.limit == "lods":
+            return (
+                f"{place}{self.found:.0f} triangles where {self.allowed:.0f} were asked: fewer would tear it"
+            )
         kept = "no repair that is left would keep it"
         return f"{place}{self.limit} {self.found:.0f} where {self.allowed:.0f} are allowed: {kept}"
 

@@ -234,6 +234,7 @@ def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptio
         past=Past(options.out, preset),
         formats=preset.export.formats,
         plain_texture=preset.export.plain_texture,
+        lods=preset.export.lods,
         max_mpixels=options.max_mpixels,
         may_overwrite=options.overwrite,
         skip_existing=options.skip_existing,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
+from crm_cli.names import lod_names
 from crm_cli.run.commits import Glance, Keys, Recipe, Records
 from crm_cli.run.events import Plan
 from crm_cli.run.files import Input, hash_photo, looks_unchanged
@@ -77,6 +78,8 @@ class Planner:
     formats: Sequence[str] = ()
     plain_texture: Literal["png", "jpeg"] = "png"
     """Picture format beside the files that do not hold their texture."""
+    lods: Sequence[float] = (1.0,)
+    """Shares of the triangles, each written as files of its own."""
     may_overwrite: bool = False
     skip_existing: bool = False
     """Whether a photo is left alone whose asset somebody else has put in place."""
@@ -191,9 +194,13 @@ class Planner:
             return None  # its record is damaged: whether the files are the same is seen once they are made
         outputs = [output for record in written for output in record.outputs]
         ours = {o.path for o in outputs if self.records.is_as_written(o) or self.records.is_copy(o)}
-        suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))
+        suffixes = [suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",))]
         texture = TEXTURE_SUFFIXES[self.plain_texture]
-        named = {PurePosixPath(f"{found.stem}{suffix.format(texture=texture)}"): None for suffix in suffixes}
+        named = {
+            found.stem.with_name(f"{name}{suffix.format(texture=texture)}"): None
+            for name in lod_names(found.stem.name, self.lods)
+            for suffix in suffixes
+        }
         wanted = {output.path: None for output in outputs} | named
         return next((p for p in wanted if p not in ours and os.path.lexists(self.records.out / p)), None)
 
