@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -120,26 +117,3 @@ def test_the_surface_is_closed_again_once_a_reader_merges_the_seams(tmp_path):
     assert len(mesh.vertices) == 8
     assert mesh.is_watertight
     assert mesh.volume > 0
-
-
-NODE_MODULES = os.environ.get("CRM_GLTF_VALIDATOR", "")
-VALIDATE = """
-const validator = require("gltf-validator"), fs = require("fs");
-validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
-  .then(report => console.log(JSON.stringify(report)));
-"""
-
-
-@pytest.mark.skipif(
-    not NODE_MODULES or not shutil.which("node"),
-    reason="needs node, and CRM_GLTF_VALIDATOR=…/node_modules with gltf-validator (npm) in it",
-)
-@pytest.mark.parametrize("texture_format", ["png", "jpeg"])
-def test_the_khronos_validator_finds_nothing(tmp_path, texture_format):
-    scene = build_scene(coordinate_box(), provenance={"photo": "皮鞋"})
-    [path] = write_glb(scene, tmp_path / "box.glb", texture_format)
-    done = subprocess.run(
-        ["node", "-e", VALIDATE, str(path)], cwd=Path(NODE_MODULES).parent, capture_output=True, check=True
-    )
-    issues = json.loads(done.stdout)["issues"]
-    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0), issues["messages"]

@@ -43,7 +43,7 @@ def test_faces_share_points_across_seams_so_the_surface_is_closed_as_written():
 
 def test_the_material_is_matt_and_only_as_bright_as_its_texture():
     lines = encode_mtl(texture_name="box.png").splitlines()
-    assert {"Ks 0 0 0", "Kd 1 1 1", "illum 1", "map_Kd box.png"} <= set(lines)
+    assert {"Ks 0 0 0", "Kd 1 1 1", "illum 1", "Pr 0.6", "Pm 0", "map_Kd box.png"} <= set(lines)
     assert not any(line.startswith(("Ke", "Ns", "map_Ks")) for line in lines)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crm_cli import __version__
-from crm_cli.export.scene import Scene, companion_stem
+from crm_cli.export.scene import ROUGHNESS, Scene, companion_stem
 from crm_cli.export.textures import Picture
 
 
@@ -37,8 +37,14 @@ def encode_obj(scene: Scene, *, mtl_name: str) -> str:
 
 
 def encode_mtl(*, texture_name: str) -> str:
-    """Return the text of the MTL: matt (illum 1 has no highlight, and the photo's own are in the texture)."""
-    return f"newmtl asset\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nd 1\nmap_Kd {texture_name}\n"
+    """Return the text of the MTL: matt (illum 1 has no highlight, and the photo's own are in the texture).
+
+    `Pr` and `Pm` tell readers that know physically based materials what GLB and USD say too.
+    """
+    return (
+        f"newmtl asset\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nd 1\n"
+        f"Pr {ROUGHNESS}\nPm 0\nmap_Kd {texture_name}\n"
+    )
 
 
 def _remarks(scene: Scene) -> str:

@@ -136,12 +136,15 @@ def split_at_seams(scene: Scene) -> Corners:
 
 
 def shrink_texture(scene: Scene, *, size_px: int) -> Scene:
-    """Return the scene with a texture of that side; the margins around charts shrink with it."""
+    """Return the scene with a texture of that side, which divides the present one.
+
+    The margins around charts shrink with it.
+    """
     from PIL import Image
 
-    picture = Image.fromarray(scene.texture)
     # The mean of whole blocks: a wider filter would reach across the margin into the next chart.
-    return replace(scene, texture=np.asarray(picture.resize((size_px, size_px), Image.Resampling.BOX)))
+    smaller = Image.fromarray(scene.texture).reduce(len(scene.texture) // size_px)
+    return replace(scene, texture=np.asarray(smaller))
 
 
 def companion_stem(stem: str) -> str:
