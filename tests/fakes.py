@@ -32,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import EnvironmentProblem, PhotoError
+from crm_cli.names import lod_names
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Checks, Job, WrittenFile
 from crm_cli.run.keeping import MARK
@@ -120,7 +121,9 @@ class FakeLine:
                 obey(job)
                 _tell_steps(job, report_step)
         formats = self._preset.export.formats
-        files = tuple(self._write(job, data, name) for name in formats)
+        chain = [job.stem.with_name(name) for name in lod_names(job.stem.name, self._preset.export.lods)]
+        jobs = [replace(job, stem=stem) for stem in chain]
+        files = tuple(self._write(level, data, name) for level in jobs for name in formats)
         checks = replace(CHECKS, volume=math.nan) if job.path.name.startswith("nan_") else CHECKS
         return Asset(photo=job.path, files=files, checks=checks, seconds=dict.fromkeys(STAGES, 0.0))
 

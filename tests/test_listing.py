@@ -14,9 +14,11 @@ from crm_cli.records import RealSize
 from crm_cli.run.batch import convert
 from crm_cli.run.commits import Recipe, Records
 from crm_cli.run.events import AssetPlanned, Event, Warned
+from crm_cli.run.gc import sweep
 from crm_cli.run.products import Product, match, read_products
 from crm_cli.run.retry import plan_retry
 from crm_cli.run.selection import Selection
+from crm_cli.run.verify import verify
 
 
 def table(folder: Path, text: str | bytes) -> Path:
@@ -216,3 +218,38 @@ def test_two_slugs_that_would_meet_are_told_apart_before_the_first_photo(
     every, first = set(published(tmp_path / "all")), set(published(tmp_path / "one"))
     assert len(every) == 3 and "red-shoe.glb" in every
     assert first < every, "a part of the photos is named as all of them are"
+
+
+CHAIN = ("export.lods=1,0.5", "export.formats=glb")
+
+
+def test_every_level_of_a_chain_belongs_to_its_asset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_fakes_on_the_path(monkeypatch)
+    photos, out = plant(tmp_path / "in", "foo.jpg", "foo_lod1.jpg"), tmp_path / "out"
+    run(photos, out, *CHAIN)
+    chain = {"foo_lod0.glb", "foo_lod1.glb", "foo_lod1_lod0.glb", "foo_lod1_lod1.glb"}
+    assert set(published(out)) == chain
+    assert verify(out, deep=True).problems == ()
+    sweep(out, cache_bytes=0, keep_runs=1, dry_run=False)
+    assert set(published(out)) == chain
+    assert started(run(photos, out, *CHAIN)) == set()
+    (out / "foo_lod1.glb").write_text("edited")
+    assert [problem.path.name for problem in verify(out, deep=True).problems] == ["foo_lod1.glb"]
+    assert statuses(run(photos, out, *CHAIN)) == {"foo.jpg": "conflict", "foo_lod1.jpg": "cached"}
+    run(photos, out, *CHAIN, overwrite=True)
+    chain_before = published(out)
+    told = statuses(run(photos, out, "export.formats=glb"))
+    assert told == {"foo.jpg": "converted", "foo_lod1.jpg": "conflict"}, "its name is a level of the other"
+    assert {name: published(out)[name] for name in chain} == chain_before
+
+
+def test_a_file_in_the_way_of_any_level_is_seen_before_work_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_fakes_on_the_path(monkeypatch)
+    photos, out = plant(tmp_path / "in", "sub/foo.jpg"), tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub" / "foo_lod1.glb").write_text("somebody's")
+    told = planned(run(photos, out, *CHAIN, dry_run=True))
+    assert told["foo.jpg"][0] == "conflict" and "sub/foo_lod1.glb is in the way" in told["foo.jpg"][1]
+    assert started(run(photos, out, *CHAIN)) == set()

@@ -328,18 +328,20 @@ def foreign_counts(file: Path) -> tuple[int, int, tuple[int, int]]:
         return glb.triangles, glb.vertices, glb.picture.size
     if file.suffix == ".obj":
         solid = trimesh.load(file, force="mesh", process=False)
-        return len(solid.faces), len(solid.vertices), solid.visual.material.image.size
+        with solid.visual.material.image as picture:
+            return len(solid.faces), len(solid.vertices), picture.size
     if file.suffix == ".usdz":
         with zipfile.ZipFile(file) as package:
             layer, texture = package.namelist()
             file = Path(package.extract(layer, file.parent.parent))
-            picture = Image.open(io.BytesIO(package.read(texture)))
+            data = package.read(texture)
     else:
-        picture = Image.open(file.with_suffix(".png"))
-    mesh = UsdGeom.Mesh(Usd.Stage.Open(str(file)).GetPrimAtPath("/Asset/Mesh"))
+        data = file.with_suffix(".png").read_bytes()
+    stage = Usd.Stage.Open(str(file))
+    mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/Asset/Mesh"))
     st = UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").GetIndices()
     vertices = len(set(zip(mesh.GetFaceVertexIndicesAttr().Get(), st, strict=True)))
-    return len(mesh.GetFaceVertexCountsAttr().Get()), vertices, picture.size
+    return len(mesh.GetFaceVertexCountsAttr().Get()), vertices, Image.open(io.BytesIO(data)).size
 
 
 def check_files(out: Path, record: CommitRecord, preset: Preset) -> None:
