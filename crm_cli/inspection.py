@@ -1,0 +1,209 @@
+"""What is measured of a finished asset, and the verdict that follows: `pass`, `review` or `fail`.
+
+Measuring knows no limits and judging looks at no mesh, so that a verdict can be explained from what a
+record holds, and whoever knows more (the size of a file) can add reasons of their own.
+
+    code                  fail                            review
+    geometry.open         an edge without two faces
+    geometry.manifold     more than two faces on an edge, or two fans at a vertex
+    geometry.inverted     faces look inwards
+    geometry.degenerate                                   faces without a direction
+    geometry.parts                                        more separate parts than `checks.max_parts`
+    geometry.views        `checks.fail_views_iou`         `checks.review_views_iou`
+    texture.overlap                                       more than `checks.max_uv_overlap`
+    budget.triangles                                      more than `mesh.faces`
+    likeness.silhouette   `checks.fail_silhouette_iou`    `checks.review_silhouette_iou`
+    likeness.colour       `checks.fail_colour_distance`   `checks.review_colour_distance`
+    shape.slab            `checks.fail_thickness`         `checks.review_thickness`
+    photo.seen                                            `checks.review_seen_share`
+    confidence.low                                        the networks' answer was replaced or doubted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from torch.nn.functional import interpolate as resize
+
+from crm_cli.export.preview import sample
+from crm_cli.fragments import Raster, interpolate, project
+from crm_cli.frame import FRONT, LEFT, TOP, VIEWS
+from crm_cli.mesh.bake import uv_usage
+from crm_cli.mesh.inspect import shape_of
+from crm_cli.mesh.likeness import colour_distance, silhouette_iou
+from crm_cli.mesh.raster import render_silhouette
+from crm_cli.models import agree
+from crm_cli.preset import Preset
+from crm_cli.records import Checks, Cutout, Mesh, Reason, SixViews, TexturedMesh, Verdict
+
+SILHOUETTE_PX = 128
+"""Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
+
+SUPERSAMPLING = 4
+"""The front is drawn so much larger than it is compared: a picture of as many pixels as its texture has."""
+
+WHOLE = 0.95
+"""Coverage from which a pixel's colour is the object's alone."""
+
+COLOUR_RANGE = 50.0
+"""Colour distance at which the score is nothing: a photo and any other differ by less on the average."""
+
+
+def measure(
+    textured: TexturedMesh,
+    cutout: Cutout,
+    views: SixViews,
+    raster: Raster,
+    *,
+    confidence: Literal["ok", "low"],
+) -> Checks:
+    """Count and compare all that a verdict needs, before a file is written."""
+    size_px = textured.texture.shape[0]
+    usage = uv_usage(textured.unwrapped, raster, size_px=size_px)
+    drawn = [render_silhouette(textured.mesh, raster, view, SILHOUETTE_PX) for view in VIEWS]
+    promised = _outlines(views)
+    sides = [number for number in range(len(VIEWS)) if number != FRONT]
+    return Checks(
+        **asdict(shape_of(textured.mesh)),
+        uv_overlap=usage.overlap,
+        uv_coverage=usage.coverage,
+        silhouette_iou=front_iou(textured.mesh, cutout, raster),
+        confidence=confidence,
+        colour_distance=front_colour_distance(textured, cutout, raster),
+        views_iou=float(np.mean([silhouette_iou(drawn[side], promised[side]) for side in sides])),
+        thickness=float(min(drawn[side].sum() / max(promised[side].sum(), 1) for side in (LEFT, TOP))),
+    )
+
+
+def front_iou(mesh: Mesh, cutout: Cutout, raster: Raster) -> float:
+    """Compare the front outline of a mesh with that of its photo: intersection over union."""
+    shown = agree.place_photo(cutout, SILHOUETTE_PX)[3] > agree.SOLID
+    return silhouette_iou(render_silhouette(mesh, raster, VIEWS[FRONT], SILHOUETTE_PX), shown.numpy())
+
+
+def front_colour_distance(textured: TexturedMesh, cutout: Cutout, raster: Raster) -> float:
+    """Mean CIEDE2000 difference between the unlit front and the cut-out, where both cover a pixel wholly."""
+    drawn, shown = draw_front(textured, raster), agree.place_photo(cutout, SILHOUETTE_PX)
+    both = (drawn[3] > WHOLE) & (shown[3] > WHOLE)
+    colours = (picture[:3, both].T.double().numpy() for picture in (drawn, shown))
+    return colour_distance(*colours)
+
+
+def draw_front(textured: TexturedMesh, raster: Raster) -> Tensor:
+    """Draw the front as its texture has it, without light: sRGB and coverage [4 S S] in [0, 1]."""
+    side = SILHOUETTE_PX * SUPERSAMPLING
+    positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], side)
+    flat = raster.rasterize(positions, torch.from_numpy(textured.mesh.faces), height=side, width=side)
+    uv, uv_faces = (torch.from_numpy(a) for a in (textured.unwrapped.uv, textured.unwrapped.uv_faces))
+    texture = (torch.from_numpy(textured.texture).float() / 255).permute(2, 0, 1)[None]
+    rgb = sample(texture, interpolate(uv, uv_faces, flat)).permute(2, 0, 1)
+    covered = flat.covered.float()[None]
+    small = avg_pool2d(torch.cat([rgb * covered, covered]), SUPERSAMPLING)
+    return torch.cat([small[:3] / small[3:].clamp_min(1 / SUPERSAMPLING**2), small[3:]])
+
+
+def _outlines(views: SixViews) -> NDArray[np.bool_]:
+    """The outlines [6 S S] that six views show, at the size they are compared."""
+    small = resize(views.alpha, size=(SILHOUETTE_PX, SILHOUETTE_PX), mode="area")[:, 0]
+    outlines: NDArray[np.bool_] = (small > agree.SOLID).numpy()
+    return outlines
+
+
+def judge(checks: Checks, preset: Preset, extra: Sequence[Reason] = ()) -> Verdict:
+    """Say whether an asset may be published, by its measures and what else is known against it."""
+    reasons = [*extra, *_geometry(checks, preset), *_likeness(checks, preset)]
+    reasons.sort(key=lambda reason: reason.severity == "review")  # stable: failures first
+    word = reasons[0].severity if reasons else "pass"
+    return Verdict(word=word, reasons=tuple(reasons), score=score(checks))
+
+
+def score(checks: Checks) -> float:
+    """How well an asset agrees with its photo and its views: outline × colour × sides, each in [0, 1].
+
+    A product, so that nothing makes up for one that is bad.
+    """
+    colour = max(0.0, 1 - checks.colour_distance / COLOUR_RANGE)
+    return round(checks.silhouette_iou * colour * checks.views_iou, 4)
+
+
+def rank(verdict: Verdict) -> tuple[int, float]:
+    """Order verdicts from worse to better."""
+    return ("fail", "review", "pass").index(verdict.word), verdict.score
+
+
+def is_good_enough(verdict: Verdict, preset: Preset) -> bool:
+    """Whether no other try is worth its time."""
+    return verdict.word == "pass" and verdict.score >= preset.checks.enough_score
+
+
+def _geometry(checks: Checks, preset: Preset) -> Iterator[Reason]:
+    """What speaks against the surface by itself."""
+    claims = {
+        "geometry.open": (checks.is_closed, "the surface has holes"),
+        "geometry.manifold": (checks.is_manifold, "the surface meets itself on an edge or in a point"),
+        "geometry.inverted": (checks.is_oriented and checks.volume > 0, "faces look inwards"),
+    }
+    for code, (holds, sentence) in claims.items():
+        if not holds:
+            yield _graded(code, 0.0, limit=1.0, is_failure=True, sentence=sentence)
+    counts = {
+        "geometry.degenerate": (checks.degenerate_faces, 0, "degenerate faces"),
+        "geometry.parts": (checks.components, preset.checks.max_parts, "separate parts"),
+        "budget.triangles": (checks.faces, preset.mesh.faces, "triangles"),
+    }
+    for code, (found, limit, noun) in counts.items():
+        if found > limit:
+            sentence = f"{found} {noun}, where {limit} are allowed"
+            yield _graded(code, found, limit=limit, is_failure=False, sentence=sentence)
+    overlap, most = checks.uv_overlap, preset.checks.max_uv_overlap
+    if overlap > most:
+        sentence = f"{overlap:.2%} of the texture belong to several faces, where {most:.2%} may"
+        yield _graded("texture.overlap", overlap, limit=most, is_failure=False, sentence=sentence)
+
+
+def _likeness(checks: Checks, preset: Preset) -> Iterator[Reason]:
+    """What speaks against the asset beside its photo and its views."""
+    wanted = preset.checks
+    shares = {
+        "likeness.silhouette": (
+            checks.silhouette_iou, wanted.review_silhouette_iou, wanted.fail_silhouette_iou,
+            "the outline matches the photo's by {found}, where {limit} are expected",
+        ),
+        "shape.slab": (
+            checks.thickness, wanted.review_thickness, wanted.fail_thickness,
+            "from the side or above it shows {found} of what the views promise, where {limit} are expected",
+        ),
+        "geometry.views": (
+            checks.views_iou, wanted.review_views_iou, wanted.fail_views_iou,
+            "the sides match the views they were made from by {found}, where {limit} are expected",
+        ),
+    }  # fmt: skip
+    if checks.seen_share > 0:
+        shares["photo.seen"] = (
+            checks.seen_share, wanted.review_seen_share, 0.0,
+            "the photo shows {found} of the surface, where {limit} are expected",
+        )  # fmt: skip
+    for code, (found, review, fail, sentence) in shares.items():
+        if found < review:
+            told = sentence.format(found=f"{found:.0%}", limit=f"{review:.0%}")
+            yield _graded(code, found, limit=review, is_failure=found < fail, sentence=told)
+    found, most = checks.colour_distance, wanted.review_colour_distance
+    if found > most:
+        told = f"the front's colours are {found:.1f} from the photo's (CIEDE2000), where {most:g} are allowed"
+        is_failure = found > wanted.fail_colour_distance
+        yield _graded("likeness.colour", found, limit=most, is_failure=is_failure, sentence=told)
+    if checks.confidence == "low":
+        told = "the networks' answer did not show the photo, and a simple solid took its place"
+        yield _graded("confidence.low", 0.0, limit=1.0, is_failure=False, sentence=told)
+
+
+def _graded(code: str, found: float, *, limit: float, is_failure: bool, sentence: str) -> Reason:
+    severity: Literal["review", "fail"] = "fail" if is_failure else "review"
+    return Reason(code=code, severity=severity, found=round(found, 4), limit=limit, sentence=sentence)
