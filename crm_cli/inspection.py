@@ -120,8 +120,8 @@ def judge(checks: Checks, preset: Preset, extra: Sequence[Reason] = ()) -> Verdi
     """Say whether an asset may be published, by its measures and what else is known against it."""
     reasons = [*extra, *_geometry(checks, preset), *_likeness(checks, preset)]
     reasons.sort(key=lambda reason: reason.severity == "review")  # stable: failures first
-    word = reasons[0].severity if reasons else "pass"
-    return Verdict(word=word, reasons=tuple(reasons), score=score(checks))
+    grade = reasons[0].severity if reasons else "pass"
+    return Verdict(grade=grade, reasons=tuple(reasons), score=score(checks))
 
 
 def score(checks: Checks) -> float:
@@ -135,12 +135,12 @@ def score(checks: Checks) -> float:
 
 def rank(verdict: Verdict) -> tuple[int, float]:
     """Order verdicts from worse to better."""
-    return ("fail", "review", "pass").index(verdict.word), verdict.score
+    return ("fail", "review", "pass").index(verdict.grade), verdict.score
 
 
 def is_good_enough(verdict: Verdict, preset: Preset) -> bool:
     """Whether no other try is worth its time."""
-    return verdict.word == "pass" and verdict.score >= preset.checks.enough_score
+    return verdict.grade == "pass" and verdict.score >= preset.checks.enough_score
 
 
 def _geometry(checks: Checks, preset: Preset) -> Iterator[Reason]:

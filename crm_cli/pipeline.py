@@ -227,7 +227,9 @@ class Deliver:
         # No folder above the scratch folder: where that has vanished, so has the output folder.
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
-        scene = build_scene(kept.textured, provenance=self._provenance(photo, kept.seed))
+        scene = build_scene(
+            kept.textured, provenance=self._provenance(photo, self._preset.of_seed(kept.seed))
+        )
         files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
         shown = self._preset.preview
         turns = render_previews(kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
@@ -249,13 +251,13 @@ class Deliver:
             seed=kept.seed,
         )
 
-    def _provenance(self, photo: Photo, seed: int) -> dict[str, str]:
+    def _provenance(self, photo: Photo, preset: Preset) -> dict[str, str]:
         """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
         return {
             "crm_version": __version__,
             "photo_sha256": photo.digest,
-            "preset_sha256": self._preset.fingerprint(),
-            "seed": str(seed),
+            "preset_sha256": preset.fingerprint(),
+            "seed": str(preset.seed),
             "weights": self._tools.weights.name,
             "weights_sha256": self._tools.weights.digest,
         }
@@ -319,6 +321,8 @@ class Line:
         report_step: Progress = ignore,
     ) -> Asset:
         """Make one asset; PhotoError where the photo does not allow it.
+
+        Several seeds may be tried, as the preset has it; files are written of the best alone.
 
         report_stage: called with the name of each station as it begins.
         report_step: called with the evaluations of the denoisers that are done, and how many there will be.

@@ -12,7 +12,7 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
@@ -245,6 +245,10 @@ class Preset:
     def seeds(self) -> tuple[int, ...]:
         """The seeds that are tried for each photo, in their order."""
         return tuple((self.seed + number) % 2**32 for number in range(self.checks.best_of))
+
+    def of_seed(self, seed: int) -> Preset:
+        """What makes with one seed alone the asset that it made among several."""
+        return replace(self, seed=seed, checks=replace(self.checks, best_of=1))
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 over the values of the named sections, hexadecimal; without a name, of all that counts.

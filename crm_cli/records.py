@@ -218,7 +218,7 @@ class Checks(Shape):
     """Share of the texture that the photo saw; 0 where no photo was projected."""
 
 
-Word = Literal["pass", "review", "fail"]
+Grade = Literal["pass", "review", "fail"]
 """May be published; a person should look; is not what was asked for."""
 
 
@@ -240,11 +240,11 @@ class Reason:
 class Verdict:
     """Whether an asset may be published as it is, and what speaks against it."""
 
-    word: Word
+    grade: Grade
     reasons: tuple[Reason, ...] = ()
     """Those that weigh most first."""
     score: float = 0.0
-    """How well the asset agrees with photo and views, in [0, 1]: tells tries with one word apart."""
+    """How well the asset agrees with photo and views, in [0, 1]: tells tries of one grade apart."""
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -328,7 +328,24 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "Mesh", "Outcome", "Photo", "Reason",
-    "Shape", "SixViews", "TexturedMesh", "Triplane", "UnwrappedMesh", "Verdict", "Word", "WrittenFile",
+    "Asset",
+    "Checks",
+    "Crop",
+    "Cutout",
+    "Done",
+    "Failed",
+    "Grade",
+    "Job",
+    "Mesh",
+    "Outcome",
+    "Photo",
+    "Reason",
+    "Shape",
+    "SixViews",
+    "TexturedMesh",
+    "Triplane",
+    "UnwrappedMesh",
+    "Verdict",
+    "WrittenFile",
     "expect",
 ]  # fmt: skip

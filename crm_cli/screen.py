@@ -404,10 +404,10 @@ def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
 
 def _verdict(event: AssetFinished) -> str:
     """What speaks against an asset; nothing where it passes."""
-    if event.verdict is None or event.verdict.word == "pass":
+    if event.verdict is None or event.verdict.grade == "pass":
         return ""
     sentences = "; ".join(reason.sentence for reason in event.verdict.reasons)
-    return f"; {event.verdict.word}: {sentences}"
+    return f"; {event.verdict.grade}: {sentences}"
 
 
 def _plan(event: Plan) -> str:

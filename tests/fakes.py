@@ -44,7 +44,7 @@ CHECKS = Checks(
     components=1, degenerate_faces=0, uv_overlap=0.0, uv_coverage=0.5, silhouette_iou=0.9, confidence="ok",
 )  # fmt: skip
 
-PASSED = Verdict(word="pass", score=0.9)
+PASSED = Verdict(grade="pass", score=0.9)
 
 PALE = Reason(
     code="likeness.colour", severity="review", found=12.0, limit=9.0, sentence="the colours are 12.0 away"
@@ -52,8 +52,8 @@ PALE = Reason(
 TORN = Reason(code="geometry.open", severity="fail", found=0.0, limit=1.0, sentence="the surface has holes")
 
 VERDICTS = {
-    "review": Verdict(word="review", reasons=(PALE,), score=0.8),
-    "poor": Verdict(word="fail", reasons=(TORN, PALE), score=0.7),
+    "review": Verdict(grade="review", reasons=(PALE,), score=0.8),
+    "poor": Verdict(grade="fail", reasons=(TORN, PALE), score=0.7),
 }
 """By the fate in a photo's name."""
 

@@ -86,7 +86,7 @@ def with_faces(made: Made, chosen: slice) -> Made:
 @pytest.mark.parametrize("name", ["carton", "bear"])
 def test_an_asset_of_a_good_photo_passes(name: str, toolbox: Toolbox, request: pytest.FixtureRequest) -> None:
     verdict = judged(request.getfixturevalue(name), toolbox)
-    assert (verdict.word, verdict.reasons) == ("pass", ())
+    assert (verdict.grade, verdict.reasons) == ("pass", ())
     assert verdict.score > 0.75
 
 
@@ -94,7 +94,7 @@ def test_another_photos_mesh_has_another_outline_and_fails(
     carton: Made, bear: Made, toolbox: Toolbox
 ) -> None:
     swapped = judged(carton._replace(textured=bear.textured), toolbox)
-    assert swapped.word == "fail"
+    assert swapped.grade == "fail"
     assert {"likeness.silhouette", "likeness.colour"} <= set(swapped.codes)
 
 
@@ -103,7 +103,7 @@ def test_a_flattened_mesh_is_a_slab_and_nothing_else_is_wrong_with_its_front(
 ) -> None:
     flat = with_vertices(carton, (1, 0.2, 1))
     verdict = judged(flat, toolbox)
-    assert verdict.word == "fail"
+    assert verdict.grade == "fail"
     assert set(verdict.codes) == {"shape.slab", "geometry.views"}
     [slab] = [reason for reason in verdict.reasons if reason.code == "shape.slab"]
     assert slab.found == pytest.approx(0.2 * checks_of(carton, toolbox).thickness, abs=0.05)
@@ -115,12 +115,12 @@ def test_a_recoloured_texture_is_far_from_the_photo_and_nothing_else(carton: Mad
     turned = np.ascontiguousarray(np.roll(carton.textured.texture, 1, axis=2))
     verdict = judged(carton._replace(textured=replace(carton.textured, texture=turned)), toolbox)
     assert verdict.codes == ("likeness.colour",)
-    assert verdict.word == "fail"
+    assert verdict.grade == "fail"
 
 
 def test_a_hole_opens_the_surface_and_fails(carton: Made, toolbox: Toolbox) -> None:
     verdict = judged(with_faces(carton, slice(1, None)), toolbox)
-    assert (verdict.word, verdict.codes) == ("fail", ("geometry.open",))
+    assert (verdict.grade, verdict.codes) == ("fail", ("geometry.open",))
 
 
 def test_faces_turned_inwards_fail(carton: Made, toolbox: Toolbox) -> None:
@@ -128,7 +128,7 @@ def test_faces_turned_inwards_fail(carton: Made, toolbox: Toolbox) -> None:
     mesh = replace(unwrapped.mesh, faces=np.ascontiguousarray(unwrapped.mesh.faces[:, ::-1]))
     turned = replace(unwrapped, mesh=mesh, uv_faces=np.ascontiguousarray(unwrapped.uv_faces[:, ::-1]))
     verdict = judged(carton._replace(textured=replace(carton.textured, unwrapped=turned)), toolbox)
-    assert (verdict.word, verdict.codes) == ("fail", ("geometry.inverted",))
+    assert (verdict.grade, verdict.codes) == ("fail", ("geometry.inverted",))
 
 
 def test_charts_on_top_of_each_other_are_looked_at(carton: Made, toolbox: Toolbox) -> None:
@@ -146,7 +146,7 @@ GOOD = Checks(
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "word"),
+    ("changes", "code", "grade"),
     [
         ({"is_manifold": False}, "geometry.manifold", "fail"),
         ({"volume": -1.0}, "geometry.inverted", "fail"),
@@ -163,11 +163,11 @@ GOOD = Checks(
     ],
 )
 def test_each_measure_that_does_not_do_is_one_reason_with_its_numbers(
-    changes: dict[str, float], code: str, word: str
+    changes: dict[str, float], code: str, grade: str
 ) -> None:
     verdict = judge(replace(GOOD, **changes), PRESET)
     [reason] = verdict.reasons
-    assert (verdict.word, reason.code, reason.severity) == (word, code, word)
+    assert (verdict.grade, reason.code, reason.severity) == (grade, code, grade)
     assert reason.found != reason.limit
     assert reason.sentence and "{" not in reason.sentence
 
@@ -188,16 +188,16 @@ def test_reasons_of_others_count_and_failures_come_first() -> None:
     )
     small = replace(large, code="limits.texture", severity="review")
     verdict = judge(replace(GOOD, degenerate_faces=1), PRESET, [small, large])
-    assert verdict.word == "fail"
+    assert verdict.grade == "fail"
     assert verdict.codes == ("limits.bytes", "limits.texture", "geometry.degenerate")
 
 
-def test_a_better_word_beats_a_better_score_which_decides_among_equals() -> None:
+def test_a_better_grade_beats_a_better_score_which_decides_among_equals() -> None:
     passed, passed_well, reviewed, failed = (
-        Verdict(word="pass", score=0.3),
-        Verdict(word="pass", score=0.9),
-        Verdict(word="review", score=0.95),
-        Verdict(word="fail", score=1.0),
+        Verdict(grade="pass", score=0.3),
+        Verdict(grade="pass", score=0.9),
+        Verdict(grade="review", score=0.95),
+        Verdict(grade="fail", score=1.0),
     )
     assert sorted([passed_well, failed, passed, reviewed], key=rank) == [
         failed,

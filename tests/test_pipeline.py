@@ -451,14 +451,14 @@ def keeping(scratch: Path, cache: Path, seeds: int) -> Job:
 def test_the_best_of_several_seeds_is_the_asset_that_its_seed_makes_alone(
     toolbox: Toolbox, tmp_path: Path
 ) -> None:
-    several = preset_with("checks.best_of=3", "checks.enough_score=1", "export.formats=glb,obj")
+    several = preset_with("checks.best_of=3", "checks.enough_score=1")
     stages: list[str] = []
     best = Line(toolbox, several).convert(keeping(tmp_path / "best", tmp_path / "cache", 3), stages.append)
     again = ["imagine", *STAGES[2:]]
     assert stages == [*STAGES, *again, *again]
     alone = {}
     for seed in range(3):
-        preset = preset_with(f"seed={seed}", "export.formats=glb,obj")
+        preset = preset_with(f"seed={seed}", "checks.enough_score=1")
         made, _ = converted(Line(toolbox, preset), PHOTOS, tmp_path / str(seed))
         assert made.seed == seed and made.verdict is not None
         alone[seed] = made
@@ -472,15 +472,11 @@ def test_the_best_of_several_seeds_is_the_asset_that_its_seed_makes_alone(
     assert best.seed == max(scores, key=lambda seed: scores[seed])
     winner = alone[best.seed]
     assert (best.verdict, best.checks) == (winner.verdict, winner.checks)
-    # All that differs is the word for the settings: one run was asked for several seeds.
-    settings = (several, preset_with(f"seed={best.seed}", "export.formats=glb,obj"))
-    old, new = (preset.fingerprint().encode() for preset in settings)
     one, other = (
         contents(folder, [file.path for file in winner.files])
         for folder in (tmp_path / "best", tmp_path / str(best.seed))
     )
-    for name in other:
-        assert one[name].replace(old, new) == other[name], name
+    assert one == other, "what is written of the best does not tell that others were tried"
 
 
 def test_kept_views_of_several_seeds_give_the_same_best_without_asking_the_networks(
@@ -500,7 +496,7 @@ def test_kept_views_of_several_seeds_give_the_same_best_without_asking_the_netwo
 def test_the_search_ends_with_the_first_that_is_good_enough(toolbox: Toolbox, tmp_path: Path) -> None:
     preset = preset_with("checks.best_of=3", "checks.enough_score=0.5", "seed=5")
     asset, stages = converted(Line(toolbox, preset), PHOTOS, tmp_path / "out")
-    assert asset.verdict is not None and asset.verdict.word == "pass"
+    assert asset.verdict is not None and asset.verdict.grade == "pass"
     assert (stages, asset.seed) == (STAGES, 5)
 
 

@@ -34,9 +34,9 @@ def photos(tmp_path: Path) -> Path:
     return plant(tmp_path / "in", "a.jpg", "poor_b.jpg", "review_c.jpg")
 
 
-def words(events: list[Event]) -> dict[str, str]:
+def grades(events: list[Event]) -> dict[str, str]:
     return {
-        str(event.path): event.verdict.word
+        str(event.path): event.verdict.grade
         for event in events
         if isinstance(event, AssetFinished) and event.verdict
     }
@@ -49,7 +49,7 @@ def test_a_run_tells_its_verdicts_and_a_second_one_those_that_stand(photos: Path
     for status in ("converted", "cached"):
         events = run(photos, tmp_path / "out")
         assert set(statuses(events).values()) == {status}
-        assert words(events) == EXPECTED
+        assert grades(events) == EXPECTED
         assert isinstance(events[-1], RunFinished)
         assert events[-1].verdicts == {"pass": 1, "review": 1, "fail": 1}
         assert exit_code(events) == 0
@@ -64,7 +64,7 @@ def test_a_verdict_is_told_whole_and_fits_the_schema(photos: Path, tmp_path: Pat
         if plain["type"] == "asset_finished":
             told[plain["path"]] = plain["verdict"]
     assert told["review_c.jpg"] == {
-        "word": "review",
+        "grade": "review",
         "reasons": [
             {
                 "code": "likeness.colour", "severity": "review", "found": 12.0, "limit": 9.0,
@@ -99,7 +99,7 @@ def test_a_verdict_ends_a_run_as_its_caller_asks(
 def test_records_keep_the_verdict_and_older_ones_have_none(photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "out")
     found = [CommitRecord.from_bytes(path.read_bytes()) for path in records(tmp_path / "out")]
-    assert {str(record.asset): record.verdict.word for record in found if record.verdict} == EXPECTED
+    assert {str(record.asset): record.verdict.grade for record in found if record.verdict} == EXPECTED
     poor = next(record for record in found if "poor" in str(record.asset))
     assert poor.verdict == fakes.VERDICTS["poor"]
     old = json.loads(replace(poor, verdict=None).as_bytes())

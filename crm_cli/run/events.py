@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
 from crm_cli.errors import ErrorClass
-from crm_cli.records import Verdict, Word
+from crm_cli.records import Grade, Verdict
 
 SCHEMA = "crm.events/1"
 
@@ -226,7 +226,7 @@ class RunFinished(Event):
     report: Path | str | None = None
     weights: str = ""
     weights_digest: str = ""
-    verdicts: Mapping[Word, int] = field(default_factory=dict)
+    verdicts: Mapping[Grade, int] = field(default_factory=dict)
     """How many of the assets that stand got which verdict."""
 
 
@@ -237,7 +237,7 @@ def weights_label(name: str, digest: str) -> str:
 
 def verdicts_label(verdicts: Mapping[Any, int]) -> str:
     """How people are told of verdicts, the best first: `12 pass, 3 review`."""
-    return ", ".join(f"{verdicts[word]} {word}" for word in get_args(Word) if verdicts.get(word))
+    return ", ".join(f"{verdicts[grade]} {grade}" for grade in get_args(Grade) if verdicts.get(grade))
 
 
 def duration(seconds: float) -> str:

@@ -45,7 +45,7 @@ class Case:
     @property
     def is_refused(self) -> bool:
         """Whether there is an asset that is not what was asked for."""
-        return self.verdict is not None and self.verdict.word == "fail"
+        return self.verdict is not None and self.verdict.grade == "fail"
 
 
 def cases_told(events: Path) -> Iterator[Case]:
@@ -117,7 +117,7 @@ def _written(case: Case) -> bytes:
     element = ET.Element("testcase", place)
     reasons = case.verdict.reasons if case.verdict else ()
     if case.verdict:
-        known = {"verdict": case.verdict.word, "reasons": " ".join(case.verdict.codes)}
+        known = {"verdict": case.verdict.grade, "reasons": " ".join(case.verdict.codes)}
         properties = ET.SubElement(element, "properties")
         for name, value in known.items():
             ET.SubElement(properties, "property", {"name": name, "value": _legal(value)})

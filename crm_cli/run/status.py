@@ -52,7 +52,7 @@ def status(out: Path) -> Standing:
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
         if is_intact and record.verdict:
-            verdicts[record.verdict.word] += 1
+            verdicts[record.verdict.grade] += 1
         if is_intact and record.weights_name:
             weights[weights_label(record.weights_name, record.weights_digest)] += 1
     return Standing(

@@ -107,7 +107,7 @@ def _row(record: CommitRecord, *, is_intact: bool) -> Row:
         confidence=record.checks.confidence,
         silhouette_iou=record.checks.silhouette_iou,
         reason="; ".join(record.warnings) if is_intact else NOT_INTACT,
-        verdict=verdict.word if verdict else "",
+        verdict=verdict.grade if verdict else "",
         flags=verdict.codes if verdict else (),
         # Who was not judged was not measured.
         colour_distance=record.checks.colour_distance if verdict else None,

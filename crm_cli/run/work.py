@@ -16,7 +16,7 @@ from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, PhotoError
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Failed, Job, Verdict, Word
+from crm_cli.records import Asset, Failed, Grade, Job, Verdict
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
@@ -128,7 +128,7 @@ class Work:
         """What the sheet says of each photo that was converted or failed, by asset id."""
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
-        self._verdicts: Counter[Word] = Counter()
+        self._verdicts: Counter[Grade] = Counter()
         self._unopened = 0
         self._killed_unopened = 0
         self._unread = 0
@@ -319,7 +319,7 @@ class Work:
             scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
-            other_caches=self._other_caches(known.sha256),
+            other_caches=self._other_caches(known.sha256, self._planner.recipe),
             may_reuse=not makes_views_anew(self._options.force_stage),
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
@@ -332,20 +332,13 @@ class Work:
         if is_new and not self._weights.is_small:
             yield WeightsLoading(path=found.path, weights=self._weights.name)
 
-    def _other_caches(self, sha256: str) -> tuple[Path, ...]:
-        """Where the views of all seeds but the first are kept: each seed's views are what it alone draws."""
+    def _other_caches(self, sha256: str, recipe: Recipe) -> tuple[Path, ...]:
+        """Where the views of all seeds after the recipe's are kept: as if each were tried alone."""
         if not self._options.cache_bytes:
             return ()
-        return tuple(
-            folder_of(self._options.out, recipe.keys(sha256).views) for recipe in self._other_recipes
-        )
-
-    @cached_property
-    def _other_recipes(self) -> tuple[Recipe, ...]:
-        """What makes the views of all seeds but the first."""
-        preset = self._scene.preset
-        seeded = (replace(preset, seed=seed) for seed in preset.seeds()[1:])
-        return tuple(Recipe.of(one, self._planner.recipe.weights) for one in seeded)
+        preset = replace(self._scene.preset, seed=recipe.seed)
+        others = (Recipe.of(preset.of_seed(seed), recipe.weights) for seed in preset.seeds()[1:])
+        return tuple(folder_of(self._options.out, other.keys(sha256).views) for other in others)
 
     def _fail_unread(self, turn: Turn, error: OSError) -> Iterator[Event]:
         """A photo that no worker has seen, since it cannot be read: a disk may be away for a while."""
@@ -646,7 +639,7 @@ class Work:
     def _counted(self, verdict: Verdict | None) -> Verdict | None:
         """Count a verdict where somebody has judged."""
         if verdict is not None:
-            self._verdicts[verdict.word] += 1
+            self._verdicts[verdict.grade] += 1
         return verdict
 
     def _settle_failed(
