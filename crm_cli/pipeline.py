@@ -331,17 +331,39 @@ class Line:
         watch.begin("prepare")
         kept = self._kept(job, 0)
         photo, cutout = (self._prepare.read(job), kept.cutout) if kept else self._prepare(job)
+        best = self._best(job, cutout, kept, watch, report_step)
+        return replace(self._deliver(job, photo, cutout, best), seconds=watch.stop())
+
+    def _best(
+        self,
+        job: Job,
+        cutout: Cutout,
+        kept: cache.Imagined | None,
+        watch: Stopwatch,
+        report_step: Progress,
+    ) -> Candidate:
+        """Try seed after seed until one is good enough; the best of them.
+
+        kept: of the first seed. Raises PhotoError where no seed makes anything.
+        """
         best: Candidate | None = None
+        failure: PhotoError | None = None
         for number, seeded in enumerate(self._seeded):
             kept = kept if number == 0 else self._kept(job, number)
             views = kept.views if kept else self._imagined(job, number, cutout, watch, report_step)
-            candidate = self._made(seeded, views, cutout, watch)
+            try:
+                candidate = self._made(seeded, views, cutout, watch)
+            except PhotoError as error:
+                failure = failure or error
+                continue
             if best is None or inspection.rank(candidate.verdict) > inspection.rank(best.verdict):
                 best = candidate
-            if inspection.is_good_enough(best.verdict, self._preset):
+            if inspection.is_good_enough(candidate.verdict, self._preset):
                 break
-        assert best is not None
-        return replace(self._deliver(job, photo, cutout, best), seconds=watch.stop())
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best
 
     def _kept(self, job: Job, number: int) -> cache.Imagined | None:
         """What was kept of the photo under one of the seeds."""

@@ -500,6 +500,26 @@ def test_the_search_ends_with_the_first_that_is_good_enough(toolbox: Toolbox, tm
     assert (stages, asset.seed) == (STAGES, 5)
 
 
+class Refusing:
+    """Stands for a reconstruction that makes nothing of a photo."""
+
+    def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
+        raise PhotoError("bottle.png: nothing came of it", code="E_NOTHING", remedy="another seed")
+
+
+def test_a_seed_that_makes_nothing_leaves_the_photo_to_the_others(
+    toolbox: Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(toolbox, preset_with("checks.best_of=2", "checks.enough_score=1"))
+    monkeypatch.setattr(line._seeded[0], "reconstruct", Refusing())
+    monkeypatch.setattr(line, "finish", Line(toolbox, PRESET).finish)
+    asset, _ = converted(line, PHOTOS, tmp_path / "one")
+    assert asset.seed == 1
+    monkeypatch.setattr(line._seeded[1], "reconstruct", Refusing())
+    with pytest.raises(PhotoError, match="E_NOTHING"):
+        converted(line, PHOTOS, tmp_path / "none")
+
+
 def test_the_seconds_of_a_stage_are_those_of_all_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0])
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
