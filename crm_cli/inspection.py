@@ -16,7 +16,8 @@ record holds, and whoever knows more (the size of a file) can add reasons of the
     likeness.colour       `checks.fail_colour_distance`   `checks.review_colour_distance`
     shape.slab            `checks.fail_thickness`         `checks.review_thickness`
     photo.seen                                            `checks.review_seen_share`
-    confidence.low                                        the networks' answer was replaced or doubted
+    photo.subject                                         not one whole product: see DOUBTFUL
+    confidence.low                                        the networks' answer was replaced by a solid
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from crm_cli.models import agree
 from crm_cli.preset import Preset
 from crm_cli.records import Checks, Cutout, Mesh, Reason, SixViews, TexturedMesh, Verdict
 
+Outline = NDArray[np.bool_]
+
 SILHOUETTE_PX = 128
 """Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
 
@@ -51,6 +54,9 @@ SUPERSAMPLING = 4
 
 WHOLE = 0.95
 """Coverage from which a pixel's colour is the object's alone."""
+
+DOUBTFUL = frozenset({"W_MATTE_TINY", "W_MATTE_FULL", "W_MATTE_FRAME", "W_MATTE_PARTS"})
+"""Warnings of the cut-out that make a person look; what else it tells is soft or odd, but may be right."""
 
 COLOUR_RANGE = 50.0
 """Colour distance at which the score is nothing: a photo and any other differ by less on the average."""
@@ -67,7 +73,7 @@ def measure(
     """Count and compare all that a verdict needs, before a file is written."""
     size_px = textured.texture.shape[0]
     usage = uv_usage(textured.unwrapped, raster, size_px=size_px)
-    drawn = [render_silhouette(textured.mesh, raster, view, SILHOUETTE_PX) for view in VIEWS]
+    drawn = np.stack([render_silhouette(textured.mesh, raster, view, SILHOUETTE_PX) for view in VIEWS])
     promised = _outlines(views)
     sides = [number for number in range(len(VIEWS)) if number != FRONT]
     return Checks(
@@ -78,8 +84,27 @@ def measure(
         confidence=confidence,
         colour_distance=front_colour_distance(textured, cutout, raster),
         views_iou=float(np.mean([silhouette_iou(drawn[side], promised[side]) for side in sides])),
-        thickness=float(min(drawn[side].sum() / max(promised[side].sum(), 1) for side in (LEFT, TOP))),
+        thickness=thickness(drawn, promised),
     )
+
+
+def thickness(drawn: Outline, promised: Outline) -> float:
+    """How far a solid reaches in depth, as a share of what its views promise: the smaller of left and top.
+
+    Taken from how outlines [6 S S] are spread along the line of sight of the front, not from where they
+    end: a card with a knob is a card, and a chair that has lost its thin legs is as deep as before.
+    """
+    # Depth runs along the columns of the left view and the rows of the top one.
+    spreads = [
+        (_spread(drawn[side], axis), _spread(promised[side], axis)) for side, axis in ((LEFT, 1), (TOP, 0))
+    ]
+    return min(found / wanted if wanted else 1.0 for found, wanted in spreads)
+
+
+def _spread(outline: Outline, axis: int) -> float:
+    """Mean distance of an outline's pixels from their middle, along an axis; 0 of none."""
+    places = np.nonzero(outline)[axis]
+    return float(np.abs(places - np.median(places)).mean()) if len(places) else 0.0
 
 
 def front_iou(mesh: Mesh, cutout: Cutout, raster: Raster) -> float:
@@ -109,16 +134,16 @@ def draw_front(textured: TexturedMesh, raster: Raster) -> Tensor:
     return torch.cat([small[:3] / small[3:].clamp_min(1 / SUPERSAMPLING**2), small[3:]])
 
 
-def _outlines(views: SixViews) -> NDArray[np.bool_]:
+def _outlines(views: SixViews) -> Outline:
     """The outlines [6 S S] that six views show, at the size they are compared."""
     small = resize(views.alpha, size=(SILHOUETTE_PX, SILHOUETTE_PX), mode="area")[:, 0]
-    outlines: NDArray[np.bool_] = (small > agree.SOLID).numpy()
+    outlines: Outline = (small > agree.SOLID).numpy()
     return outlines
 
 
 def judge(checks: Checks, preset: Preset, extra: Sequence[Reason] = ()) -> Verdict:
     """Say whether an asset may be published, by its measures and what else is known against it."""
-    reasons = [*extra, *_geometry(checks, preset), *_likeness(checks, preset)]
+    reasons = [*extra, *_geometry(checks, preset), *_likeness(checks, preset), *_sides(checks, preset)]
     reasons.sort(key=lambda reason: reason.severity == "review")  # stable: failures first
     grade = reasons[0].severity if reasons else "pass"
     return Verdict(grade=grade, reasons=tuple(reasons), score=score(checks))
@@ -169,39 +194,65 @@ def _geometry(checks: Checks, preset: Preset) -> Iterator[Reason]:
 
 
 def _likeness(checks: Checks, preset: Preset) -> Iterator[Reason]:
-    """What speaks against the asset beside its photo and its views."""
+    """What speaks against the asset beside its photo."""
     wanted = preset.checks
-    shares = {
-        "likeness.silhouette": (
-            checks.silhouette_iou, wanted.review_silhouette_iou, wanted.fail_silhouette_iou,
-            "the outline matches the photo's by {found}, where {limit} are expected",
-        ),
-        "shape.slab": (
-            checks.thickness, wanted.review_thickness, wanted.fail_thickness,
-            "from the side or above it shows {found} of what the views promise, where {limit} are expected",
-        ),
-        "geometry.views": (
-            checks.views_iou, wanted.review_views_iou, wanted.fail_views_iou,
-            "the sides match the views they were made from by {found}, where {limit} are expected",
-        ),
-    }  # fmt: skip
-    if checks.seen_share > 0:
-        shares["photo.seen"] = (
-            checks.seen_share, wanted.review_seen_share, 0.0,
-            "the photo shows {found} of the surface, where {limit} are expected",
-        )  # fmt: skip
-    for code, (found, review, fail, sentence) in shares.items():
-        if found < review:
-            told = sentence.format(found=f"{found:.0%}", limit=f"{review:.0%}")
-            yield _graded(code, found, limit=review, is_failure=found < fail, sentence=told)
+    yield from _too_little(
+        "likeness.silhouette",
+        checks.silhouette_iou,
+        (wanted.review_silhouette_iou, wanted.fail_silhouette_iou),
+        "the outline matches the photo's by {found}, where {limit} are expected",
+    )
     found, most = checks.colour_distance, wanted.review_colour_distance
     if found > most:
         told = f"the front's colours are {found:.1f} from the photo's (CIEDE2000), where {most:g} are allowed"
         is_failure = found > wanted.fail_colour_distance
         yield _graded("likeness.colour", found, limit=most, is_failure=is_failure, sentence=told)
-    if checks.confidence == "low":
+    if checks.seen_share > 0:
+        yield from _too_little(
+            "photo.seen",
+            checks.seen_share,
+            (wanted.review_seen_share, 0.0),
+            "the photo shows {found} of the surface, where {limit} are expected",
+        )
+
+
+def _sides(checks: Checks, preset: Preset) -> Iterator[Reason]:
+    """What speaks against the asset beside the views that it was made from."""
+    wanted = preset.checks
+    if checks.confidence == "low":  # it was not made from them, and need not look like them
         told = "the networks' answer did not show the photo, and a simple solid took its place"
         yield _graded("confidence.low", 0.0, limit=1.0, is_failure=False, sentence=told)
+        return
+    yield from _too_little(
+        "shape.slab",
+        checks.thickness,
+        (wanted.review_thickness, wanted.fail_thickness),
+        "it is {found} as deep as the views promise, where {limit} are expected",
+    )
+    yield from _too_little(
+        "geometry.views",
+        checks.views_iou,
+        (wanted.review_views_iou, wanted.fail_views_iou),
+        "the sides match the views they were made from by {found}, where {limit} are expected",
+    )
+
+
+def _too_little(code: str, found: float, limits: tuple[float, float], sentence: str) -> Iterator[Reason]:
+    """The reason why a share is too small, where it is. limits: below which to review, and to fail."""
+    review, fail = limits
+    if found < review:
+        told = sentence.format(found=f"{found:.1%}", limit=f"{review:.0%}")
+        yield _graded(code, found, limit=review, is_failure=found < fail, sentence=told)
+
+
+def doubts(cutout: Cutout) -> list[Reason]:
+    """What speaks against a photo by itself: its cut-out may be of something else than one whole product."""
+    told = [warning.rpartition(" [") for warning in cutout.warnings]
+    return [
+        _graded("photo.subject", 0.0, limit=1.0, is_failure=False, sentence=sentence)
+        for sentence, _, code in told
+        if code.removesuffix("]") in DOUBTFUL
+    ]
 
 
 def _graded(code: str, found: float, *, limit: float, is_failure: bool, sentence: str) -> Reason:

@@ -397,7 +397,7 @@ class Line:
             drawn=drawn,
             textured=textured,
             checks=checks,
-            verdict=inspection.judge(checks, self._preset),
+            verdict=inspection.judge(checks, self._preset, inspection.doubts(cutout)),
         )
 
     def finish(self, drawn: Surface, cutout: Cutout) -> tuple[Surface, UnwrappedMesh]:

@@ -213,7 +213,7 @@ class Checks(Shape):
     views_iou: float = 1.0
     """Mean intersection over union of the other five outlines with the views that they were made from."""
     thickness: float = 1.0
-    """Area of the outline from the side or from above, the smaller, as a share of what the views promise."""
+    """How deep it is as a share of what the views promise, from the side or from above, whichever is less."""
     seen_share: float = 0.0
     """Share of the texture that the photo saw; 0 where no photo was projected."""
 

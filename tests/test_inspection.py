@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from crm_cli import inspection
+from crm_cli.frame import LEFT, TOP
 from crm_cli.inspection import is_good_enough, judge, measure, rank
 from crm_cli.pipeline import Bake, Imagine, Prepare, Reconstruct, Unwrap
 from crm_cli.preset import Override, Preset, load_preset
@@ -108,7 +109,7 @@ def test_a_flattened_mesh_is_a_slab_and_nothing_else_is_wrong_with_its_front(
     [slab] = [reason for reason in verdict.reasons if reason.code == "shape.slab"]
     assert slab.found == pytest.approx(0.2 * checks_of(carton, toolbox).thickness, abs=0.05)
     assert slab.limit == PRESET.checks.review_thickness
-    assert "shows 19% of what the views promise, where 80% are expected" in slab.sentence
+    assert "as deep as the views promise, where 80% are expected" in slab.sentence
 
 
 def test_a_recoloured_texture_is_far_from_the_photo_and_nothing_else(carton: Made, toolbox: Toolbox) -> None:
@@ -176,10 +177,36 @@ def test_what_nobody_measured_speaks_against_nobody() -> None:
     assert judge(replace(GOOD, seen_share=0.0), PRESET).reasons == ()
 
 
+def test_a_solid_in_the_networks_place_need_not_look_like_their_views() -> None:
+    solid = replace(GOOD, confidence="low", thickness=0.2, views_iou=0.1)
+    assert judge(solid, PRESET).codes == ("confidence.low",)
+
+
+def test_a_card_with_a_knob_is_a_card_and_a_chair_without_legs_is_none() -> None:
+    views = np.zeros((6, 32, 32), np.bool_)
+    views[:, 4:28, 4:28] = True
+    card, legless = views.copy(), views.copy()
+    card[LEFT] = card[TOP] = False
+    card[LEFT, 4:28, 15:17] = card[TOP, 15:17, 4:28] = True
+    card[LEFT, 15:17, 4:28] = card[TOP, 4:28, 15:17] = True  # the knob reaches as far as the solid
+    legless[LEFT, 12:, 6:26] = False
+    assert inspection.thickness(views, views) == 1
+    assert inspection.thickness(card, views) < 0.65
+    assert inspection.thickness(legless, views) > 0.95
+
+
+def test_a_photo_that_may_show_something_else_is_a_reason_to_look(carton: Made) -> None:
+    cut = "the subject touches the frame: what lies outside is missing"
+    warned = replace(carton.cutout, warnings=(f"{cut} [W_MATTE_FRAME]", "soft [W_MATTE_SMALL]", "no code"))
+    [reason] = inspection.doubts(warned)
+    assert (reason.code, reason.severity, reason.sentence) == ("photo.subject", "review", cut)
+    assert inspection.doubts(carton.cutout) == []
+
+
 def test_limits_are_settings() -> None:
     strict = preset_with("checks.review_colour_distance=1", "checks.fail_colour_distance=1.5")
-    assert judge(GOOD, PRESET).word == "pass"
-    assert judge(GOOD, strict).word == "fail"
+    assert judge(GOOD, PRESET).grade == "pass"
+    assert judge(GOOD, strict).grade == "fail"
 
 
 def test_reasons_of_others_count_and_failures_come_first() -> None:
