@@ -12,7 +12,7 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
@@ -218,6 +218,48 @@ class Checking:
         Suited(embedded=0.8, published=0.0),
         "below this match with the photo's outline the networks' answer is not trusted",
     ]
+    best_of: Annotated[int, Within(1, 64), "seeds tried for each photo, from `seed` on; the best is kept"]
+    enough_score: Annotated[
+        float, Within(0.0, 1.0), "a passing try with this score (outline × colour × sides) ends the search"
+    ]
+    max_parts: Annotated[int, Within(1, 1000), "separate parts an asset may have without a review"]
+    max_uv_overlap: Annotated[
+        float, Within(0.0, 1.0), "share of the used texture that may belong to several faces"
+    ]
+    review_silhouette_iou: Annotated[
+        float,
+        Within(0.0, 1.0),
+        Suited(embedded=0.9, published=0.0),
+        "match with the photo's outline below which a person should look",
+    ]
+    fail_silhouette_iou: Annotated[
+        float, Within(0.0, 1.0), Suited(embedded=0.7, published=0.0), "the same, below which an asset fails"
+    ]
+    review_colour_distance: Annotated[
+        float,
+        Within(0.0, 100.0),
+        Suited(embedded=8.0, published=100.0),
+        "mean CIEDE2000 distance from the photo's colours above which a person should look",
+    ]
+    fail_colour_distance: Annotated[
+        float,
+        Within(0.0, 100.0),
+        Suited(embedded=20.0, published=100.0),
+        "the same, above which an asset fails",
+    ]
+    review_views_iou: Annotated[
+        float, Within(0.0, 1.0), "match of the sides with the imagined views below which a person should look"
+    ]
+    fail_views_iou: Annotated[float, Within(0.0, 1.0), "the same, below which an asset fails"]
+    review_thickness: Annotated[
+        float,
+        Within(0.0, 1.0),
+        "thickness, as a share of what the views promise, below which a person should look",
+    ]
+    fail_thickness: Annotated[float, Within(0.0, 1.0), "the same, below which an asset fails"]
+    review_seen_share: Annotated[
+        float, Within(0.0, 1.0), "share of the surface that the photo shows below which a person should look"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +281,14 @@ class Preset:
     limits: Limiting
     preview: Previewing
     checks: Checking
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are tried for each photo, in their order."""
+        return tuple((self.seed + number) % 2**32 for number in range(self.checks.best_of))
+
+    def of_seed(self, seed: int) -> Preset:
+        """What makes with one seed alone the asset that it made among several."""
+        return replace(self, seed=seed, checks=replace(self.checks, best_of=1))
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 over the values of the named sections, hexadecimal; without a name, of all that counts.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from crm_cli.errors import CrmError, ErrorClass
 
@@ -171,18 +171,36 @@ class TexturedMesh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checks:
-    """What a buyer would check of a finished asset."""
+class Shape:
+    """What holds of a surface as a whole."""
 
     vertices: int
     faces: int
     is_closed: bool
+    """Every edge has exactly two faces."""
     is_manifold: bool
+    """No edge has more than two faces, and the faces around each vertex form one fan."""
     is_oriented: bool
+    """Wherever two faces meet, they run along their edge in opposite directions."""
     volume: float
+    """Signed; positive where faces look outwards."""
     euler: int
     components: int
     degenerate_faces: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the surface bounds a solid."""
+        return self.is_closed and self.is_manifold and self.is_oriented and self.volume > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks(Shape):
+    """What a buyer would check of a finished asset.
+
+    Measures with a default came after version 0.1.0; the default says that nobody measured.
+    """
+
     uv_overlap: float
     """Share of covered texels that more than one triangle covers."""
     uv_coverage: float
@@ -190,6 +208,48 @@ class Checks:
     """Front silhouette of the asset against the cut-out; 0 where there is nothing to compare."""
     confidence: str
     """`ok`, or `low` where the networks' answer did not match the photo."""
+    colour_distance: float = 0.0
+    """Mean CIEDE2000 difference between the asset's front and the cut-out, over what both cover."""
+    views_iou: float = 1.0
+    """Mean intersection over union of the other five outlines with the views that they were made from."""
+    thickness: float = 1.0
+    """How deep it is as a share of what the views promise, from the side or from above, whichever is less."""
+    seen_share: float = 0.0
+    """Share of the texture that the photo saw; 0 where no photo was projected."""
+
+
+Grade = Literal["pass", "review", "fail"]
+"""May be published; a person should look; is not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One thing that speaks against an asset."""
+
+    code: str
+    """Dotted and stable, as `likeness.colour`."""
+    severity: Literal["review", "fail"]
+    found: float
+    limit: float
+    """What would have passed."""
+    sentence: str
+    """The same for a person, with both numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether an asset may be published as it is, and what speaks against it."""
+
+    grade: Grade
+    reasons: tuple[Reason, ...] = ()
+    """Those that weigh most first."""
+    score: float = 0.0
+    """How well the asset agrees with photo and views, in [0, 1]: tells tries of one grade apart."""
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """What the reasons are called."""
+        return tuple(reason.code for reason in self.reasons)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +342,8 @@ class Job:
     """A photo of more million pixels is refused before it is decoded."""
     cache: Path | None = None
     """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
+    other_caches: tuple[Path, ...] = ()
+    """The same for every further seed that may be tried, in their order."""
     may_reuse: bool = True
     """Whether what is kept there may be used, or is to be made anew."""
     size: RealSize | None = None
@@ -307,6 +369,10 @@ class Asset:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     publication: Publication = field(default_factory=Publication)
+    verdict: Verdict | None = None
+    """None where nobody judged."""
+    seed: int | None = None
+    """Of the try that was kept; None: the preset's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +403,8 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "LimitCheck", "Mesh", "Outcome", "Photo",
-    "Publication", "RealSize", "SixViews", "TexturedMesh", "Triplane", "UnwrappedMesh", "WrittenFile",
+    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Grade", "Job", "LimitCheck", "Mesh",
+    "Outcome", "Photo", "Publication", "RealSize", "Reason", "Shape", "SixViews", "TexturedMesh",
+    "Triplane", "UnwrappedMesh", "Verdict", "WrittenFile",
     "expect",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"records", "preset"}),
     frozenset({"fragments"}),
     frozenset({"models", "mesh", "export"}),
-    frozenset({"toolbox", "cache"}),
+    frozenset({"toolbox", "cache", "inspection"}),
     frozenset({"pipeline"}),
     frozenset({"run", "learn"}),
     frozenset({"doctor", "screen"}),

@@ -25,6 +25,7 @@ def convert(
     weights: flags.Weights = None,
     formats: flags.Formats = None,
     products: flags.Products = None,
+    best_of: flags.BestOf = None,
     from_file: flags.FromFile = None,
     null: flags.Null = False,
     include: flags.Include = None,
@@ -43,6 +44,7 @@ def convert(
     keep_going: flags.KeepGoing = True,
     max_failures: flags.MaxFailures = None,
     allow_failures: flags.AllowFailures = None,
+    fail_on: flags.FailOn = None,
     dry_run: flags.DryRun = False,
     jobs: flags.Jobs = None,
     device: flags.Device = "auto",
@@ -82,7 +84,9 @@ def convert(
         color=color, log_file=log_file, endpoint=endpoint_url,
     )  # fmt: skip
     log_to_stderr(told.level)
-    overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
+    overrides = read_overrides(
+        assignments or [], matting=matting, weights=weights, formats=formats, best_of=best_of
+    )
     if not inputs and not from_file:
         raise UsageError(
             "nothing to convert", code="E_NOTHING_GIVEN", remedy="give photos, folders or --from-file"
@@ -123,6 +127,7 @@ def convert(
         fail_fast=not keep_going,
         max_failures=Share.from_text(max_failures, flag="--max-failures") if max_failures else None,
         allow_failures=Share.from_text(allow_failures, flag="--allow-failures") if allow_failures else None,
+        fail_on=fail_on,
         time_limit_s=read_duration(time_limit, flag="--time-limit") if time_limit else None,
         grace_s=read_duration(grace, flag="--grace"),
         min_free_bytes=None if min_free == "auto" else read_size(min_free),

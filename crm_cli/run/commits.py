@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import Checks, Publication, RealSize
+from crm_cli.records import Checks, Publication, RealSize, Verdict
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
@@ -116,11 +116,14 @@ class CommitRecord:
     weights_digest: str = ""
     params_sha: str
     seed: int
+    """Of the try that was kept; the settings name the first of them."""
     seconds: Mapping[str, float]
     checks: Checks
     publication: Publication = field(default_factory=Publication)
     size: RealSize | None = None
     """What a listing says the product measures."""
+    verdict: Verdict | None = None
+    """None in records of version 0.1.0."""
     warnings: tuple[str, ...]
     run: str
     attempt: int
@@ -145,13 +148,14 @@ class CommitRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
-    """What a plan reads of a commit record: all that decides whether it counts, a third of all it holds."""
+    """What a plan reads of a commit record: what decides whether it counts, and what is said of it then."""
 
     stem: PurePosixPath
     input: Input
     keys: Keys
     outputs: tuple[Output, ...]
     t: float
+    verdict: Verdict | None = None
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Glance:

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
@@ -112,6 +112,8 @@ class RunOptions:
     """So many failures end the run."""
     allow_failures: Share | None = None
     """So many failures still count as success."""
+    fail_on: Literal["review", "fail"] | None = None
+    """Assets with this verdict, or a worse one, count like failures in the exit code; None: none does."""
     time_limit_s: float | None = None
     """After so long nothing new starts."""
     grace_s: float = GRACE_S

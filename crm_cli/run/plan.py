@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from crm_cli.names import lod_names
+from crm_cli.records import Verdict
 from crm_cli.run.commits import Glance, Keys, Recipe, Records
 from crm_cli.run.events import Plan
 from crm_cli.run.files import Input, hash_photo, looks_unchanged
@@ -55,6 +56,8 @@ class Planned:
     """Files of the finished asset, where there is one."""
     made: float = 0.0
     """When it was committed; what else its record says is read where it is shown."""
+    verdict: Verdict | None = None
+    """Of the finished asset."""
     failure: LastFailure | None = None
     """How this very photo failed before, where it is not tried again or has an asset all the same."""
     stage: str = ""
@@ -238,7 +241,9 @@ class Planner:
 def _kept(found: Found, record: Glance, reason: str) -> Planned:
     """Leave a finished asset as it is."""
     outputs = tuple(output.path for output in record.outputs)
-    return Planned(found=found, action="cached", reason=reason, outputs=outputs, made=record.t)
+    return Planned(
+        found=found, action="cached", reason=reason, outputs=outputs, made=record.t, verdict=record.verdict
+    )
 
 
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:

@@ -221,6 +221,7 @@ def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
         photo=record.asset,
         files=files,
         checks=record.checks,
+        verdict=record.verdict,
         seconds=record.seconds,
         warnings=record.warnings if is_intact else (*record.warnings, NOT_INTACT),
         made=record.t,
