@@ -119,7 +119,7 @@ def test_a_flattened_mesh_is_a_slab_and_nothing_else_is_wrong_with_its_front(
     [slab] = [reason for reason in verdict.reasons if reason.code == "shape.slab"]
     assert slab.found == pytest.approx(0.2 * checks_of(carton, toolbox).thickness, abs=0.05)
     assert slab.limit == PRESET.checks.review_thickness
-    assert "as deep as the views promise, where 80% are expected" in slab.sentence
+    assert "as deep as the views promise, where 75% are expected" in slab.sentence
 
 
 def test_a_recoloured_texture_is_far_from_the_photo_and_nothing_else(carton: Made, toolbox: Toolbox) -> None:
