@@ -222,7 +222,7 @@ class Deliver:
         # No folder above the scratch folder: where that has vanished, so has the output folder.
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
-        scene = build_scene(textured, provenance=self._provenance(photo))
+        scene = build_scene(textured, provenance=self._provenance(cutout))
         files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
         usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
         checks = inspect(
@@ -257,16 +257,27 @@ class Deliver:
             return ()
         return (f"{checks.faces} triangles where the preset asks for {budget}: fewer would tear the surface",)
 
-    def _provenance(self, photo: Photo) -> dict[str, str]:
-        """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
-        return {
-            "crm_version": __version__,
-            "photo_sha256": photo.digest,
-            "preset_sha256": self._preset.fingerprint(),
-            "seed": str(self._preset.seed),
-            "weights": self._tools.weights.name,
-            "weights_sha256": self._tools.weights.digest,
-        }
+    def _provenance(self, cutout: Cutout) -> dict[str, str]:
+        """Say inside every file what would make it again."""
+        from crm_cli.export.provenance import Provenance, versions
+
+        # Which method `auto` came to depends on what is installed: the file names the one that was used.
+        matting = replace(self._preset.matting, method=cast(Any, cutout.matting))
+        tools = self._tools
+        return Provenance(
+            crm_version=__version__,
+            photo_sha256=cutout.digest,
+            preset=replace(self._preset, matting=matting).as_json(),
+            seed=self._preset.seed,
+            weights=tools.weights.name,
+            weights_sha256=tools.weights.digest,
+            libraries=versions(),
+            device=torch.device(tools.device).type,
+            precision=str(tools.dtype).removeprefix("torch."),
+            rasteriser=tools.raster.name,
+            # Embedded networks have one each, wherever they run.
+            more={} if tools.weights.architecture == EMBEDDED else {"threads": str(torch.get_num_threads())},
+        ).as_words()
 
 
 class Line:
