@@ -19,6 +19,7 @@ from crm_cli.cli.presets import presets_app
 from crm_cli.cli.report import report
 from crm_cli.cli.retry import retry
 from crm_cli.cli.schema import schema
+from crm_cli.cli.show import show
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
 from crm_cli.cli.verify import verify
@@ -43,6 +44,7 @@ app.command()(retry)
 app.command()(report)
 app.command()(verify)
 app.command()(gc)
+app.command()(show)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
