@@ -17,6 +17,7 @@ from crm_cli.cli.doctor import doctor
 from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.report import report
+from crm_cli.cli.reproduce import reproduce
 from crm_cli.cli.retry import retry
 from crm_cli.cli.schema import schema
 from crm_cli.cli.show import show
@@ -45,6 +46,7 @@ app.command()(report)
 app.command()(verify)
 app.command()(gc)
 app.command()(show)
+app.command()(reproduce)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
