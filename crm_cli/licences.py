@@ -28,11 +28,13 @@ SEE_PAGE = "see its page"
 DISTRIBUTION = "crm-cli"
 
 USES: Mapping[str, str] = {
+    "dracopy": "smaller GLB",
     "fast-simplification": "fewer triangles",
     "fsspec": "object stores",
     "huggingface-hub": "downloads the published weights",
     "jinja2": "the contact sheet",
     "kaolin": "another surface extraction, for comparison",
+    "meshopt": "smaller GLB",
     "numpy": "arrays",
     "nvdiffrast": "another rasteriser, for comparison",
     "opencv-python-headless": "GrabCut, resampling",
@@ -70,8 +72,12 @@ DECLARED: Mapping[str, str] = {
 
 NON_COMMERCIAL = frozenset({"nvdiffrast"})
 
+WORKSHOP = frozenset({"gpu", "test"})
+"""Extras of what builds or tests, and makes no asset."""
+
 _ROLES: Mapping[Kind, int] = {"own": 0, "weights": 1, "required": 2, "optional": 3, "vendored": 4}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_EXTRA = re.compile(r"""extra\s*==\s*["']([\w.-]+)""")
 _SHORT = 100
 
 
@@ -122,8 +128,9 @@ def _own() -> Iterator[Licence]:
 def _packages() -> Iterator[Licence]:
     """Every installed package that crm needs or can use, and what those need in turn."""
     own = _distribution(DISTRIBUTION)
-    wanted = [name for name, is_extra in _requirements(own) if not is_extra]
-    optional = ["nvdiffrast", "kaolin", "pillow-heif", "rembg", "s3fs"]
+    wanted = [name for name, extra in _requirements(own) if not extra]
+    extras = [name for name, extra in _requirements(own) if extra and extra not in WORKSHOP]
+    optional = [*extras, "nvdiffrast", "kaolin"]
     seen: dict[str, Licence] = {}
     for kind, names in (("required", wanted), ("optional", optional)):
         for name in names:
@@ -147,8 +154,8 @@ def _add(seen: dict[str, Licence], name: str, *, kind: Kind, user: str) -> None:
         note=NOTES.get(name, "" if package else "not installed"),
         is_commercial=name not in NON_COMMERCIAL,
     )
-    for other, is_extra in _requirements(package):
-        if not is_extra:
+    for other, extra in _requirements(package):
+        if not extra:
             _add(seen, _plain(other), kind=kind, user=name)
 
 
@@ -167,14 +174,13 @@ def _declared(package: Distribution) -> str:
     )
 
 
-def _requirements(package: Distribution | None) -> Sequence[tuple[str, bool]]:
-    """Names of what a package needs, and whether only an extra of it does."""
-    lines = (package.requires if package else None) or ()
+def _requirements(package: Distribution | None) -> Sequence[tuple[str, str]]:
+    """Names of what a package needs, each with the extra that alone needs it, or none."""
     found = []
-    for line in lines:
-        name = _NAME.match(line)
+    for line in (package.requires if package else None) or ():
+        name, extra = _NAME.match(line), _EXTRA.search(line)
         if name:
-            found.append((name[0], "extra ==" in line.replace("extra==", "extra ==")))
+            found.append((name[0], extra[1] if extra else ""))
     return found
 
 

@@ -264,20 +264,21 @@ class Deliver:
         # Which method `auto` came to depends on what is installed: the file names the one that was used.
         matting = replace(self._preset.matting, method=cast(Any, cutout.matting))
         tools = self._tools
-        return Provenance(
+        said = Provenance(
             crm_version=__version__,
             photo_sha256=cutout.digest,
             preset=replace(self._preset, matting=matting).as_json(),
             seed=self._preset.seed,
             weights=tools.weights.name,
             weights_sha256=tools.weights.digest,
-            libraries=versions(),
             device=torch.device(tools.device).type,
             precision=str(tools.dtype).removeprefix("torch."),
             rasteriser=tools.raster.name,
+            surface=tools.surfacer.name,
             # Embedded networks have one each, wherever they run.
             more={} if tools.weights.architecture == EMBEDDED else {"threads": str(torch.get_num_threads())},
-        ).as_words()
+        )
+        return replace(said, libraries=versions(*said.tools)).as_words()
 
 
 class Line:

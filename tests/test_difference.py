@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from coordinate_box import coordinate_box
-from test_provenance import PRESET, SAID
+from test_provenance import PRESET, SAID, write_scene
 
 from crm_cli.export.difference import differences
 from crm_cli.export.provenance import Format, Provenance
 from crm_cli.export.scene import Scene, build_scene, encode_texture
-from crm_cli.export.writers import WRITERS, write_asset
+from crm_cli.export.writers import WRITERS
 
 SCENE = build_scene(coordinate_box(), provenance=SAID.as_words())
 
 
 def written(scene: Scene, folder: Path, kind: Format) -> Path:
     folder.mkdir()
-    return write_asset(scene, folder, "box", [kind])[0]
+    return write_scene(scene, folder, kind)
 
 
 def unlike(tmp_path: Path, kind: Format, **changes: Any) -> list[str]:

@@ -48,7 +48,7 @@ def test_what_forbids_commercial_use_or_carries_other_licences_says_so(found: di
     assert [one.name for one in found.values() if not one.is_commercial] == ["nvdiffrast"]
     assert "forbids commercial use" in found["nvdiffrast"].note
     assert "codecs" in found["pillow-heif"].note
-    assert "bpy" not in found
+    assert not {"bpy", "ninja", "pytest"} & set(found)
 
 
 @pytest.mark.parametrize(

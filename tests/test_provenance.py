@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crm_cli.errors import NoInput, UsageError
+from crm_cli.export import provenance
 from crm_cli.export.provenance import LIBRARIES, Provenance, read_label, versions
-from crm_cli.export.scene import build_scene
+from crm_cli.export.scene import Scene, build_scene
 from crm_cli.export.writers import WRITERS, write_asset
 from crm_cli.preset import load_preset, read_json
 
@@ -29,13 +31,20 @@ SAID = Provenance(
     device="cpu",
     precision="float32",
     rasteriser="warp",
+    surface="crm",
     more={"size_mm": "250 - 80.5"},
 )
 
 
 def write(folder: Path, name: str, words: Mapping[str, str], *, stem: str = "box") -> Path:
+    """A box that says these words of itself."""
     folder.mkdir(exist_ok=True)
-    return write_asset(build_scene(coordinate_box(), provenance=words), folder, stem, [name])[0]
+    return write_scene(build_scene(coordinate_box(), provenance=words), folder, name, stem=stem)
+
+
+def write_scene(scene: Scene, folder: Path, name: str, *, stem: str = "box") -> Path:
+    """One format's main file."""
+    return write_asset(scene, folder, stem, [name])[0]
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -99,10 +108,23 @@ def test_neither_path_time_nor_user_is_said(tmp_path: Path, monkeypatch: pytest.
     words = SAID.as_words()
     assert set(words) == {
         "crm_version", "photo_sha256", "preset", "preset_sha256", "seed", "weights", "weights_sha256",
-        "libraries", "device", "precision", "rasteriser", "size_mm",
+        "libraries", "device", "precision", "rasteriser", "surface", "size_mm",
     }  # fmt: skip
     assert '"weights"' not in words["preset"], "a folder's path"
     assert set(versions()) <= set(LIBRARIES) and {"torch", "numpy", "xatlas", "pillow"} <= set(versions())
+
+
+def test_what_a_tool_is_made_of_is_said_only_where_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "version", lambda name: "1.0")
+    versions.cache_clear()
+    assert "onnxruntime" not in versions("warp", "crm", "alpha")
+    assert versions("rembg")["onnxruntime"] == "1.0"
+    tree = json.loads(PRESET.as_json())
+    tree["matting"]["method"], tree["export"]["compression"] = "rembg", "draco"
+    said = replace(SAID, preset=json.dumps(tree), preset_sha256="")
+    assert said.tools == ("warp", "crm", "rembg", "draco")
+    assert {"rembg", "dracopy"} <= versions(*said.tools).keys()
+    versions.cache_clear()
 
 
 def test_files_of_the_first_version_are_ours_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from in_process import Crm
+from miniature import write as write_miniature
 from PIL import Image
 from test_provenance import SAID, write
 from test_story import convert
@@ -16,6 +17,7 @@ from crm_cli.export.provenance import Provenance, read_label
 from crm_cli.models.weights import DIRECTORY
 from crm_cli.preset import settings
 from crm_cli.run.reproduce import _stem
+from crm_cli.toolbox import usable_cores
 
 PHOTOS = Path(__file__).parent / "photos"
 FORMATS = [str(name) for name in settings()["export.formats"].choices]
@@ -156,3 +158,17 @@ def test_files_of_a_chain_are_called_after_one_asset() -> None:
     assert _stem(Path("a/shoe.jpg_lod0.glb"), chain) == "shoe.jpg"
     assert _stem(Path("a/shoe_lod1.glb"), with_levels([1.0])) == "shoe_lod1"
     assert _stem(Path("a/shoe_lod1.glb"), SAID) == "shoe_lod1"
+
+
+@pytest.mark.slow
+def test_large_networks_get_the_precision_and_the_threads_of_then(
+    photos: Path, crm: Crm, tmp_path: Path
+) -> None:
+    weights, photo = write_miniature(tmp_path / "mini").directory, photos / "皮鞋.png"
+    quick = ("--set", "rgb.steps=2", "--set", "ccm.steps=2", "--format", "glb")
+    words = ("--weights", str(weights), "--jobs", "2", "--precision", "float32", *quick)
+    convert(photo, tmp_path / "out", *words)
+    made = tmp_path / "out" / "皮鞋.glb"
+    said = read_label(made).provenance
+    assert (said.precision, said.more["threads"]) == ("float32", str(max(1, usable_cores() // 2)))
+    assert reproduce(crm, made, photo, "--weights", weights) == (0, "identical\n", "")

@@ -57,6 +57,7 @@ def _as_plain(origin: Origin) -> dict[str, Any]:
         "device": said.device,
         "precision": said.precision,
         "rasteriser": said.rasteriser,
+        "surface": said.surface,
         "more": dict(said.more),
         "record": None,
     }
@@ -103,6 +104,7 @@ def _rows(origin: Origin) -> list[tuple[str, str]]:
         ("seed", str(said.seed)),
         ("precision", said.precision),
         ("rasteriser", said.rasteriser),
+        ("surface", said.surface),
         *((name.replace("_", " "), value) for name, value in said.more.items()),
         ("libraries", ", ".join(f"{name} {version}" for name, version in said.libraries.items())),
         ("preset sha256", said.preset_sha256),

@@ -78,6 +78,9 @@ def _uses(about: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     """What each buffer view of a GLB holds."""
     for mesh in about["meshes"]:
         for primitive in mesh["primitives"]:
+            draco = primitive.get("extensions", {}).get("KHR_draco_mesh_compression")
+            if draco:
+                yield draco["bufferView"], "geometry"
             for name, accessor in (*primitive["attributes"].items(), ("faces", primitive.get("indices"))):
                 view = about["accessors"][accessor].get("bufferView") if accessor is not None else None
                 if view is not None:

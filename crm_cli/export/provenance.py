@@ -4,7 +4,7 @@
     preset, preset_sha256, seed  every setting with the value that `auto` came to, as canonical JSON
     weights, weights_sha256      of the networks
     crm_version, libraries       what calculated, as JSON
-    device, precision, rasteriser   how
+    device, precision, rasteriser, surface   how
 
 In a GLB these words are `asset.extras`, in an OBJ its first comments, in USD `customLayerData`. Another
 word than these is kept and shown as it is. The photo's name is none of them: the same photo under another
@@ -43,7 +43,16 @@ LIBRARIES = (
     "warp-lang",
     "xatlas",
 )
-"""Those whose version can change a byte of an asset; OpenCV comes under several names."""
+"""Those whose version can change a byte of any asset; OpenCV comes under several names."""
+
+TOOLS: Mapping[str, tuple[str, ...]] = {
+    "draco": ("dracopy",),
+    "kaolin": ("kaolin",),
+    "meshopt": ("meshopt",),
+    "nvdiffrast": ("nvdiffrast",),
+    "rembg": ("rembg", "onnxruntime"),
+}
+"""Those that matter only where a tool was used: to install one must not change what others make."""
 
 MAX_WORDS_BYTES = 16 << 20
 """Where a file's head holds more, it is not ours."""
@@ -76,6 +85,8 @@ class Provenance:
     precision: str = ""
     """What the networks calculated in."""
     rasteriser: str = ""
+    surface: str = ""
+    """Who drew the surface."""
     more: Mapping[str, str] = field(default_factory=dict)
     """Other words of the file, such as an asset's real size."""
 
@@ -94,6 +105,15 @@ class Provenance:
         except (ValueError, RecursionError):
             return None
         return tree if isinstance(tree, dict) else None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Names of the implementations that were used."""
+        chosen = [self.rasteriser, self.surface]
+        for section, name in (("matting", "method"), ("export", "compression")):
+            tree = (self.settings or {}).get(section)
+            chosen.append(str(tree.get(name, "")) if isinstance(tree, dict) else "")
+        return tuple(filter(None, chosen))
 
     def as_words(self) -> dict[str, str]:
         """The words that writers put into a file; from_words reads them."""
@@ -132,10 +152,10 @@ class Labelled:
 
 
 @cache
-def versions() -> Mapping[str, str]:
-    """The installed versions of LIBRARIES."""
+def versions(*tools: str) -> Mapping[str, str]:
+    """The installed versions of LIBRARIES, and of what some tools are."""
     found = {}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *(name for tool in tools for name in TOOLS.get(tool, ()))):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

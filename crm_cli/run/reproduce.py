@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 SUFFIXES: Mapping[Format, str] = {"glb": ".glb", "obj": ".obj", "usd": ".usdc", "usdz": ".usdz"}
 
-COMPANIONS: Mapping[Format, tuple[str, ...]] = {
-    "obj": (".mtl", ".png", ".jpg", ".webp"),
-    "usd": (".png", ".jpg", ".webp"),
-    "glb": (),
-    "usdz": (),
-}
-"""Files of an asset that belong to its file of a format, by suffix."""
-
 MOST_MPIXELS = 1e6
 """The photo was taken once."""
 
@@ -146,7 +138,7 @@ def compare(wanted: Recreation) -> Likeness:
     unlike = differences(wanted.file, made, wanted.format)
     warnings = list(wanted.warnings)
     for file in sorted(made.parent.iterdir()):
-        if file.suffix in COMPANIONS[wanted.format] and _belongs(file, made):
+        if _belongs(file, made, wanted.format):
             beside = here / file.name
             if not beside.is_file():
                 warnings.append(f"{file.name} is not beside it, and was not compared")
@@ -155,11 +147,12 @@ def compare(wanted: Recreation) -> Likeness:
     return Likeness(is_identical=not unlike, differences=tuple(unlike), made=made, warnings=tuple(warnings))
 
 
-def _belongs(companion: Path, made: Path) -> bool:
-    """Whether a file is called after the one that is compared: levels of detail have their own."""
+def _belongs(file: Path, made: Path, kind: Format) -> bool:
+    """Whether a file is the texture or MTL of the one that is compared; levels of detail have their own."""
     from crm_cli.export.scene import companion_stem
 
-    return companion.stem == companion_stem(made.stem)
+    is_companion = file.stem == companion_stem(made.stem) and file.suffix not in SUFFIXES.values()
+    return is_companion and (kind == "obj" or (kind == "usd" and file.suffix != ".mtl"))
 
 
 def _require_photo(photo: Path, said: Provenance) -> None:
@@ -251,7 +244,7 @@ def _changes(said: Provenance) -> list[str]:
     """What else computes now than did then."""
     from crm_cli.export.provenance import versions
 
-    now = versions()
+    now = versions(*said.tools)
     pairs = [("crm", said.crm_version, __version__)]
     pairs += [
         (name, said.libraries.get(name, "none"), now.get(name, "none"))
