@@ -92,8 +92,8 @@ class Licence:
     used_for: str
     kind: Kind
     note: str = ""
-    is_commercial: bool = True
-    """Whether nothing is known that forbids commercial use."""
+    forbids_commerce: bool = False
+    """Known to forbid commercial use; false says nothing of what nobody has looked at."""
     licence_file: str = ""
     """Where the text is, if it comes with the package."""
 
@@ -152,7 +152,7 @@ def _add(seen: dict[str, Licence], name: str, *, kind: Kind, user: str) -> None:
         used_for=USES.get(name) or (f"needed by {user}" if user else ""),
         kind=kind,
         note=NOTES.get(name, "" if package else "not installed"),
-        is_commercial=name not in NON_COMMERCIAL,
+        forbids_commerce=name in NON_COMMERCIAL,
     )
     for other, extra in _requirements(package):
         if not extra:

@@ -51,5 +51,5 @@ def _show_licences(*, as_json: bool) -> None:
         table.add_column(heading, overflow="fold", ratio=1)
     for one in found:
         cells = (one.kind, one.name, one.version or "–", one.licence, one.used_for, one.note)
-        table.add_row(*(Text(cell) for cell in cells), style="" if one.is_commercial else "yellow")
+        table.add_row(*(Text(cell) for cell in cells), style="yellow" if one.forbids_commerce else "")
     open_console(to_stdout=True).print(table)
