@@ -235,7 +235,7 @@ class Deliver:
             job.stem.name,
             export=self._preset.export,
             limits=self._preset.limits,
-            provenance=self._provenance(photo, self._preset.of_seed(kept.seed)),
+            provenance=self._provenance(cutout, self._preset.of_seed(kept.seed)),
             coarser=coarser,
             size=job.size,
         )
@@ -273,16 +273,28 @@ class Deliver:
         verdict = inspection.judge(checks, self._preset, reasons)
         return replace(kept, textured=textured, checks=checks, verdict=verdict)
 
-    def _provenance(self, photo: Photo, preset: Preset) -> dict[str, str]:
-        """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
-        return {
-            "crm_version": __version__,
-            "photo_sha256": photo.digest,
-            "preset_sha256": preset.fingerprint(),
-            "seed": str(preset.seed),
-            "weights": self._tools.weights.name,
-            "weights_sha256": self._tools.weights.digest,
-        }
+    def _provenance(self, cutout: Cutout, preset: Preset) -> dict[str, str]:
+        """Say inside every file what would make it again."""
+        from crm_cli.export.provenance import Provenance, versions
+
+        # Which method `auto` came to depends on what is installed: the file names the one that was used.
+        matting = replace(preset.matting, method=cast(Any, cutout.matting))
+        tools = self._tools
+        said = Provenance(
+            crm_version=__version__,
+            photo_sha256=cutout.digest,
+            preset=replace(preset, matting=matting).as_json(),
+            seed=preset.seed,
+            weights=tools.weights.name,
+            weights_sha256=tools.weights.digest,
+            device=torch.device(tools.device).type,
+            precision=str(tools.dtype).removeprefix("torch."),
+            rasteriser=tools.raster.name,
+            surface=tools.surfacer.name,
+            # Embedded networks have one each, wherever they run.
+            more={} if tools.weights.architecture == EMBEDDED else {"threads": str(torch.get_num_threads())},
+        )
+        return replace(said, libraries=versions(*said.tools)).as_words()
 
 
 class Seeded:

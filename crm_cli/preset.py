@@ -296,10 +296,13 @@ class Preset:
         Canonical JSON is hashed, so that the order of keys and the way a number was written do not count. Nor
         does what the weights are called, unless it is asked for: a folder has many names.
         """
+        return hashlib.sha256(self.as_json(*sections).encode("ascii")).hexdigest()
+
+    def as_json(self, *sections: str) -> str:
+        """Canonical JSON of what `fingerprint` stands for: compact, ASCII, keys in order; see read_json."""
         values = asdict(self)
         chosen = {name: values[name] for name in sections or values.keys() - {"weights"}}
-        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -438,6 +441,29 @@ def load_preset(
     return ResolvedPreset(
         name=name, preset=_build(values), origins={key: origins[key] for key in settings()}, autos=autos
     )
+
+
+def read_json(text: str, *, weights: str, origin: str) -> Preset:
+    """The preset that `Preset.as_json` wrote, or UsageError where it is none that this version could make.
+
+    weights: what the text leaves out. origin: where it stands, for messages.
+    """
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{origin}: its preset is not JSON", code="E_PRESET_FILE") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{origin}: its preset holds no settings", code="E_PRESET_FILE")
+    values = {key: _checked(key, value, origin) for key, value in _flatten(tree, Path(origin))}
+    values["weights"] = _checked("weights", weights, origin)
+    missing = next((key for key in settings() if key not in values), None)
+    if missing:
+        raise UsageError(
+            f"{origin}: its preset does not set {missing}",
+            code="E_PRESET_MISSING",
+            remedy="another version of crm made it: install that one",
+        )
+    return _build(values)
 
 
 def _suited(setting: Setting, architecture: str) -> Any:

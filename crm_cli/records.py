@@ -269,6 +269,12 @@ class RealSize:
         """Width, height, depth in millimetres, `-` for what nobody said: `250 - 80.5`."""
         return " ".join(f"{length:.10g}" if length else "-" for length in self.in_mm)
 
+    @classmethod
+    def from_text(cls, text: str) -> RealSize:
+        """Read what str() wrote; ValueError where it is something else."""
+        width, height, depth = (0.0 if word == "-" else float(word) for word in text.split())
+        return cls(width_mm=width, height_mm=height, depth_mm=depth)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitCheck:

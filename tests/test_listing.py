@@ -253,3 +253,8 @@ def test_a_file_in_the_way_of_any_level_is_seen_before_work_begins(
     told = planned(run(photos, out, *CHAIN, dry_run=True))
     assert told["foo.jpg"][0] == "conflict" and "sub/foo_lod1.glb is in the way" in told["foo.jpg"][1]
     assert started(run(photos, out, *CHAIN)) == set()
+
+
+@pytest.mark.parametrize("size", [*SIZES.values(), RealSize(width_mm=0.125, height_mm=1e5, depth_mm=33.3)])
+def test_a_size_is_read_back_from_the_words_in_a_file(size: RealSize) -> None:
+    assert RealSize.from_text(str(size)) == size

@@ -51,6 +51,7 @@ from crm_cli.run.search import PassedOver, absolute
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
 from crm_cli.run.store import REPORT, Store
+from crm_cli.run.sums import write_sums
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE
 
@@ -206,6 +207,7 @@ class Work:
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
         report: Path | str | None = self._write_report()
+        yield from self._write_sums()
         if report and self._options.place:
             report = f"{self._options.place}/{REPORT}/index.html"
         yield from self._write_junit()
@@ -740,6 +742,19 @@ class Work:
                 options=self._options,
                 facts=self._facts,
             )
+
+    def _write_sums(self) -> Iterator[Event]:
+        """List the digests of everything that stands.
+
+        Not as a shard of an object store: it knows of the others only what stood when it began.
+        """
+        if self._options.place and self._options.select.shard:
+            return
+        is_idle = all(planned.action != "convert" for planned in self._plan)
+        with writing(self._options.out):
+            problem = write_sums(self._options.out, run=self._store.run, is_idle=is_idle)
+        if problem:
+            yield Warned(message=problem)
 
     def _entry(self, planned: Planned) -> SheetEntry | None:
         """A photo's place on the sheet; None where it was not reached."""
