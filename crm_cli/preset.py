@@ -141,7 +141,9 @@ class Unwrapping:
     method: Annotated[
         Literal["box", "xatlas"], "box is fast with few seams; xatlas wastes less texture, slowly"
     ]
-    padding_px: Annotated[int, Within(1, 64), "texels between charts; mipmaps bleed across fewer"]
+    padding_px: Annotated[
+        int, Within(1, 64), "texels kept around each chart; fewer let colours bleed when seen from afar"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
