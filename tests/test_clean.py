@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from crm_cli.errors import PhotoError
 from crm_cli.frame import VIEWS
 from crm_cli.mesh.clean import clean, smoothed, winding
-from crm_cli.mesh.inspect import shape_of, silhouette_iou
+from crm_cli.mesh.inspect import shape_of
+from crm_cli.mesh.likeness import silhouette_iou
 from crm_cli.mesh.raster import WarpRaster, render_silhouette
 from crm_cli.records import Mesh
 

@@ -13,7 +13,8 @@ from crm_cli.fragments import interpolate, project
 from crm_cli.frame import VIEWS
 from crm_cli.mesh.bake import bake, uv_usage
 from crm_cli.mesh.clean import clean
-from crm_cli.mesh.inspect import shape_of, silhouette_iou
+from crm_cli.mesh.inspect import shape_of
+from crm_cli.mesh.likeness import silhouette_iou
 from crm_cli.mesh.lods import MAX_DRIFT, coarser
 from crm_cli.mesh.raster import WarpRaster, render_silhouette
 from crm_cli.mesh.topology import following, half_edges
