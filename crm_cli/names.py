@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+from collections.abc import Sequence
 
 SHOWN_AS_THEY_ARE = frozenset({"\u200d", "\ufe0f"})
 """Joiners inside emoji: format characters, but harmless ones."""
@@ -27,3 +30,34 @@ def _displayed(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python carries it
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+SLUG = re.compile("[a-z0-9_-]+")
+"""What shops, engines and URLs all take."""
+
+MAX_SLUG = 80
+"""Characters of a slug: a digest and the suffixes of a chain fit every disk and URL behind them."""
+
+
+def slug(text: str) -> str:
+    """Spell a name in a-z, 0-9, _ and -, each ideograph as a word; empty where nothing can be spelt."""
+    from anyascii import anyascii
+
+    # Composed first: transliteration looks at one character at a time.
+    characters = unicodedata.normalize("NFC", text)
+    spelt = "".join(f" {anyascii(c)} " if _is_ideograph(c) else anyascii(c) for c in characters)
+    return re.sub("[^a-z0-9_]+", "-", spelt.lower()).strip("-")[:MAX_SLUG].rstrip("-")
+
+
+def lod_names(name: str, lods: Sequence[float]) -> list[str]:
+    """Name the files of a chain without their suffixes; a chain of one whole asset has the plain name.
+
+    No two assets of one chain's length can meet: what comes before `_lod0` is each one's own.
+    """
+    if tuple(lods) == (1.0,):
+        return [name]
+    return [f"{name}_lod{level}" for level in range(len(lods))]
+
+
+def _is_ideograph(character: str) -> bool:
+    return unicodedata.name(character, "").startswith("CJK UNIFIED")

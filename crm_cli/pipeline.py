@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crm_cli import __version__, cache
+from crm_cli import __version__, cache, inspection
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import Raster, project
 from crm_cli.frame import FRONT, VIEWS
@@ -45,6 +45,7 @@ from crm_cli.records import (
     SixViews,
     TexturedMesh,
     UnwrappedMesh,
+    Verdict,
     WrittenFile,
 )
 from crm_cli.toolbox import Toolbox, open_toolbox
@@ -52,9 +53,7 @@ from crm_cli.toolbox import Toolbox, open_toolbox
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SILHOUETTE_PX = 128
-"""Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
-
+    from crm_cli.export.publish import Published
 
 FRUGAL_CHUNK = 1 << 13
 """Points asked at once where memory has run out: 16 MiB for each hidden layer of 512."""
@@ -71,6 +70,18 @@ class Surface:
     field: Field
     confidence: Literal["ok", "low"]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Candidate:
+    """What one seed has made of a photo, and what is to be said of it."""
+
+    seed: int
+    views: SixViews
+    drawn: Surface
+    textured: TexturedMesh
+    checks: Checks
+    verdict: Verdict
 
 
 class Prepare:
@@ -207,66 +218,92 @@ class Deliver:
         self._tools = toolbox
         self._preset = preset
 
-    def __call__(
-        self, job: Job, photo: Photo, cutout: Cutout, views: SixViews, drawn: Surface, textured: TexturedMesh
-    ) -> Asset:
+    def __call__(self, job: Job, photo: Photo, cutout: Cutout, kept: Candidate) -> Asset:
         """Write everything that is kept of one photo."""
         from crm_cli.export.preview import render_previews
-        from crm_cli.export.scene import build_scene
+        from crm_cli.export.publish import publish
         from crm_cli.export.sheet import write_thumbs
-        from crm_cli.export.writers import write_asset
-        from crm_cli.mesh.bake import uv_usage
-        from crm_cli.mesh.inspect import inspect
+        from crm_cli.mesh.lods import coarser
 
         folder = job.scratch / job.stem.parent
         # No folder above the scratch folder: where that has vanished, so has the output folder.
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
-        scene = build_scene(textured, provenance=self._provenance(photo))
-        files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
-        usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
-        checks = inspect(
-            textured.unwrapped,
-            uv_overlap=usage.overlap,
-            uv_coverage=usage.coverage,
-            silhouette_iou=float(silhouette_iou(textured.mesh, cutout, self._tools)),
-            confidence=drawn.confidence,
+        published = publish(
+            kept.textured,
+            folder,
+            job.stem.name,
+            export=self._preset.export,
+            limits=self._preset.limits,
+            provenance=self._provenance(cutout, self._preset.of_seed(kept.seed)),
+            coarser=coarser,
+            size=job.size,
         )
+        kept = self._as_published(kept, published, cutout)
         shown = self._preset.preview
-        turns = render_previews(textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
+        turns = render_previews(kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
         write_thumbs(
             job.scratch / "report" / "thumbs",
             job.id,
             photo=photo.rgb if photo.alpha is None else np.dstack([photo.rgb, photo.alpha]),
             cutout=as_picture(torch.cat([cutout.rgb, cutout.alpha])),
-            views_rgb=[as_picture(view) for view in views.rgb],
-            views_ccm=[as_picture(maps) for maps in views.ccm],
+            views_rgb=[as_picture(view) for view in kept.views.rgb],
+            views_ccm=[as_picture(maps) for maps in kept.views.ccm],
             turns=turns,
         )
         return Asset(
             photo=job.path,
-            files=tuple(written(job.scratch, file) for file in files),
-            checks=checks,
-            warnings=(*cutout.warnings, *drawn.warnings, *self._over_budget(checks)),
+            files=tuple(written(job.scratch, file) for file in published.files),
+            checks=kept.checks,
+            warnings=(*cutout.warnings, *kept.drawn.warnings, *published.publication.warnings),
+            publication=published.publication,
+            verdict=kept.verdict,
+            seed=kept.seed,
         )
 
-    def _over_budget(self, checks: Checks) -> tuple[str, ...]:
-        """Say so where the surface could not be simplified as far as the preset asks."""
-        budget = self._preset.mesh.faces
-        if checks.faces <= budget:
-            return ()
-        return (f"{checks.faces} triangles where the preset asks for {budget}: fewer would tear the surface",)
+    def _as_published(self, kept: Candidate, published: Published, cutout: Cutout) -> Candidate:
+        """Measure again what a repair has changed, and judge with what no repair has mended."""
+        textured, checks = kept.textured, kept.checks
+        if published.unwrapped is not textured.unwrapped:
+            textured = replace(textured, unwrapped=published.unwrapped)
+            checks = inspection.measure(
+                textured, cutout, kept.views, self._tools.raster, confidence=kept.drawn.confidence
+            )
+        reasons = [*inspection.doubts(cutout), *inspection.broken_limits(published.publication)]
+        verdict = inspection.judge(checks, self._preset, reasons)
+        return replace(kept, textured=textured, checks=checks, verdict=verdict)
 
-    def _provenance(self, photo: Photo) -> dict[str, str]:
-        """Say inside every file where it came from. No path, no time: the same photo makes the same bytes."""
-        return {
-            "crm_version": __version__,
-            "photo_sha256": photo.digest,
-            "preset_sha256": self._preset.fingerprint(),
-            "seed": str(self._preset.seed),
-            "weights": self._tools.weights.name,
-            "weights_sha256": self._tools.weights.digest,
-        }
+    def _provenance(self, cutout: Cutout, preset: Preset) -> dict[str, str]:
+        """Say inside every file what would make it again."""
+        from crm_cli.export.provenance import Provenance, versions
+
+        # Which method `auto` came to depends on what is installed: the file names the one that was used.
+        matting = replace(preset.matting, method=cast(Any, cutout.matting))
+        tools = self._tools
+        said = Provenance(
+            crm_version=__version__,
+            photo_sha256=cutout.digest,
+            preset=replace(preset, matting=matting).as_json(),
+            seed=preset.seed,
+            weights=tools.weights.name,
+            weights_sha256=tools.weights.digest,
+            device=torch.device(tools.device).type,
+            precision=str(tools.dtype).removeprefix("torch."),
+            rasteriser=tools.raster.name,
+            surface=tools.surfacer.name,
+            # Embedded networks have one each, wherever they run.
+            more={} if tools.weights.architecture == EMBEDDED else {"threads": str(torch.get_num_threads())},
+        )
+        return replace(said, libraries=versions(*said.tools)).as_words()
+
+
+class Seeded:
+    """The stations that draw random numbers, with one seed."""
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self.seed = preset.seed
+        self.imagine = Imagine(toolbox, preset)
+        self.reconstruct = Reconstruct(toolbox, preset)
 
 
 class Line:
@@ -276,8 +313,7 @@ class Line:
         self._tools = toolbox
         self._preset = preset
         self._prepare = Prepare(toolbox, preset)
-        self._imagine = Imagine(toolbox, preset)
-        self._reconstruct = Reconstruct(toolbox, preset)
+        self._seeded = [Seeded(toolbox, replace(preset, seed=seed)) for seed in preset.seeds()]
         self._unwrap = Unwrap(toolbox, preset)
         self._bake = Bake(toolbox, preset)
         self._deliver = Deliver(toolbox, preset)
@@ -320,54 +356,101 @@ class Line:
     ) -> Asset:
         """Make one asset; PhotoError where the photo does not allow it.
 
+        Several seeds may be tried, as the preset has it; files are written of the best alone.
+
         report_stage: called with the name of each station as it begins.
         report_step: called with the evaluations of the denoisers that are done, and how many there will be.
         """
         watch = Stopwatch(report_stage)
-        photo, (cutout, views) = self._see(job, watch, report_step)
+        watch.begin("prepare")
+        kept = self._kept(job, 0)
+        photo, cutout = (self._prepare.read(job), kept.cutout) if kept else self._prepare(job)
+        best = self._best(job, cutout, kept, watch, report_step)
+        return replace(self._deliver(job, photo, cutout, best), seconds=watch.stop())
+
+    def _best(
+        self,
+        job: Job,
+        cutout: Cutout,
+        kept: cache.Imagined | None,
+        watch: Stopwatch,
+        report_step: Progress,
+    ) -> Candidate:
+        """Try seed after seed until one is good enough; the best of them.
+
+        kept: of the first seed. Raises PhotoError where no seed makes anything.
+        """
+        best: Candidate | None = None
+        failure: PhotoError | None = None
+        for number, seeded in enumerate(self._seeded):
+            kept = kept if number == 0 else self._kept(job, number)
+            views = kept.views if kept else self._imagined(job, number, cutout, watch, report_step)
+            try:
+                candidate = self._made(seeded, views, cutout, watch)
+            except PhotoError as error:
+                failure = failure or error
+                continue
+            if best is None or inspection.rank(candidate.verdict) > inspection.rank(best.verdict):
+                best = candidate
+            if inspection.is_good_enough(candidate.verdict, self._preset):
+                break
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best
+
+    def _kept(self, job: Job, number: int) -> cache.Imagined | None:
+        """What was kept of the photo under one of the seeds."""
+        folder = _cache_of(job, number)
+        return cache.read(folder, photo=job.path) if folder and job.may_reuse else None
+
+    def _imagined(
+        self, job: Job, number: int, cutout: Cutout, watch: Stopwatch, report_step: Progress
+    ) -> SixViews:
+        """Draw the photo's views with one of the seeds, and keep them."""
+        watch.begin("imagine")
+        [views] = self._seeded[number].imagine([cutout], report_step)
+        folder = _cache_of(job, number)
+        if folder is not None:
+            cache.write(folder, cache.Imagined(cutout=cutout, views=views))
+        return views
+
+    def _made(self, seeded: Seeded, views: SixViews, cutout: Cutout, watch: Stopwatch) -> Candidate:
+        """Make a textured mesh of views, and judge it; no file is written."""
         watch.begin("reconstruct")
-        drawn = self._reconstruct(views, cutout)
+        drawn = seeded.reconstruct(views, cutout)
         watch.begin("unwrap")
         drawn, unwrapped = self.finish(drawn, cutout)
         watch.begin("bake")
         textured = self._bake(unwrapped, drawn.field, views)
         watch.begin("deliver")
-        asset = self._deliver(job, photo, cutout, views, drawn, textured)
-        return replace(asset, seconds=watch.stop())
-
-    def _see(
-        self, job: Job, watch: Stopwatch, report_step: Progress
-    ) -> tuple[Photo, tuple[Cutout, SixViews]]:
-        """Make the photo's cut-out and views, or take what was kept of them."""
-        watch.begin("prepare")
-        is_kept = job.cache is not None and job.may_reuse
-        kept = cache.read(job.cache, photo=job.path) if job.cache and is_kept else None
-        if kept is not None:
-            return self._prepare.read(job), (kept.cutout, kept.views)
-        photo, cutout = self._prepare(job)
-        watch.begin("imagine")
-        [views] = self._imagine([cutout], report_step)
-        if job.cache is not None:
-            cache.write(job.cache, cache.Imagined(cutout=cutout, views=views))
-        return photo, (cutout, views)
+        checks = inspection.measure(textured, cutout, views, self._tools.raster, confidence=drawn.confidence)
+        return Candidate(
+            seed=seeded.seed,
+            views=views,
+            drawn=drawn,
+            textured=textured,
+            checks=checks,
+            verdict=inspection.judge(checks, self._preset, inspection.doubts(cutout)),
+        )
 
     def finish(self, drawn: Surface, cutout: Cutout) -> tuple[Surface, UnwrappedMesh]:
         """Clean and unwrap, with a solid instead of what cannot be mended or no longer shows the photo."""
         try:
             unwrapped = self._unwrap(drawn)
-            reason = self._reconstruct.doubt(unwrapped.mesh, cutout)
+            reason = self._seeded[0].reconstruct.doubt(unwrapped.mesh, cutout)
         except PhotoError as error:
             if drawn.confidence == "low":
                 raise
             reason = error.cause
         if reason is None or drawn.confidence == "low":
             return drawn, unwrapped
-        solid = self._reconstruct.solid(cutout, reason)
+        solid = self._seeded[0].reconstruct.solid(cutout, reason)
         return solid, self._unwrap(solid)
 
 
 class Stopwatch:
-    """Seconds per stage, and a word to whoever watches the clock from outside."""
+    """Seconds per stage, whose tries add up, and a word to whoever watches the clock from outside."""
 
     def __init__(self, report_stage: Callable[[str], None]) -> None:
         self._report = report_stage
@@ -384,7 +467,8 @@ class Stopwatch:
         """End the running stage; return all seconds so far."""
         if self._running is not None:
             stage, began = self._running
-            self._seconds[stage] = round(time.perf_counter() - began, 3)
+            spent = self._seconds.get(stage, 0.0) + time.perf_counter() - began
+            self._seconds[stage] = round(spent, 3)
             self._running = None
         return self._seconds
 
@@ -401,12 +485,13 @@ def look_at(mesh: Mesh, raster: Raster, size_px: int) -> tuple[Tensor, Tensor]:
 
 def silhouette_iou(mesh: Mesh, cutout: Cutout, toolbox: Toolbox) -> float:
     """Compare the front outline of a mesh with that of its photo: intersection over union."""
-    from crm_cli.mesh.inspect import silhouette_iou as compare
-    from crm_cli.mesh.raster import render_silhouette
+    return inspection.front_iou(mesh, cutout, toolbox.raster)
 
-    drawn = render_silhouette(mesh, toolbox.raster, VIEWS[FRONT], SILHOUETTE_PX)
-    shown = agree.place_photo(cutout, SILHOUETTE_PX)[3] > agree.SOLID
-    return compare(drawn, shown.numpy())
+
+def _cache_of(job: Job, number: int) -> Path | None:
+    """Where the views of the number-th seed are kept, where they are."""
+    folders = [job.cache, *job.other_caches]
+    return folders[number] if number < len(folders) else None
 
 
 def as_picture(image: Tensor) -> Image:

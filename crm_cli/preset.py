@@ -12,7 +12,7 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import takewhile
@@ -141,7 +141,9 @@ class Unwrapping:
     method: Annotated[
         Literal["box", "xatlas"], "box is fast with few seams; xatlas wastes less texture, slowly"
     ]
-    padding_px: Annotated[int, Within(1, 64), "texels between charts; mipmaps bleed across fewer"]
+    padding_px: Annotated[
+        int, Within(1, 64), "texels kept around each chart; fewer let colours bleed when seen from afar"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +157,48 @@ class Texturing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporting:
-    """Which files are written."""
+    """Which files are written, and how they are packed."""
 
-    formats: Annotated[tuple[Literal["glb", "obj", "usd"], ...], "file formats of the asset"]
+    formats: Annotated[tuple[Literal["glb", "obj", "usd", "usdz"], ...], "file formats of the asset"]
+    texture: Annotated[
+        Literal["png", "jpeg", "webp", "ktx2"],
+        "picture format inside GLB; the other formats take png where it says so, else jpeg",
+    ]
+    texture_quality: Annotated[
+        int, Within(1, 100), "of jpeg, webp and ktx2, which lose detail; png loses none"
+    ]
+    compression: Annotated[
+        Literal["none", "meshopt", "draco"], "of the geometry in GLB; viewers need the decoder of that name"
+    ]
+    lods: Annotated[
+        tuple[float, ...],
+        Within(0.001, 1.0),
+        "shares of the triangles, each a file: _lod0, _lod1, …; 1.0 alone is one plain file",
+    ]
+
+    @property
+    def plain_texture(self) -> Literal["png", "jpeg"]:
+        """The picture format where only these two are read: in OBJ, in USD, on Apple devices.
+
+        Who asks for a format that loses detail wants a small file, so that JPEG is nearer to it than PNG.
+        """
+        return "png" if self.texture == "png" else "jpeg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limiting:
+    """What the written files may be; 0 is no limit. What breaks one is mended, or flagged."""
+
+    triangles: Annotated[int, Within(0, 10_000_000), "triangles of one file"]
+    vertices: Annotated[int, Within(0, 10_000_000), "vertices of one file, split at seams as in a GLB"]
+    texture_px: Annotated[int, Within(0, 16_384), "longest side of the texture"]
+    min_texture_px: Annotated[int, Within(0, 16_384), "no repair leaves a smaller texture"]
+    file_bytes: Annotated[int, Within(0, 10_000_000_000), "bytes of a format's files together"]
+    square_texture: Annotated[bool, "the texture must be square, its side a power of two"]
+    slugs: Annotated[bool, "files are named in a-z, 0-9, _ and -, spelt after the photo's name"]
+    aspect: Annotated[
+        float, Within(0.0, 10.0), "share by which proportions may disagree with listed sizes (--products)"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +220,48 @@ class Checking:
         Suited(embedded=0.8, published=0.0),
         "below this match with the photo's outline the networks' answer is not trusted",
     ]
+    best_of: Annotated[int, Within(1, 64), "seeds tried for each photo, from `seed` on; the best is kept"]
+    enough_score: Annotated[
+        float, Within(0.0, 1.0), "a passing try with this score (outline × colour × sides) ends the search"
+    ]
+    max_parts: Annotated[int, Within(1, 1000), "separate parts an asset may have without a review"]
+    max_uv_overlap: Annotated[
+        float, Within(0.0, 1.0), "share of the used texture that may belong to several faces"
+    ]
+    review_silhouette_iou: Annotated[
+        float,
+        Within(0.0, 1.0),
+        Suited(embedded=0.9, published=0.0),
+        "match with the photo's outline below which a person should look",
+    ]
+    fail_silhouette_iou: Annotated[
+        float, Within(0.0, 1.0), Suited(embedded=0.7, published=0.0), "the same, below which an asset fails"
+    ]
+    review_colour_distance: Annotated[
+        float,
+        Within(0.0, 100.0),
+        Suited(embedded=8.0, published=100.0),
+        "mean CIEDE2000 distance from the photo's colours above which a person should look",
+    ]
+    fail_colour_distance: Annotated[
+        float,
+        Within(0.0, 100.0),
+        Suited(embedded=20.0, published=100.0),
+        "the same, above which an asset fails",
+    ]
+    review_views_iou: Annotated[
+        float, Within(0.0, 1.0), "match of the sides with the imagined views below which a person should look"
+    ]
+    fail_views_iou: Annotated[float, Within(0.0, 1.0), "the same, below which an asset fails"]
+    review_thickness: Annotated[
+        float,
+        Within(0.0, 1.0),
+        "thickness, as a share of what the views promise, below which a person should look",
+    ]
+    fail_thickness: Annotated[float, Within(0.0, 1.0), "the same, below which an asset fails"]
+    review_seen_share: Annotated[
+        float, Within(0.0, 1.0), "share of the surface that the photo shows below which a person should look"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +280,17 @@ class Preset:
     unwrap: Unwrapping
     texture: Texturing
     export: Exporting
+    limits: Limiting
     preview: Previewing
     checks: Checking
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are tried for each photo, in their order."""
+        return tuple((self.seed + number) % 2**32 for number in range(self.checks.best_of))
+
+    def of_seed(self, seed: int) -> Preset:
+        """What makes with one seed alone the asset that it made among several."""
+        return replace(self, seed=seed, checks=replace(self.checks, best_of=1))
 
     def fingerprint(self, *sections: str) -> str:
         """SHA-256 over the values of the named sections, hexadecimal; without a name, of all that counts.
@@ -206,17 +298,20 @@ class Preset:
         Canonical JSON is hashed, so that the order of keys and the way a number was written do not count. Nor
         does what the weights are called, unless it is asked for: a folder has many names.
         """
+        return hashlib.sha256(self.as_json(*sections).encode("ascii")).hexdigest()
+
+    def as_json(self, *sections: str) -> str:
+        """Canonical JSON of what `fingerprint` stands for: compact, ASCII, keys in order; see read_json."""
         values = asdict(self)
         chosen = {name: values[name] for name in sections or values.keys() - {"weights"}}
-        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 STAGE_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "prep": ("matting", "cutout"),
     "views": ("seed", "rgb", "ccm", "views"),
     "mesh": ("reconstruction", "mesh", "checks"),
-    "out": ("unwrap", "texture", "export", "preview"),
+    "out": ("unwrap", "texture", "export", "limits", "preview"),
 }
 """Which part of the preset each stage reads: a change redoes that stage and those after it, not those before.
 
@@ -245,6 +340,8 @@ class Setting(NamedTuple):
         noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[self.kind]
         if self.within:
             noun += f" from {self.within.low:.12g} to {self.within.high:.12g}"
+        if self.many:
+            noun = f"a list, each {noun}"
         return f"{noun}, or auto" if self.suited else noun
 
 
@@ -346,6 +443,29 @@ def load_preset(
     return ResolvedPreset(
         name=name, preset=_build(values), origins={key: origins[key] for key in settings()}, autos=autos
     )
+
+
+def read_json(text: str, *, weights: str, origin: str) -> Preset:
+    """The preset that `Preset.as_json` wrote, or UsageError where it is none that this version could make.
+
+    weights: what the text leaves out. origin: where it stands, for messages.
+    """
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{origin}: its preset is not JSON", code="E_PRESET_FILE") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{origin}: its preset holds no settings", code="E_PRESET_FILE")
+    values = {key: _checked(key, value, origin) for key, value in _flatten(tree, Path(origin))}
+    values["weights"] = _checked("weights", weights, origin)
+    missing = next((key for key in settings() if key not in values), None)
+    if missing:
+        raise UsageError(
+            f"{origin}: its preset does not set {missing}",
+            code="E_PRESET_MISSING",
+            remedy="another version of crm made it: install that one",
+        )
+    return _build(values)
 
 
 def _suited(setting: Setting, architecture: str) -> Any:
@@ -492,6 +612,10 @@ def _checked(key: str, value: Any, origin: str) -> Any:
         return _checked_one(setting, value, origin)
     if isinstance(value, str):  # --set export.formats=glb,usd
         value = [item.strip() for item in value.split(",")]
+        if not setting.choices:  # --set export.lods=1,0.5
+            value = [_parse(item, where=f"{origin} {key}") for item in value]
+    if setting.kind is float and isinstance(value, int | float):  # --set export.lods=0.5
+        value = [value]
     if not isinstance(value, list) or not value:
         raise _wrong(key, f"expected {setting.allowed}, got {_shown(value)}", origin)
     items = tuple(_checked_one(setting, item, origin) for item in value)

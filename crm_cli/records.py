@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from crm_cli.errors import CrmError, ErrorClass
 
@@ -171,18 +171,36 @@ class TexturedMesh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checks:
-    """What a buyer would check of a finished asset."""
+class Shape:
+    """What holds of a surface as a whole."""
 
     vertices: int
     faces: int
     is_closed: bool
+    """Every edge has exactly two faces."""
     is_manifold: bool
+    """No edge has more than two faces, and the faces around each vertex form one fan."""
     is_oriented: bool
+    """Wherever two faces meet, they run along their edge in opposite directions."""
     volume: float
+    """Signed; positive where faces look outwards."""
     euler: int
     components: int
     degenerate_faces: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the surface bounds a solid."""
+        return self.is_closed and self.is_manifold and self.is_oriented and self.volume > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks(Shape):
+    """What a buyer would check of a finished asset.
+
+    Measures with a default came after version 0.1.0; the default says that nobody measured.
+    """
+
     uv_overlap: float
     """Share of covered texels that more than one triangle covers."""
     uv_coverage: float
@@ -190,6 +208,126 @@ class Checks:
     """Front silhouette of the asset against the cut-out; 0 where there is nothing to compare."""
     confidence: str
     """`ok`, or `low` where the networks' answer did not match the photo."""
+    colour_distance: float = 0.0
+    """Mean CIEDE2000 difference between the asset's front and the cut-out, over what both cover."""
+    views_iou: float = 1.0
+    """Mean intersection over union of the other five outlines with the views that they were made from."""
+    thickness: float = 1.0
+    """How deep it is as a share of what the views promise, from the side or from above, whichever is less."""
+    seen_share: float = 0.0
+    """Share of the texture that the photo saw; 0 where no photo was projected."""
+
+
+Grade = Literal["pass", "review", "fail"]
+"""May be published; a person should look; is not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One thing that speaks against an asset."""
+
+    code: str
+    """Dotted and stable, as `likeness.colour`."""
+    severity: Literal["review", "fail"]
+    found: float
+    limit: float
+    """What would have passed."""
+    sentence: str
+    """The same for a person, with both numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether an asset may be published as it is, and what speaks against it."""
+
+    grade: Grade
+    reasons: tuple[Reason, ...] = ()
+    """Those that weigh most first."""
+    score: float = 0.0
+    """How well the asset agrees with photo and views, in [0, 1]: tells tries of one grade apart."""
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """What the reasons are called."""
+        return tuple(reason.code for reason in self.reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealSize:
+    """What a product measures, in millimetres, as its listing says; 0 where it does not."""
+
+    width_mm: float = 0.0
+    height_mm: float = 0.0
+    depth_mm: float = 0.0
+
+    @property
+    def in_mm(self) -> tuple[float, float, float]:
+        """Width, height, depth: along x, y, z of the files."""
+        return self.width_mm, self.height_mm, self.depth_mm
+
+    def __str__(self) -> str:
+        """Width, height, depth in millimetres, `-` for what nobody said: `250 - 80.5`."""
+        return " ".join(f"{length:.10g}" if length else "-" for length in self.in_mm)
+
+    @classmethod
+    def from_text(cls, text: str) -> RealSize:
+        """Read what str() wrote; ValueError where it is something else."""
+        width, height, depth = (0.0 if word == "-" else float(word) for word in text.split())
+        return cls(width_mm=width, height_mm=height, depth_mm=depth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitCheck:
+    """One limit of a preset, held against one written file."""
+
+    limit: str
+    """The setting's name in the section `limits`: triangles, vertices, texture_px, …; or lods, of a chain."""
+    file: str
+    """Name of the file; empty where the whole asset is meant."""
+    allowed: float
+    found: float
+    is_kept: bool
+    mended: str = ""
+    """What was given up to keep it; empty where nothing had to be."""
+
+    @property
+    def words(self) -> str:
+        """Say in what a limit is broken."""
+        place = f"{self.file}: " if self.file else ""
+        if self.limit == "aspect":
+            return f"the aspect disagrees with the listing by {self.found:.0%}"
+        if self.limit == "square_texture":
+            return f"{place}the texture is not square, or its side no power of two"
+        if self.limit == "slugs":
+            return f"{place}named in other letters than a-z, 0-9, _ and -"
+        if self.limit == "lods":
+            return (
+                f"{place}{self.found:.0f} triangles where {self.allowed:.0f} were asked: fewer would tear it"
+            )
+        kept = "no repair that is left would keep it"
+        return f"{place}{self.limit} {self.found:.0f} where {self.allowed:.0f} are allowed: {kept}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """How an asset's files keep the limits of their preset, measured on the files."""
+
+    checks: tuple[LimitCheck, ...] = ()
+    mended: tuple[str, ...] = ()
+    """Repairs in the order they were made: `texture 2048→1024 px to keep 5 MB`."""
+    size_mm: RealSize | None = None
+    """What the asset measures, where a listing said what the product does."""
+
+    @property
+    def broken(self) -> tuple[LimitCheck, ...]:
+        """Limits that are not kept."""
+        return tuple(check for check in self.checks if not check.is_kept)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of it."""
+        mended = (f"mended: {repair}" for repair in self.mended)
+        return *mended, *dict.fromkeys(check.words for check in self.broken)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,8 +348,12 @@ class Job:
     """A photo of more million pixels is refused before it is decoded."""
     cache: Path | None = None
     """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
+    other_caches: tuple[Path, ...] = ()
+    """The same for every further seed that may be tried, in their order."""
     may_reuse: bool = True
     """Whether what is kept there may be used, or is to be made anew."""
+    size: RealSize | None = None
+    """What the product measures, where somebody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +374,11 @@ class Asset:
     checks: Checks
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    publication: Publication = field(default_factory=Publication)
+    verdict: Verdict | None = None
+    """None where nobody judged."""
+    seed: int | None = None
+    """Of the try that was kept; None: the preset's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +409,8 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Job", "Mesh", "Outcome", "Photo", "SixViews",
-    "TexturedMesh", "Triplane", "UnwrappedMesh", "WrittenFile", "expect",
+    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Grade", "Job", "LimitCheck", "Mesh",
+    "Outcome", "Photo", "Publication", "RealSize", "Reason", "Shape", "SixViews", "TexturedMesh",
+    "Triplane", "UnwrappedMesh", "Verdict", "WrittenFile",
+    "expect",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, BinaryIO, Protocol, Self, TextIO, cast
 
+from crm_cli.errors import ExitCode
 from crm_cli.names import display_name
 from crm_cli.run.events import (
     FAILING,
@@ -33,6 +34,7 @@ from crm_cli.run.events import (
     Warned,
     WeightsLoading,
     duration,
+    verdicts_label,
     weights_label,
 )
 
@@ -194,6 +196,7 @@ class PlainScreen(QuietScreen):
                     return []
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
+                text += _verdict(event)
                 return [text, *(f"warning: {event.path}: {warning}" for warning in event.warnings)]
             case AssetPlanned():
                 start = f"; from {event.stage}" if event.stage else ""
@@ -375,6 +378,8 @@ def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
             kinds = ", ".join(f"{kind} {many}" for kind, many in classes)
             detail = f"({kinds})" if name == "failed" else ""
             table.add_row(name, Text(str(count), justify="right"), detail)
+    if event.verdicts:
+        table.add_row("verdicts", "", Text(verdicts_label(event.verdicts)))
     if event.weights:
         label = display_name(weights_label(event.weights, event.weights_digest))
         table.add_row("weights", "", Text(label))
@@ -389,10 +394,20 @@ def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
     may_retry = any(kind not in ("conflict", "input") for kind in event.failures)
     if event.left:
         say(console, f"{event.left} left: the same command again does what is left")
+    elif event.exit_code == ExitCode.SOME_FAILED and not event.failures:
+        say(console, "--fail-on: there are assets with such a verdict, see above or the contact sheet")
     elif event.exit_code and not event.failures and event.counts:
         say(console, "nothing is left to do")
     if may_retry:
         say(console, f"what failed can be tried once more: {retry}")
+
+
+def _verdict(event: AssetFinished) -> str:
+    """What speaks against an asset; nothing where it passes."""
+    if event.verdict is None or event.verdict.grade == "pass":
+        return ""
+    sentences = "; ".join(reason.sentence for reason in event.verdict.reasons)
+    return f"; {event.verdict.grade}: {sentences}"
 
 
 def _plan(event: Plan) -> str:

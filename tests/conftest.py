@@ -3,6 +3,7 @@
 import os
 
 from hypothesis import settings
+from in_process import crm  # noqa: F401
 from object_store import credentials, store  # noqa: F401
 
 # Before torch is imported anywhere: on a busy machine, threads that spin while they wait for each other

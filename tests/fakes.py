@@ -15,6 +15,8 @@ big_      runs out of memory unless its worker is frugal
 huge_     runs out of memory unless it is on a CPU
 oomcrash_ runs out of memory twice, then dies in native code
 flaky_    cannot be published the first time
+review_   becomes an asset that a person should look at
+poor_     becomes an asset that is not what was asked for
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from crm_cli.errors import EnvironmentProblem, PhotoError
+from crm_cli.names import lod_names
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Checks, Job, WrittenFile
+from crm_cli.records import Asset, Checks, Job, Reason, Verdict, WrittenFile
 from crm_cli.run.keeping import MARK
 from crm_cli.run.options import Engine, UsedWeights
 
@@ -41,6 +44,19 @@ CHECKS = Checks(
     vertices=8, faces=12, is_closed=True, is_manifold=True, is_oriented=True, volume=1.0, euler=2,
     components=1, degenerate_faces=0, uv_overlap=0.0, uv_coverage=0.5, silhouette_iou=0.9, confidence="ok",
 )  # fmt: skip
+
+PASSED = Verdict(grade="pass", score=0.9)
+
+PALE = Reason(
+    code="likeness.colour", severity="review", found=12.0, limit=9.0, sentence="the colours are 12.0 away"
+)
+TORN = Reason(code="geometry.open", severity="fail", found=0.0, limit=1.0, sentence="the surface has holes")
+
+VERDICTS = {
+    "review": Verdict(grade="review", reasons=(PALE,), score=0.8),
+    "poor": Verdict(grade="fail", reasons=(TORN, PALE), score=0.7),
+}
+"""By the fate in a photo's name."""
 
 STAGES = ("prepare", "imagine", "reconstruct", "unwrap", "bake", "deliver")
 
@@ -120,9 +136,17 @@ class FakeLine:
                 obey(job)
                 _tell_steps(job, report_step)
         formats = self._preset.export.formats
-        files = tuple(self._write(job, data, name) for name in formats)
+        chain = [job.stem.with_name(name) for name in lod_names(job.stem.name, self._preset.export.lods)]
+        jobs = [replace(job, stem=stem) for stem in chain]
+        files = tuple(self._write(level, data, name) for level in jobs for name in formats)
         checks = replace(CHECKS, volume=math.nan) if job.path.name.startswith("nan_") else CHECKS
-        return Asset(photo=job.path, files=files, checks=checks, seconds=dict.fromkeys(STAGES, 0.0))
+        return Asset(
+            photo=job.path,
+            files=files,
+            checks=checks,
+            seconds=dict.fromkeys(STAGES, 0.0),
+            verdict=VERDICTS.get(job.path.name.partition("_")[0], PASSED),
+        )
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")
@@ -133,6 +157,17 @@ class FakeLine:
         file.write_text(text)
         announced = len(text) + (10 if job.path.name.startswith("liar_") else 0)
         return WrittenFile(path=path, size=announced, sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+class SeedsLine(FakeLine):
+    """A line that keeps views of every seed that it may try, and whose last seed wins."""
+
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        assert job.cache is not None
+        for folder in (job.cache, *job.other_caches):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MARK).write_bytes(b"{}")
+        return replace(super().convert(job, report_stage, report_step), seed=self._preset.seeds()[-1])
 
 
 class KeepingLine(FakeLine):

@@ -44,6 +44,7 @@ from crm_cli.run.options import Stop
 from crm_cli.run.selection import Selection
 from crm_cli.run.status import status as read_status
 from crm_cli.run.store import Store
+from crm_cli.run.sums import SUMS
 from crm_cli.run.wire import dumps, to_plain
 
 
@@ -62,7 +63,7 @@ def test_every_photo_becomes_an_asset_in_the_mirrored_folder(photos: Path) -> No
     assert exit_code(events) == 0
     assert statuses(events) == {"a.jpg": "converted", "sub/b.png": "converted", "sub/c.webp": "converted"}
     names = {f"{stem}.{suffix}" for stem in ("a", "sub/b", "sub/c") for suffix in ("glb", "obj", "usd")}
-    assert set(published(photos.parent / "out")) == names
+    assert set(published(photos.parent / "out")) == {*names, SUMS}
 
 
 def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_bad_photos_are_classified_and_cost_nobody_else(tmp_path: Path) -> None:
         assert (event.status, event.kind, attempts[f"{fate}x.jpg"]) == (status, kind, tries)
     assert exit_code(events) == 3
     out = tmp_path / "out"
-    assert {Path(name).stem for name in published(out)} == {"once_x", "noisy_x", "good_x"}
+    assert {Path(name).stem for name in published(out) if name != SUMS} == {"once_x", "noisy_x", "good_x"}
     evidence = [path.read_text() for path in out.glob(".crm/runs/*/errors/*.txt")]
     assert sum("RuntimeError: a surprise" in text for text in evidence) == 2
 
@@ -286,6 +287,21 @@ def test_a_foreign_file_in_the_way_is_a_conflict(photos: Path) -> None:
     events = run(photos)
     assert statuses(events) == {"a.jpg": "conflict", "sub/b.png": "converted", "sub/c.webp": "converted"}
     assert (out / "a.obj").read_text() == "foreign" and not (out / "a.glb").exists()
+
+
+@pytest.mark.parametrize(("texture", "in_the_way"), [("png", "a.png"), ("jpeg", "a.jpg"), ("webp", "a.jpg")])
+def test_a_foreign_picture_is_in_the_way_where_the_texture_would_be(
+    photos: Path, texture, in_the_way
+) -> None:
+    out = photos.parent / "out"
+    out.mkdir()
+    for name in ("a.png", "a.jpg"):
+        (out / name).write_text("foreign")
+        planned = [
+            e for e in run(photos, f"export.texture={texture}", dry_run=True) if isinstance(e, AssetPlanned)
+        ]
+        assert planned[0].action == ("conflict" if name == in_the_way else "convert")
+        (out / name).unlink()
 
 
 def test_a_photo_that_changes_under_the_worker_is_not_committed(tmp_path: Path) -> None:

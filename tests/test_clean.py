@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crm_cli.errors import PhotoError
+from crm_cli.frame import VIEWS
 from crm_cli.mesh.clean import clean, smoothed, winding
 from crm_cli.mesh.inspect import shape_of
+from crm_cli.mesh.likeness import silhouette_iou
+from crm_cli.mesh.raster import WarpRaster, render_silhouette
 from crm_cli.records import Mesh
 
 
@@ -178,6 +182,51 @@ def test_winding_is_one_inside_and_zero_outside() -> None:
     places = np.array([[0.6, 0, 0], [0, 0, 0], [0.9, 0, 0], [0, -0.6, 0.1]])
     found = winding(places, TORUS.vertices.astype(np.float64), TORUS.faces)
     assert found == pytest.approx([1, 0, 0, 1], abs=1e-6)
+
+
+def rod(start: tuple[float, ...], end: tuple[float, ...], radius: float) -> Mesh:
+    solid = trimesh.creation.cylinder(radius=radius, segment=[start, end], sections=32)
+    return mesh_of(solid.subdivide().subdivide())
+
+
+def stool() -> Mesh:
+    """A seat on four thin legs that stand apart, none touching another."""
+    seat = trimesh.creation.cylinder(radius=0.5, height=0.08, sections=96).apply_translation((0, 0, 0.45))
+    legs = [
+        rod((0.25 * x, 0.25 * y, 0.4), (0.45 * x, 0.45 * y, -0.7), 0.03) for x in (-1, 1) for y in (-1, 1)
+    ]
+    return together(mesh_of(seat.subdivide().subdivide()), *legs)
+
+
+def hoop() -> Mesh:
+    """A thin ring upright on a ball: a basket's handle."""
+    ring = trimesh.creation.torus(0.5, 0.025, major_sections=160, minor_sections=24)
+    ball = placed(SPHERE, 0, 0, -0.4, scale=0.6)
+    upright = Mesh(vertices=ring.vertices[:, [0, 2, 1]].astype(np.float32), faces=ring.faces[:, ::-1])
+    return together(ball, placed(upright, 0, 0, 0.2))
+
+
+def rotated(mesh: Mesh, turn: int) -> Mesh:
+    rotation = trimesh.transformations.random_rotation_matrix(np.random.default_rng(turn).random(3))[:3, :3]
+    return Mesh(vertices=(mesh.vertices @ rotation.T).astype(np.float32), faces=mesh.faces)
+
+
+@pytest.mark.parametrize("solid", [stool, hoop])
+@pytest.mark.parametrize(("share", "least"), [(1, 0.995), (4, 0.99), (8, 0.98)])
+def test_thin_legs_and_handles_keep_their_outline_from_all_sides(
+    solid: Callable[[], Mesh], share: int, least: float
+) -> None:
+    mesh = solid()
+    light = clean(mesh, faces=len(mesh.faces) // share)
+    assert len(light.faces) <= len(mesh.faces) // share
+    assert shape_of(light).is_sound
+    raster = WarpRaster()
+    for turn in range(4):
+        for view in VIEWS[:3]:
+            before, after = (
+                render_silhouette(rotated(one, turn), raster, view, 256) for one in (mesh, light)
+            )
+            assert silhouette_iou(before, after) >= least
 
 
 def _one_bad_coordinate(value: float) -> Mesh:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crm_cli.errors import PhotoError
 from crm_cli.models import flexicubes
-from crm_cli.models.field import in_chunks, sample_near_surface, surface
+from crm_cli.models.field import first_stride, in_chunks, sample_near_surface, surface
 from crm_cli.models.flexicubes import CubeWeights, OwnSurface
 
 
@@ -123,6 +123,43 @@ def test_asking_near_the_surface_alone_changes_nothing(
     sparse, whole = (flexicubes.extract(points, values, resolution, refine=sdf) for values in (found, dense))
     assert torch.equal(sparse[1], whole[1])
     torch.testing.assert_close(sparse[0], whole[0], atol=1e-5, rtol=0)
+
+
+def thin(points: Tensor) -> Tensor:
+    """A true distance: two plates two cells of a grid of 160 thick, and a loose grain of three cells."""
+    x, y, z = points.unbind(1)
+    plates = [
+        torch.stack((x.abs() - 0.6, (y - at - 0.1 * x).abs() / 1.01 - 0.0125, z.abs() - 0.5)).amax(0)
+        for at in (-0.3, 0.23)
+    ]
+    grain = (points - points.new_tensor((0.03, 0.77, 0.31))).norm(dim=1) - 0.02
+    return torch.stack((*plates, grain)).amin(0)
+
+
+@pytest.mark.parametrize("sdf", [rods, thin])
+def test_on_a_fine_grid_distances_lead_to_everything(sdf: Callable[[Tensor], Tensor]) -> None:
+    field = Asked(sdf)
+    points = flexicubes.grid(160)
+    found, _ = sample_near_surface(field, points, 160)
+    assert field.points < 161**3 / 8
+    dense = flexicubes.close_border(sdf(points), 160)
+    assert torch.equal(found > 0, dense > 0)
+    corners = flexicubes.cube_corners(flexicubes.surface_cubes(dense, 160), 160).view(-1)
+    torch.testing.assert_close(found[corners], dense[corners], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("resolution", "stride"), [(20, 2), (96, 2), (159, 2), (160, 4), (256, 4), (320, 8)])
+def test_finer_grids_begin_with_vertices_as_near_as_coarse_ones(resolution: int, stride: int) -> None:
+    assert first_stride(resolution) == stride
+
+
+def test_a_finer_grid_asks_for_points_as_its_surface_grows() -> None:
+    asked = []
+    for resolution in (80, 160):
+        field = Asked(lambda points: points.norm(dim=1) - 0.7)
+        surface(field, resolution)
+        asked.append(field.points)
+    assert asked[1] < 4 * asked[0]
 
 
 def test_a_surface_costs_a_fraction_of_its_grid() -> None:

@@ -380,6 +380,24 @@ def test_an_exact_crossing_places_a_jump_that_interpolation_smears() -> None:
     assert float((smeared.norm(dim=1) - 0.7).abs().max()) > 0.04
 
 
+@pytest.mark.parametrize(("resolution", "tolerance"), [(20, 0.1 / 256), (80, 1e-4), (120, 1e-4)])
+def test_crossings_are_placed_where_a_field_bends_and_jumps(resolution: int, tolerance: float) -> None:
+    def bent(p: Tensor) -> Tensor:
+        """A ball whose field is flat inside, steep outside, and jumps on one side."""
+        out = p.norm(dim=1) - 0.7
+        return torch.where(out > 0, 5 * out + (p[:, 0] > 0), (8 * out).tanh() / 8)
+
+    points = flexicubes.grid(resolution)
+    sdf = bent(points)
+    first = torch.arange(len(points) - 1)
+    edges = torch.stack((first, first + 1), 1)
+    is_upright = points[edges[:, 1], 2] > points[edges[:, 0], 2]
+    edges = edges[is_upright & ((sdf[edges] > 0).sum(1) == 1)]
+    assert len(edges) > 100
+    crossings = flexicubes._crossings(points, sdf, edges, bent)
+    assert float((crossings.norm(dim=1) - 0.7).abs().max()) < tolerance
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     resolution = 3
     points = flexicubes.grid(resolution, dtype=torch.float64)

@@ -13,10 +13,10 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"records", "preset"}),
     frozenset({"fragments"}),
     frozenset({"models", "mesh", "export"}),
-    frozenset({"toolbox", "cache"}),
+    frozenset({"toolbox", "cache", "inspection"}),
     frozenset({"pipeline"}),
     frozenset({"run", "learn"}),
-    frozenset({"doctor", "screen"}),
+    frozenset({"doctor", "licences", "screen"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from crm_cli.mesh.inspect import inspect, shape_of, silhouette_iou
-from crm_cli.records import Mesh, UnwrappedMesh
+from crm_cli.mesh.inspect import shape_of
+from crm_cli.records import Mesh
 
 
 def mesh_of(solid: trimesh.Trimesh) -> Mesh:
@@ -115,28 +115,6 @@ def test_nothing_is_not_sound() -> None:
     shape = shape_of(Mesh(vertices=np.zeros((0, 3), np.float32), faces=np.zeros((0, 3), np.int64)))
     assert not (shape.is_closed or shape.is_manifold or shape.is_oriented)
     assert (shape.vertices, shape.components, shape.volume) == (0, 0, 0)
-
-
-def test_masks_share_what_they_share() -> None:
-    left, right = np.zeros((8, 8), np.bool_), np.zeros((8, 8), np.bool_)
-    left[:, :4] = True
-    right[:, 2:6] = True
-    assert silhouette_iou(left, right) == pytest.approx(1 / 3)
-    assert silhouette_iou(left, left) == 1
-    assert silhouette_iou(left & False, right & False) == 0
-
-
-def test_checks_carry_the_shape_and_what_was_measured_elsewhere() -> None:
-    unwrapped = UnwrappedMesh(
-        mesh=TORUS, uv=np.zeros((1, 2), np.float32), uv_faces=np.zeros_like(TORUS.faces)
-    )
-    checks = inspect(unwrapped, uv_overlap=0.0, uv_coverage=0.6, silhouette_iou=0.9, confidence="ok")
-    shape = shape_of(TORUS)
-    for name in Mesh.__slots__:
-        assert getattr(checks, name) == getattr(shape, name)
-    assert checks.is_closed
-    assert checks.euler == 0
-    assert (checks.uv_coverage, checks.silhouette_iou, checks.confidence) == (0.6, 0.9, "ok")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from miniature import write
 from torch import Generator, Tensor
 from traced import Shape, ball, block, coordinates, ring, trace, union
 
-from crm_cli import __version__, pipeline
+from crm_cli import __version__, cache, pipeline
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import interpolate
 from crm_cli.frame import BACK, FRONT
@@ -335,6 +335,19 @@ def converted(line: Line, root: Path, scratch: Path, name: str = "bottle.png") -
     return line.convert(job_for(root, name, scratch), stages.append), stages
 
 
+def test_checks_are_of_what_was_written_and_a_broken_limit_is_a_reason(
+    toolbox: Toolbox, tmp_path: Path
+) -> None:
+    limits = ("export.formats=glb", "limits.triangles=1200", "limits.file_bytes=9000")
+    asset, _ = converted(Line(toolbox, preset_with(*limits)), PHOTOS, tmp_path / "out")
+    written = trimesh.load(tmp_path / "out" / "bottle.glb", force="mesh", process=False)
+    assert asset.checks.faces == len(written.faces) <= 1200
+    assert asset.publication.mended[0].endswith("→1200 to keep 1200 triangles")
+    assert asset.verdict is not None and asset.verdict.grade == "fail"
+    assert "limits.file_bytes" in asset.verdict.codes and "limits.triangles" not in asset.verdict.codes
+    assert set(asset.publication.warnings) <= set(asset.warnings)
+
+
 def contents(folder: Path, names: Sequence[PurePosixPath]) -> dict[str, bytes]:
     return {name.name: (folder / name).read_bytes() for name in names}
 
@@ -376,7 +389,7 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
     for value in (
         __version__,
         hashlib.sha256((PHOTOS / "bottle.png").read_bytes()).hexdigest(),
-        PRESET.fingerprint(),
+        preset_with("matting.method=alpha").fingerprint(),
         '"seed": "0"',
         '"weights": "embedded"',
     ):
@@ -431,14 +444,102 @@ def test_kept_views_give_the_same_asset_without_asking_the_networks(
     first, stages = converted(Line(toolbox, PRESET), "first", is_kept=True)
     assert "imagine" in stages
     again = Line(toolbox, PRESET)
-    monkeypatch.setattr(again, "_imagine", Unasked())
+    monkeypatch.setattr(again._seeded[0], "imagine", Unasked())
     second, stages = converted(again, "second", is_kept=True)
     assert "imagine" not in stages
     assert digests(plain) == digests(first) == digests(second)
     larger = Line(toolbox, preset_with("texture.size_px=256"))
-    monkeypatch.setattr(larger, "_imagine", Unasked())
+    monkeypatch.setattr(larger._seeded[0], "imagine", Unasked())
     third, _ = converted(larger, "third", is_kept=True)
     assert digests(third) != digests(first)
+
+
+def keeping(scratch: Path, cache: Path, seeds: int) -> Job:
+    """A job whose views are kept, in a folder for each seed."""
+    scratch.mkdir()
+    folders = [cache / str(number) for number in range(seeds)]
+    return replace(job_for(PHOTOS, "bottle.png", scratch), cache=folders[0], other_caches=tuple(folders[1:]))
+
+
+def test_the_best_of_several_seeds_is_the_asset_that_its_seed_makes_alone(
+    toolbox: Toolbox, tmp_path: Path
+) -> None:
+    several = preset_with("checks.best_of=3", "checks.enough_score=1")
+    stages: list[str] = []
+    best = Line(toolbox, several).convert(keeping(tmp_path / "best", tmp_path / "cache", 3), stages.append)
+    again = ["imagine", *STAGES[2:]]
+    assert stages == [*STAGES, *again, *again]
+    alone = {}
+    for seed in range(3):
+        preset = preset_with(f"seed={seed}", "checks.enough_score=1")
+        made, _ = converted(Line(toolbox, preset), PHOTOS, tmp_path / str(seed))
+        assert made.seed == seed and made.verdict is not None
+        alone[seed] = made
+        # The views kept under each seed are those that it alone draws.
+        kept = cache.read(tmp_path / "cache" / str(seed), photo=made.photo)
+        assert kept is not None
+        [views] = Imagine(toolbox, preset)([kept.cutout])
+        assert all(map(torch.equal, arrays(kept.views), arrays(views)))
+    scores = {seed: made.verdict.score for seed, made in alone.items() if made.verdict}
+    assert len(set(scores.values())) == 3
+    assert best.seed == max(scores, key=lambda seed: scores[seed])
+    winner = alone[best.seed]
+    assert (best.verdict, best.checks) == (winner.verdict, winner.checks)
+    one, other = (
+        contents(folder, [file.path for file in winner.files])
+        for folder in (tmp_path / "best", tmp_path / str(best.seed))
+    )
+    assert one == other, "what is written of the best does not tell that others were tried"
+
+
+def test_kept_views_of_several_seeds_give_the_same_best_without_asking_the_networks(
+    toolbox: Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = preset_with("checks.best_of=2", "checks.enough_score=1")
+    first = Line(toolbox, preset).convert(keeping(tmp_path / "a", tmp_path / "cache", 2), lambda _: None)
+    again = Line(toolbox, preset)
+    for seeded in again._seeded:
+        monkeypatch.setattr(seeded, "imagine", Unasked())
+    stages: list[str] = []
+    second = again.convert(keeping(tmp_path / "b", tmp_path / "cache", 2), stages.append)
+    assert "imagine" not in stages
+    assert (second.seed, digests(second)) == (first.seed, digests(first))
+
+
+def test_the_search_ends_with_the_first_that_is_good_enough(toolbox: Toolbox, tmp_path: Path) -> None:
+    preset = preset_with("checks.best_of=3", "checks.enough_score=0.5", "seed=5")
+    asset, stages = converted(Line(toolbox, preset), PHOTOS, tmp_path / "out")
+    assert asset.verdict is not None and asset.verdict.grade == "pass"
+    assert (stages, asset.seed) == (STAGES, 5)
+
+
+class Refusing:
+    """Stands for a reconstruction that makes nothing of a photo."""
+
+    def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
+        raise PhotoError("bottle.png: nothing came of it", code="E_NOTHING", remedy="another seed")
+
+
+def test_a_seed_that_makes_nothing_leaves_the_photo_to_the_others(
+    toolbox: Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(toolbox, preset_with("checks.best_of=2", "checks.enough_score=1"))
+    monkeypatch.setattr(line._seeded[0], "reconstruct", Refusing())
+    monkeypatch.setattr(line, "finish", Line(toolbox, PRESET).finish)
+    asset, _ = converted(line, PHOTOS, tmp_path / "one")
+    assert asset.seed == 1
+    monkeypatch.setattr(line._seeded[1], "reconstruct", Refusing())
+    with pytest.raises(PhotoError, match="E_NOTHING"):
+        converted(line, PHOTOS, tmp_path / "none")
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0])
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch(lambda _: None)
+    for stage in ("imagine", "bake", "imagine"):
+        watch.begin(stage)
+    assert watch.stop() == {"imagine": 6.0, "bake": 1.0}
 
 
 def test_the_reconstructions_noise_is_the_photos_own(published_line: Line) -> None:

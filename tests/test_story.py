@@ -63,7 +63,7 @@ def asset_files(out: Path) -> dict[str, tuple[int, int, int]]:
     return {
         file.relative_to(out).as_posix(): (file.stat().st_ino, file.stat().st_mtime_ns, file.stat().st_size)
         for file in out.rglob("*")
-        if file.is_file() and not file.is_relative_to(out / ".crm") and "report" not in file.parts
+        if file.is_file() and not {".crm", "report", "SHA256SUMS"} & set(file.relative_to(out).parts)
     }
 
 

@@ -44,6 +44,7 @@ def test_a_folder_becomes_a_row_for_each_photo(tmp_path: Path) -> None:
     assert rows[0] == {
         "photo": "b/a.jpg", "assets": "b/a.glb; b/a.obj", "status": "finished", "faces": "12",
         "confidence": "ok", "silhouette_iou": "0.9000", "code": "", "reason": "",
+        "verdict": "pass", "flags": "", "colour_distance": "0.00",
     }  # fmt: skip
     assert rows[1]["reason"] == "input_c.jpg: nothing in the picture [E_EMPTY]; another photo"
     assert "missing" in rows[3]["reason"]
@@ -66,7 +67,8 @@ def test_a_folder_of_something_else_has_no_table(tmp_path: Path) -> None:
 
 
 def test_an_empty_table_has_its_head() -> None:
-    assert as_csv([]) == "photo,assets,status,faces,confidence,silhouette_iou,code,reason\n"
+    head = "photo,assets,status,faces,confidence,silhouette_iou,code,reason,verdict,flags,colour_distance\n"
+    assert as_csv([]) == head
 
 
 def test_no_cell_of_a_hostile_name_is_a_formula_or_spans_lines_and_each_can_be_read_back() -> None:

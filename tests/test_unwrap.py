@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from crm_cli.errors import PhotoError
+from crm_cli.mesh.bake import fill_from_nearest
 from crm_cli.mesh.charts import box_charts, lay_flat
 from crm_cli.mesh.topology import groups
 from crm_cli.mesh.unwrap import Method, unwrap
+from crm_cli.preset import load_preset
 from crm_cli.records import Mesh, UnwrappedMesh
 
 SIZE, PADDING = 256, 4
@@ -151,6 +153,84 @@ def test_texels_are_alike_in_size_on_all_charts(name: str) -> None:
     # A chart of less than a few texels is rounded up to whole ones, which harms nobody.
     counts = true > 1e-3 * true.sum()
     assert density[counts].max() < 2 * density[counts].min()
+
+
+@pytest.mark.parametrize("name", SOLIDS)
+def test_nearly_all_of_a_surface_has_a_third_of_the_usual_density_or_more(name: str) -> None:
+    mesh = SOLIDS[name]
+    unwrapped = unwrap(mesh, method="box", size_px=SIZE, padding_px=PADDING)
+    true = areas(mesh.vertices.astype(np.float64)[mesh.faces])
+    flat = areas(np.pad(corners_px(unwrapped, SIZE), ((0, 0), (0, 0), (0, 1))))
+    density = np.sqrt(flat / true)
+    order = np.argsort(density)
+    share = np.cumsum(true[order]) / true.sum()
+    low, high = (density[order][np.searchsorted(share, at)] for at in (0.01, 0.99))
+    assert high < 3 * low
+
+
+def test_charts_that_lean_away_are_enlarged() -> None:
+    # Every axis sees an octahedron's sides at a slant, and a box's straight.
+    octahedron = trimesh.Trimesh(
+        0.6 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]),
+        [[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]],
+    ).subdivide()
+    box = trimesh.creation.box(extents=(0.7, 0.7, 0.7)).apply_translation((1.2, 0, 0))
+    mesh = together(mesh_of(octahedron), mesh_of(box))
+    unwrapped = unwrap(mesh, method="box", size_px=SIZE, padding_px=PADDING)
+    chart = charts_of(unwrapped)
+    true = np.bincount(chart, areas(mesh.vertices.astype(np.float64)[mesh.faces]))
+    flat = np.bincount(chart, areas(np.pad(corners_px(unwrapped, SIZE), ((0, 0), (0, 0), (0, 1)))))
+    assert np.sqrt(flat / true).max() < 1.1 * np.sqrt(flat / true).min()
+
+
+def bleeding(name: str, *, size_px: int, padding_px: int, levels: int) -> NDArray[np.float64]:
+    """By how many code values, of 255, each texel of a chart is off when its texture is halved so often.
+
+    Every chart has a colour as unlike its neighbours' as colours can be.
+    """
+    unwrapped = unwrap(SOLIDS[name], method="box", size_px=size_px, padding_px=padding_px)
+    chart = charts_of(unwrapped)
+    face, texel = hits(corners_px(unwrapped, size_px), size_px)
+    colours = np.random.default_rng(5).choice(np.array([0, 255], np.uint8), (chart.max() + 1, 3))
+    texture = np.zeros((size_px * size_px, 3), np.uint8)
+    covered = np.zeros(size_px * size_px, np.bool_)
+    texture[texel], covered[texel] = colours[chart[face]], True
+    covered = covered.reshape(size_px, size_px)
+    sharp = fill_from_nearest(texture.reshape(size_px, size_px, 3), covered).astype(np.float64)
+    side = 2**levels
+    blocks = sharp.reshape(size_px // side, side, size_px // side, side, 3).mean(axis=(1, 3))
+    apart = np.abs(blocks.repeat(side, axis=0).repeat(side, axis=1) - sharp).mean(axis=2)
+    result: NDArray[np.float64] = apart[covered]
+    return result
+
+
+@pytest.mark.parametrize("name", ["bumpy", "torus", "ramp", "twins"])
+def test_the_usual_padding_keeps_colours_apart_at_the_fourth_mip_level(name: str) -> None:
+    settings = load_preset("default").preset
+    size_px, padding_px = settings.texture.size_px, settings.unwrap.padding_px
+    assert bleeding(name, size_px=size_px, padding_px=padding_px, levels=3).max() == 0
+    off = bleeding(name, size_px=size_px, padding_px=padding_px, levels=4)
+    assert off.mean() < 0.1
+    assert (off > 16).mean() < 0.005
+
+
+def test_padding_of_a_mip_texel_bleeds_nothing_and_none_bleeds_much() -> None:
+    assert bleeding("torus", size_px=1024, padding_px=16, levels=4).max() == 0
+    assert bleeding("torus", size_px=1024, padding_px=1, levels=4).mean() > 0.2
+
+
+def test_a_texture_too_small_for_its_padding_gets_less() -> None:
+    crowd = together(
+        *(
+            mesh_of(trimesh.creation.icosphere(subdivisions=1, radius=0.08).apply_translation((x, y, z)))
+            for x in (-0.5, 0, 0.5)
+            for y in (-0.5, 0, 0.5)
+            for z in (-0.5, 0.5)
+        )
+    )
+    wide = unwrap(crowd, method="box", size_px=256, padding_px=32)
+    _, texels = hits(corners_px(wide, 256), 256)
+    assert len(np.unique(texels)) == len(texels) > 1000
 
 
 def test_a_cube_has_six_square_charts() -> None:

@@ -200,7 +200,9 @@ def test_the_published_weights_come_from_the_hub_and_make_an_asset(
     assert f"published ({weights.digest[:12]})" in done.err
     extras = pygltflib.GLTF2().load(str(out / "bottle.glb")).asset.extras
     assert (extras["weights"], extras["weights_sha256"]) == ("published", weights.digest)
-    settings = ("weights=published", "export.formats=glb", "rgb.steps=2", "ccm.steps=2")
+    settings = (
+        "weights=published", "export.formats=glb", "rgb.steps=2", "ccm.steps=2", "matting.method=alpha"
+    )  # fmt: skip
     suited = load_preset("tiny", [*map(Override.from_assignment, settings)], architecture="miniature")
     assert extras["preset_sha256"] == suited.preset.fingerprint()
     [record] = [json.loads(file.read_text()) for file in (out / ".crm" / "records").rglob("*.json")]

@@ -17,8 +17,10 @@ from crm_cli.cli.doctor import doctor
 from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
 from crm_cli.cli.report import report
+from crm_cli.cli.reproduce import reproduce
 from crm_cli.cli.retry import retry
 from crm_cli.cli.schema import schema
+from crm_cli.cli.show import show
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
 from crm_cli.cli.verify import verify
@@ -43,6 +45,8 @@ app.command()(retry)
 app.command()(report)
 app.command()(verify)
 app.command()(gc)
+app.command()(show)
+app.command()(reproduce)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)

@@ -24,6 +24,8 @@ def convert(
     matting: flags.Matting = None,
     weights: flags.Weights = None,
     formats: flags.Formats = None,
+    products: flags.Products = None,
+    best_of: flags.BestOf = None,
     from_file: flags.FromFile = None,
     null: flags.Null = False,
     include: flags.Include = None,
@@ -42,6 +44,7 @@ def convert(
     keep_going: flags.KeepGoing = True,
     max_failures: flags.MaxFailures = None,
     allow_failures: flags.AllowFailures = None,
+    fail_on: flags.FailOn = None,
     dry_run: flags.DryRun = False,
     jobs: flags.Jobs = None,
     device: flags.Device = "auto",
@@ -71,6 +74,7 @@ def convert(
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.lists import read_lists
     from crm_cli.run.options import PRODUCTION, RunOptions, load_suited
+    from crm_cli.run.products import read_products
     from crm_cli.run.remote import check_endpoint, check_url, is_url, local_path
     from crm_cli.run.selection import Selection
     from crm_cli.run.shards import Shard
@@ -80,7 +84,9 @@ def convert(
         color=color, log_file=log_file, endpoint=endpoint_url,
     )  # fmt: skip
     log_to_stderr(told.level)
-    overrides = read_overrides(assignments or [], matting=matting, weights=weights, formats=formats)
+    overrides = read_overrides(
+        assignments or [], matting=matting, weights=weights, formats=formats, best_of=best_of
+    )
     if not inputs and not from_file:
         raise UsageError(
             "nothing to convert", code="E_NOTHING_GIVEN", remedy="give photos, folders or --from-file"
@@ -105,6 +111,7 @@ def convert(
             follow_symlinks=follow_symlinks,
         ),
         keep_ext=keep_ext,
+        products=read_products(products) if products is not None else (),
         preset_name=" ".join([preset, *(f"--set {assignment}" for assignment in assignments or [])]),
         device=device,
         jobs=jobs,
@@ -120,6 +127,7 @@ def convert(
         fail_fast=not keep_going,
         max_failures=Share.from_text(max_failures, flag="--max-failures") if max_failures else None,
         allow_failures=Share.from_text(allow_failures, flag="--allow-failures") if allow_failures else None,
+        fail_on=fail_on,
         time_limit_s=read_duration(time_limit, flag="--time-limit") if time_limit else None,
         grace_s=read_duration(grace, flag="--grace"),
         min_free_bytes=None if min_free == "auto" else read_size(min_free),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,10 +57,22 @@ Weights = Annotated[
 Formats = Annotated[
     list[str] | None,
     typer.Option(
-        "--format", envvar="CRM_FORMAT", help="glb, obj, usd; repeat, or separate by commas.",
+        "--format", envvar="CRM_FORMAT", help="glb, obj, usd, usdz; repeat, or separate by commas.",
         autocompletion=complete_formats,
     ),
 ]  # fmt: skip
+Products = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="CRM_PRODUCTS",
+        help="CSV of real sizes: sku or file, and any of width_mm, height_mm, depth_mm.",
+    ),
+]
+BestOf = Annotated[
+    int | None,
+    typer.Option(metavar="N", envvar="CRM_BEST_OF", help="Try up to N seeds for each photo, keep the best."),
+]
 
 # Which photos.
 FromFile = Annotated[
@@ -113,6 +125,10 @@ MaxFailures = Annotated[
 AllowFailures = Annotated[
     str | None,
     typer.Option(metavar="N|P%", envvar="CRM_ALLOW_FAILURES", help="So many failures still exit with 0."),
+]
+FailOn = Annotated[
+    Literal["review", "fail"] | None,
+    typer.Option(envvar="CRM_FAIL_ON", help="Exit with 3 where an asset has this verdict or a worse one."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and why; write nothing.")]
 

@@ -16,6 +16,7 @@ def read_overrides(
     matting: str | None = None,
     weights: str | None = None,
     formats: Sequence[str] | None = None,
+    best_of: int | None = None,
 ) -> list[Override]:
     """Settings from the command line, weakest first: a flag of its own beats --set."""
     from crm_cli.preset import Override
@@ -24,6 +25,7 @@ def read_overrides(
     flags: list[tuple[str, Any, str]] = [
         ("matting.method", matting, "--matting"),
         ("weights", weights, "--weights"),
+        ("checks.best_of", best_of, "--best-of"),
         ("export.formats", _split(formats) if formats else None, "--format"),
     ]
     # JSON is YAML, so a value given by its own flag is never read as anything but text.

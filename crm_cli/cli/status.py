@@ -24,6 +24,7 @@ def status(
         raise UsageError("--json and --csv: only one of them", code="E_OUTPUT_FORM")
     from crm_cli.run import table
     from crm_cli.run.elsewhere import opened, said_out
+    from crm_cli.run.events import verdicts_label
     from crm_cli.run.status import status as read_status
     from crm_cli.run.wire import to_plain
     from crm_cli.screen import with_path
@@ -38,6 +39,8 @@ def status(
         typer.echo(json.dumps({**to_plain(standing), **said_out(out)}))
         return
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
+    if standing.verdicts:
+        say(f"verdicts: {verdicts_label(standing.verdicts)} (--csv tells which and why)", to_stdout=True)
     for label, count in standing.weights.items():
         say(f"{count} made with {label}", to_stdout=True)
     if standing.damaged:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from crm_cli.errors import OutputError
 from crm_cli.names import display_name
-from crm_cli.records import Checks, Failed, WrittenFile
+from crm_cli.records import Checks, Failed, Verdict, WrittenFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,7 @@ class SheetEntry:
     photo: PurePosixPath
     files: tuple[WrittenFile, ...] = ()
     checks: Checks | None = None
+    verdict: Verdict | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     is_kept: bool = False

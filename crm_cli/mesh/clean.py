@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +12,11 @@ from scipy.sparse import coo_matrix, diags
 
 from crm_cli.errors import PhotoError
 from crm_cli.mesh.inspect import corners, shape_of, signed_volume
+from crm_cli.mesh.lods import coarser
 from crm_cli.mesh.mend import LATTICE, REACH, Points, mend
 from crm_cli.mesh.slivers import without_slivers
 from crm_cli.mesh.topology import Indices, compact, half_edges, parts, turned
-from crm_cli.records import Mesh
+from crm_cli.records import Mesh, UnwrappedMesh
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,14 @@ MAX_VOLUME_CHANGE = 0.05
 SMOOTHING = 0.5
 PASS_BAND = 0.1
 """Taubin's λ, and the frequency 1/λ + 1/μ below which shape is kept. (Taubin 1995)"""
+
+
+class Decimation(Protocol):
+    """A way to make a closed surface lighter."""
+
+    def __call__(self, points: Points, faces: Indices, *, budget: int) -> tuple[Points, Indices]:
+        """Give at most `budget` faces, or as few as this way can."""
+        ...
 
 
 def clean(mesh: Mesh, *, faces: int, min_component: float = MIN_COMPONENT, smooth: int = 0) -> Mesh:
@@ -169,10 +180,15 @@ def decimated(points: Points, faces: Indices, *, budget: int) -> tuple[Points, I
         return points, faces
     euler, volume = _euler(faces), signed_volume(points, faces)
     tries = [(points, faces)]
-    for aggressiveness in (*GENTLE, *ROUGH):
-        if aggressiveness in ROUGH and any(len(t[1]) <= budget for t in tries):
+    ways: list[Decimation] = [
+        partial(_reduced, aggressiveness=aggressiveness) for aggressiveness in (*GENTLE, *ROUGH)
+    ]
+    # The library gives up early on flat sides and long thin faces; drawing vertices together does not.
+    ways.insert(len(GENTLE), _drawn_together)
+    for number, way in enumerate(ways):
+        if number > len(GENTLE) and any(len(t[1]) <= budget for t in tries):
             break
-        lighter = _reduced(points, faces, budget=budget, aggressiveness=aggressiveness)
+        lighter = way(points, faces, budget=budget)
         if abs(signed_volume(*lighter) / volume - 1) > MAX_VOLUME_CHANGE:
             continue
         if len(lighter[1]) <= budget and _euler(lighter[1]) == euler:
@@ -203,6 +219,17 @@ def _reduced(points: Points, faces: Indices, *, budget: int, aggressiveness: int
             break
         target = int(HEADROOM * budget)
     return points, faces
+
+
+def _drawn_together(points: Points, faces: Indices, *, budget: int) -> tuple[Points, Indices]:
+    """Collapse edges into vertices that exist: slower, and a little less true to round shapes."""
+    bare = UnwrappedMesh(
+        mesh=Mesh(vertices=points.astype(np.float32), faces=faces),
+        uv=np.zeros((1, 2), np.float32),
+        uv_faces=np.zeros_like(faces),
+    )
+    lighter = coarser(bare, budget).mesh
+    return lighter.vertices.astype(np.float64), lighter.faces
 
 
 def _euler(faces: Indices) -> int:

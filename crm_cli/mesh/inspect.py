@@ -6,70 +6,17 @@ the indices hide would otherwise pass here and fail there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from crm_cli.mesh.topology import Indices, fans, half_edges, parts, runs_both_ways
-from crm_cli.records import Checks, Mesh, UnwrappedMesh
+from crm_cli.records import Mesh, Shape
 
 DEGENERATE_HEIGHT = 1e-6
 """A triangle lower than this share of the mesh's diagonal is degenerate.
 
 Ten float32 steps: below that a face's normal is rounding noise.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What holds of a surface as a whole."""
-
-    vertices: int
-    faces: int
-    is_closed: bool
-    """Every edge has exactly two faces."""
-    is_manifold: bool
-    """No edge has more than two faces, and the faces around each vertex form one fan."""
-    is_oriented: bool
-    """Wherever two faces meet, they run along their edge in opposite directions."""
-    volume: float
-    """Signed; positive where faces look outwards."""
-    euler: int
-    components: int
-    degenerate_faces: int
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the surface bounds a solid."""
-        return self.is_closed and self.is_manifold and self.is_oriented and self.volume > 0
-
-
-def inspect(
-    unwrapped: UnwrappedMesh,
-    *,
-    uv_overlap: float,
-    uv_coverage: float,
-    silhouette_iou: float,
-    confidence: str,
-) -> Checks:
-    """Check a mesh and write down what others measured of its texture and its likeness."""
-    shape = shape_of(unwrapped.mesh)
-    return Checks(
-        vertices=shape.vertices,
-        faces=shape.faces,
-        is_closed=shape.is_closed,
-        is_manifold=shape.is_manifold,
-        is_oriented=shape.is_oriented,
-        volume=shape.volume,
-        euler=shape.euler,
-        components=shape.components,
-        degenerate_faces=shape.degenerate_faces,
-        uv_overlap=uv_overlap,
-        uv_coverage=uv_coverage,
-        silhouette_iou=silhouette_iou,
-        confidence=confidence,
-    )
 
 
 def shape_of(mesh: Mesh) -> Shape:
@@ -132,9 +79,3 @@ def degenerate_faces(mesh: Mesh) -> int:
         return 0
     diagonal = float(np.linalg.norm(np.ptp(mesh.vertices, axis=0)))
     return int((heights(mesh.vertices, mesh.faces) <= DEGENERATE_HEIGHT * diagonal).sum())
-
-
-def silhouette_iou(left: NDArray[np.bool_], right: NDArray[np.bool_]) -> float:
-    """Give the share two masks of one size have in common: 1 where they agree, 0 where both are empty."""
-    union = int(np.count_nonzero(left | right))
-    return np.count_nonzero(left & right) / union if union else 0.0

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from crm_cli.errors import ExitCode, Locked, NoInput
+from crm_cli.export.extras import check_export
 from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
@@ -95,6 +96,8 @@ def _convert(
         keep_ext=options.keep_ext,
         listed=options.listed,
         trees=trees(options),
+        products=options.products,
+        has_slugs=preset.limits.slugs,
     )
     if mirror is not None:
         mirror.inputs = frozenset(photo.source.url for photo in found.photos if photo.source)
@@ -109,6 +112,8 @@ def _convert(
     for skipped in found.passed_over:
         if not skipped.is_loss:
             yield Warned(message=f"{skipped.path}: passed over: {skipped.reason}")
+    if found.unsized:
+        yield Warned(message=found.unsized)
     # A shard without a photo is done: of few photos and many shards, some have none.
     if not found.found and not lost and not options.allow_empty:
         names = ", ".join([*map(str, options.inputs), *options.urls]) or "the lists"
@@ -121,6 +126,7 @@ def _convert(
     check_device(options.device)
     check_precision(options.precision)
     check_steps(preset)
+    check_export(preset.export)
     check_stage(options.force_stage)
     check_junit(options.junit)
     check_limits(options)
@@ -227,6 +233,8 @@ def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptio
         interruptions=unfinished_attempts(options.out),
         past=Past(options.out, preset),
         formats=preset.export.formats,
+        plain_texture=preset.export.plain_texture,
+        lods=preset.export.lods,
         max_mpixels=options.max_mpixels,
         may_overwrite=options.overwrite,
         skip_existing=options.skip_existing,

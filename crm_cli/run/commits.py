@@ -14,12 +14,12 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import Checks
+from crm_cli.records import Checks, Publication, RealSize, Verdict
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
@@ -37,6 +37,9 @@ LATER_SETTINGS: Mapping[str, Any] = {
 
 With that value a setting is no part of a key, so that an upgrade redoes nothing.
 """
+
+
+NO_EXTRAS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +73,15 @@ class Recipe:
         settings = {stage: _settings_digest(preset, sections) for stage, sections in STAGE_SECTIONS.items()}
         return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seed=preset.seed)
 
-    def keys(self, input_sha256: str) -> Keys:
-        """Hash input, settings, weights and stage numbers together, stage after stage."""
+    def keys(self, input_sha256: str, extras: Mapping[str, str] = NO_EXTRAS) -> Keys:
+        """Hash input, settings, weights and stage numbers together, stage after stage.
+
+        extras: what this photo's asset alone depends on, in any words, by the stage that reads it.
+        """
         key, keys = input_sha256, {}
         for stage, settings in self.settings.items():
-            rest = _json_of(settings, self.weights.get(stage, ""), STAGE_NUMBERS[stage])
+            extra = (extras[stage],) if stage in extras else ()
+            rest = _json_of(settings, self.weights.get(stage, ""), STAGE_NUMBERS[stage], *extra)
             key = hashlib.sha256(f'["{key}", {rest[1:]}'.encode("ascii")).hexdigest()
             keys[stage] = key
         return Keys(**keys)
@@ -109,8 +116,14 @@ class CommitRecord:
     weights_digest: str = ""
     params_sha: str
     seed: int
+    """Of the try that was kept; the settings name the first of them."""
     seconds: Mapping[str, float]
     checks: Checks
+    publication: Publication = field(default_factory=Publication)
+    size: RealSize | None = None
+    """What a listing says the product measures."""
+    verdict: Verdict | None = None
+    """None in records of version 0.1.0."""
     warnings: tuple[str, ...]
     run: str
     attempt: int
@@ -135,13 +148,14 @@ class CommitRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
-    """What a plan reads of a commit record: all that decides whether it counts, a third of all it holds."""
+    """What a plan reads of a commit record: what decides whether it counts, and what is said of it then."""
 
     stem: PurePosixPath
     input: Input
     keys: Keys
     outputs: tuple[Output, ...]
     t: float
+    verdict: Verdict | None = None
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Glance:
@@ -160,9 +174,9 @@ def _checked(raw: bytes) -> Any:
     return json.loads(body + b"}")
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _json_of(*parts: str | int) -> str:
-    """A list in JSON: the same few for every photo, and a tenth of a plan's time if written for each."""
+    """A list in JSON: mostly the same few, and a tenth of a plan's time if written for each photo."""
     return json.dumps(parts)
 
 

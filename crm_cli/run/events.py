@@ -10,11 +10,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from crm_cli.errors import ErrorClass
+from crm_cli.records import Grade, Verdict
 
 SCHEMA = "crm.events/1"
 
@@ -33,21 +34,21 @@ class Event:
     def as_json(self) -> str:
         """One line; a path that is not UTF-8 is approximate, and exact in a field of its own."""
         plain: dict[str, Any] = {"schema": SCHEMA, "type": self.type, "t": round(time.time(), 3)}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in [one.name for one in fields(self)]:
+            value = getattr(self, name)
             if isinstance(value, Path | PurePosixPath):
                 raw = os.fsencode(value)
-                plain[field.name] = _approximate(value)
+                plain[name] = _approximate(value)
                 if raw.decode("utf-8", "replace") != str(value):
-                    plain[f"{field.name}_b64"] = base64.b64encode(raw).decode("ascii")
+                    plain[f"{name}_b64"] = base64.b64encode(raw).decode("ascii")
             elif isinstance(value, tuple):
-                plain[field.name] = [_approximate(item) for item in value]
-                if plain[field.name] != [str(item) for item in value]:
-                    plain[f"{field.name}_b64"] = [
+                plain[name] = [_approximate(item) for item in value]
+                if plain[name] != [str(item) for item in value]:
+                    plain[f"{name}_b64"] = [
                         base64.b64encode(os.fsencode(item)).decode("ascii") for item in value
                     ]
             else:
-                plain[field.name] = value
+                plain[name] = asdict(value) if isinstance(value, Verdict) else value
         return json.dumps(plain, ensure_ascii=True)
 
 
@@ -183,6 +184,10 @@ class AssetFinished(Event):
     outputs: tuple[PurePosixPath, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    verdict: Verdict | None = None
+    """Of the asset that stands now, be it an earlier run's; None where there is none, or nobody judged."""
+    seed: int | None = None
+    """That the asset was made with; None where this run made none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,11 +226,18 @@ class RunFinished(Event):
     report: Path | str | None = None
     weights: str = ""
     weights_digest: str = ""
+    verdicts: Mapping[Grade, int] = field(default_factory=dict)
+    """How many of the assets that stand got which verdict."""
 
 
 def weights_label(name: str, digest: str) -> str:
     """How people are told which weights were used: a name can be given twice, bytes cannot."""
     return f"{name} ({digest[:12]})"
+
+
+def verdicts_label(verdicts: Mapping[Any, int]) -> str:
+    """How people are told of verdicts, the best first: `12 pass, 3 review`."""
+    return ", ".join(f"{verdicts[grade]} {grade}" for grade in get_args(Grade) if verdicts.get(grade))
 
 
 def duration(seconds: float) -> str:

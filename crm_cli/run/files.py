@@ -83,9 +83,12 @@ def identities(file: Path) -> frozenset[object]:
     return frozenset(known)
 
 
-def write_atomically(path: Path, data: bytes, *, run: str) -> None:
-    """Replace a file so that at any instant either the old bytes or the new ones are there, whole."""
-    part = path.parent / f".crm-{run}-{os.getpid()}-{os.urandom(4).hex()}.part"
+def write_atomically(path: Path, data: bytes, *, run: str, beside: Path | None = None) -> None:
+    """Replace a file so that at any instant either the old bytes or the new ones are there, whole.
+
+    beside: folder of the same disk where it grows, if not its own.
+    """
+    part = (beside or path.parent) / f".crm-{run}-{os.getpid()}-{os.urandom(4).hex()}.part"
     try:
         with part.open("xb") as file:
             file.write(data)

@@ -1,4 +1,8 @@
-"""A run as JUnit XML, which every CI system reads: one test case for each photo."""
+"""A run as JUnit XML, which every CI system reads: one test case for each photo.
+
+An asset whose verdict is `fail` is a failure of the type `verdict`, also where an earlier run made it; one
+that a person should look at passes. Either has its verdict and the reasons' codes as properties.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from crm_cli.names import display_name
+from crm_cli.records import Verdict
 from crm_cli.run.events import FAILING, AssetFinished
+from crm_cli.run.wire import from_plain
 
 XML = b'<?xml version="1.0" encoding="utf-8"?>'
 
@@ -34,6 +40,12 @@ class Case:
     message: str = ""
     """Of the failure; of a skipped photo the reason."""
     warnings: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is an asset that is not what was asked for."""
+        return self.verdict is not None and self.verdict.grade == "fail"
 
 
 def cases_told(events: Path) -> Iterator[Case]:
@@ -54,6 +66,7 @@ def cases_told(events: Path) -> Iterator[Case]:
                 code=told["code"],
                 message=told["reason"],
                 warnings=tuple(told["warnings"]),
+                verdict=from_plain(Verdict, told["verdict"]) if told["verdict"] else None,
             )
 
 
@@ -84,7 +97,7 @@ def junit(cases: Iterable[Case], *, name: str, seconds: float, t: str) -> bytes:
 
 def _kind(case: Case) -> str:
     """What JUnit calls an outcome."""
-    if case.status in FAILING:
+    if case.status in FAILING or case.is_refused:
         return "failure"
     return "passed" if case.status == CONVERTED else "skipped"
 
@@ -102,7 +115,17 @@ def _written(case: Case) -> bytes:
     folder = str(case.path.parent)
     place = {"classname": _legal(folder), "name": _legal(case.path.name), "time": _time(case.seconds)}
     element = ET.Element("testcase", place)
-    if case.status in FAILING:
+    reasons = case.verdict.reasons if case.verdict else ()
+    if case.verdict:
+        known = {"verdict": case.verdict.grade, "reasons": " ".join(case.verdict.codes)}
+        properties = ET.SubElement(element, "properties")
+        for name, value in known.items():
+            ET.SubElement(properties, "property", {"name": name, "value": _legal(value)})
+    if case.is_refused:
+        words = "; ".join(_legal(reason.sentence) for reason in reasons)
+        said = {"type": "verdict", "message": words}
+        ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {words}"
+    elif case.status in FAILING:
         message = case.message.removeprefix(f"{case.path}: ")
         coded = message if f"[{case.code}]" in message else f"{message} [{case.code}]"
         said = {"type": _legal(case.kind), "message": _legal(coded)}
@@ -110,8 +133,9 @@ def _written(case: Case) -> bytes:
         ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {_legal(coded)}"
     elif case.status != CONVERTED:
         ET.SubElement(element, "skipped", {"message": _legal(case.message or case.status)})
-    if case.warnings:
-        lines = (f"warning: {_legal(warning)}" for warning in case.warnings)
+    if case.warnings or reasons:
+        lines = [f"warning: {_legal(warning)}" for warning in case.warnings]
+        lines += [f"{reason.severity}: {_legal(reason.sentence)}" for reason in reasons]
         ET.SubElement(element, "system-out").text = "\n".join(lines)
     written: bytes = ET.tostring(element, encoding="utf-8")
     return written

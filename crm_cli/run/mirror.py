@@ -2,7 +2,7 @@
 
     real copies      records, journals, what runs were asked for, the sheet's mark
     stand-ins        finished files and pictures: of the right size, without bytes
-    first kilobyte   the sheet's pages: enough to know them as ours
+    first kilobyte   the sheet's pages, SHA256SUMS: enough to know them as ours
 
 A stand-in has the time that a record names if the store says of the object what it said when the record was
 written, and another one else. So everything that looks at a folder looks at its mirror in the same way.
@@ -26,6 +26,7 @@ from crm_cli.run.files import Input, hash_file
 from crm_cli.run.lease import LEASE, Lease
 from crm_cli.run.remote import Remote, Stamp, Taken, is_plain
 from crm_cli.run.store import REPORT
+from crm_cli.run.sums import SUMS
 
 PRIVATE = ".crm"
 
@@ -80,7 +81,10 @@ class Mirror:
             if not REAL.fullmatch(name) and name.startswith((f"{PRIVATE}/runs/", f"{REPORT}/")):
                 with contextlib.suppress(OSError):
                     self.stand_in(name, stamp.size, 0)
-        self.remote.each(self._copy_head, [name for name in listed if PAGE.fullmatch(name)])
+        if SUMS in listed:
+            self.stand_in(SUMS, listed[SUMS].size, 0)
+        heads = [name for name in listed if name == SUMS or PAGE.fullmatch(name)]
+        self.remote.each(self._copy_head, heads)
         self._stand_in_for_outputs(listed)
 
     def _stand_in_for_outputs(self, listed: Mapping[str, Stamp]) -> None:

@@ -9,13 +9,14 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import AUTO, EMBEDDED, Override, Preset, ResolvedPreset, load_preset
 from crm_cli.run.amounts import Share
 from crm_cli.run.keeping import CACHE_SIZE, read_size
 from crm_cli.run.lists import Listed
+from crm_cli.run.products import Product
 from crm_cli.run.selection import Selection
 from crm_cli.run.worker import PIPELINE
 
@@ -72,7 +73,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Where and how assets are made; nothing here changes what they are."""
+    """Where and how assets are made; nothing here changes what they are, but the sizes of products."""
 
     inputs: tuple[Path, ...]
     out: Path
@@ -86,6 +87,8 @@ class RunOptions:
     """More inputs, from lists; relative ones keep their folders in the names of their assets."""
     select: Selection = field(default_factory=Selection)
     keep_ext: bool = False
+    products: tuple[Product, ...] = ()
+    """What products really measure: the one thing here that assets depend on, each on its own row."""
     preset_name: str = "default"
     """As the sheet shows it, with what was changed on the command line."""
     device: str = "auto"
@@ -109,6 +112,8 @@ class RunOptions:
     """So many failures end the run."""
     allow_failures: Share | None = None
     """So many failures still count as success."""
+    fail_on: Literal["review", "fail"] | None = None
+    """Assets with this verdict, or a worse one, count like failures in the exit code; None: none does."""
     time_limit_s: float | None = None
     """After so long nothing new starts."""
     grace_s: float = GRACE_S

@@ -14,6 +14,7 @@ from crm_cli.run.commits import CommitRecord, Output
 from crm_cli.run.mirror import PAGE, PRIVATE, REAL, Mirror, look
 from crm_cli.run.remote import ANY
 from crm_cli.run.store import REPORT
+from crm_cli.run.sums import SUMS
 
 STAYS = re.compile(r"\.crm/(lock|lease|reserve).*|(.*/)?\.crm-[^/]*")
 """What is put by rules of its own, or not at all."""
@@ -52,7 +53,7 @@ class Outbox:
             for group in (others, pages, marks):
                 self._remote.each(self._put, group)
             if is_last:
-                stale = self._vanished(lambda name: bool(PAGE.fullmatch(name)))
+                stale = self._vanished(lambda name: name == SUMS or bool(PAGE.fullmatch(name)))
                 self._remote.each(self._remote.remove, stale)
             for journal in sorted((self._here / PRIVATE / "journal").glob("*.ndjson")):
                 self._tell(journal)
@@ -107,6 +108,8 @@ class Outbox:
                     name = self._mirror.name_of(path)
                     if not STAYS.fullmatch(name) and self._mirror.same.get(name) != look(path):
                         yield name
+        if (self._here / SUMS).exists() and self._mirror.same.get(SUMS) != look(self._here / SUMS):
+            yield SUMS
 
     def _vanished(self, is_meant: Callable[[str], bool]) -> list[str]:
         """Names of what was here and is not any more; none where the folder itself has vanished."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
+from crm_cli.names import lod_names
+from crm_cli.records import Verdict
 from crm_cli.run.commits import Glance, Keys, Recipe, Records
 from crm_cli.run.events import Plan
 from crm_cli.run.files import Input, hash_photo, looks_unchanged
@@ -25,11 +27,14 @@ PARTS: Mapping[str, str] = {"prep": "cut-out", "views": "views", "mesh": "surfac
 
 MAIN_FILES: Mapping[str, tuple[str, ...]] = {
     "glb": (".glb",),
-    "obj": (".obj", ".mtl", ".png"),
-    "usd": (".usdc", ".png"),
+    "obj": (".obj", ".mtl", "{texture}"),
+    "usd": (".usdc", "{texture}"),
     "usdz": (".usdz",),
 }
 """Suffixes of what a format writes, so that a file in the way is noticed before any work is done."""
+
+TEXTURE_SUFFIXES: Mapping[str, str] = {"png": ".png", "jpeg": ".jpg"}
+"""Of the picture beside an OBJ or a USD file, by its format."""
 
 UP_TO_DATE = "up to date"
 """Why nothing has to be done with a photo, unless an older asset is kept."""
@@ -51,6 +56,8 @@ class Planned:
     """Files of the finished asset, where there is one."""
     made: float = 0.0
     """When it was committed; what else its record says is read where it is shown."""
+    verdict: Verdict | None = None
+    """Of the finished asset."""
     failure: LastFailure | None = None
     """How this very photo failed before, where it is not tried again or has an asset all the same."""
     stage: str = ""
@@ -72,6 +79,10 @@ class Planner:
     past: Past | None = None
     """What finished assets were made with, to say what is different now."""
     formats: Sequence[str] = ()
+    plain_texture: Literal["png", "jpeg"] = "png"
+    """Picture format beside the files that do not hold their texture."""
+    lods: Sequence[float] = (1.0,)
+    """Shares of the triangles, each written as files of its own."""
     may_overwrite: bool = False
     skip_existing: bool = False
     """Whether a photo is left alone whose asset somebody else has put in place."""
@@ -95,7 +106,7 @@ class Planner:
             known = self._identify(found, records)
         except OSError:  # it fails by itself when its turn comes
             return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
-        keys = self.recipe.keys(known.sha256)
+        keys = self.recipe.keys(known.sha256, found.extras)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
         if current and self.force_stage is None and self._stands(current):
@@ -186,8 +197,13 @@ class Planner:
             return None  # its record is damaged: whether the files are the same is seen once they are made
         outputs = [output for record in written for output in record.outputs]
         ours = {o.path for o in outputs if self.records.is_as_written(o) or self.records.is_copy(o)}
-        suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))
-        named = {PurePosixPath(f"{found.stem}{suffix}"): None for suffix in suffixes}
+        suffixes = [suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",))]
+        texture = TEXTURE_SUFFIXES[self.plain_texture]
+        named = {
+            found.stem.with_name(f"{name}{suffix.format(texture=texture)}"): None
+            for name in lod_names(found.stem.name, self.lods)
+            for suffix in suffixes
+        }
         wanted = {output.path: None for output in outputs} | named
         return next((p for p in wanted if p not in ours and os.path.lexists(self.records.out / p)), None)
 
@@ -214,6 +230,8 @@ class Planner:
             return "output renamed"
         part = next(key for key in PARTS if getattr(latest.keys, key) != getattr(keys, key))
         parts = [self.past.changes_since(latest.run)] if self.past else []
+        if latest.size != found.size:
+            parts.append(f"real size {latest.size or 'unknown'} → {found.size or 'unknown'} mm")
         if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):
             parts.append("other weights")
         told = ", ".join(part for part in parts if part)
@@ -223,7 +241,9 @@ class Planner:
 def _kept(found: Found, record: Glance, reason: str) -> Planned:
     """Leave a finished asset as it is."""
     outputs = tuple(output.path for output in record.outputs)
-    return Planned(found=found, action="cached", reason=reason, outputs=outputs, made=record.t)
+    return Planned(
+        found=found, action="cached", reason=reason, outputs=outputs, made=record.t, verdict=record.verdict
+    )
 
 
 def summary(plan: Sequence[Planned], weights: UsedWeights, *, workers: int) -> Plan:

@@ -149,8 +149,12 @@ class Ending:
             case _:
                 return self._stop.name
 
-    def exit_code(self, *, failed: int, left: int) -> ExitCode:
-        """What the caller learns. failed: also those remembered; left: photos nothing was decided about."""
+    def exit_code(self, *, failed: int, left: int, refused: int = 0) -> ExitCode:
+        """What the caller learns.
+
+        failed: also those remembered. left: photos nothing was decided about. refused: assets whose verdict
+        the caller wants to be no success.
+        """
         why = self.why
         if why == "signal":
             return ExitCode(128 + int(self._stop.signal or 0))
@@ -159,7 +163,7 @@ class Ending:
         if left:
             return ExitCode.TIME_LIMIT
         allowed = self._options.allow_failures
-        is_allowed = failed <= (allowed.of(self._photos) if allowed else 0)
+        is_allowed = failed + refused <= (allowed.of(self._photos) if allowed else 0)
         return ExitCode.DONE if is_allowed else ExitCode.SOME_FAILED
 
     @property

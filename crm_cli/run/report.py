@@ -23,6 +23,7 @@ from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.options import RunOptions
 from crm_cli.run.status import answer
 from crm_cli.run.store import REPORT, locked
+from crm_cli.run.sums import write_sums
 from crm_cli.run.walk import asset_id
 from crm_cli.run.wire import dumps, from_plain
 
@@ -48,6 +49,8 @@ class SheetCounts:
     sheet: Path
     finished: int
     failed: int
+    problem: str | None = None
+    """Why there is no list of digests beside it."""
 
 
 def write_report(
@@ -82,10 +85,10 @@ def write_report(
 
 
 def rewrite_report(out: Path) -> SheetCounts:
-    """Write the sheet of everything in an output folder; Locked where a run is at work."""
-    with locked(out):
+    """Write the sheet and the digests of everything in an output folder; Locked where a run is at work."""
+    with locked(out) as run:
         try:
-            return write_whole(out)
+            return replace(write_whole(out), problem=write_sums(out, run=run))
         except OSError as error:
             raise output_error(out, error) from error
 
@@ -221,6 +224,7 @@ def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
         photo=record.asset,
         files=files,
         checks=record.checks,
+        verdict=record.verdict,
         seconds=record.seconds,
         warnings=record.warnings if is_intact else (*record.warnings, NOT_INTACT),
         made=record.t,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -45,7 +45,7 @@ def _described(kind: type[Event]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for field in fields(kind):
         properties.update(_property(field, hints[field.name]))
-    required = [field.name for field in fields(kind) if field.default is MISSING]
+    required = [one.name for one in fields(kind) if one.default is one.default_factory is MISSING]
     return {
         "description": (kind.__doc__ or "").split("\n")[0],
         "type": "object",
@@ -78,5 +78,8 @@ def _type(hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": _type(arguments[0])}
     if origin is not None and issubclass(origin, Mapping):
         return {"type": "object", "additionalProperties": _type(arguments[1])}
+    if is_dataclass(hint):
+        properties = {name: _type(kind) for name, kind in get_type_hints(hint).items()}
+        return {"type": "object", "required": list(properties), "properties": properties}
     names = {bool: "boolean", int: "integer", float: "number", type(None): "null"}
     return {"type": names.get(hint, "string")}

@@ -24,6 +24,8 @@ class Standing:
     damaged: int
     """Assets with a record whose files are missing or were changed since."""
     low_confidence: int
+    verdicts: Mapping[str, int]
+    """Finished assets by their verdict; those of version 0.1.0 have none."""
     weights: Mapping[str, int]
     """Finished assets by the weights that made them; those of version 0.1.0 do not tell."""
     failures: tuple[LastFailure, ...]
@@ -41,6 +43,7 @@ def status(out: Path) -> Standing:
     records = Records.scan(out)
     finished = damaged = low = 0
     weights: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     for record in records.newest():
         is_intact = records.intact(record)
         if is_intact:
@@ -48,6 +51,8 @@ def status(out: Path) -> Standing:
         finished += is_intact
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
+        if is_intact and record.verdict:
+            verdicts[record.verdict.grade] += 1
         if is_intact and record.weights_name:
             weights[weights_label(record.weights_name, record.weights_digest)] += 1
     return Standing(
@@ -55,6 +60,7 @@ def status(out: Path) -> Standing:
         finished=finished,
         damaged=damaged,
         low_confidence=low,
+        verdicts=verdicts,
         weights=weights,
         failures=tuple(failures.values()),
         is_running=is_locked(out / ".crm" / "lock"),

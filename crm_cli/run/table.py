@@ -15,7 +15,11 @@ from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.status import answer
 from crm_cli.run.store import refuse_newer, refuse_none
 
-HEAD = ("photo", "assets", "status", "faces", "confidence", "silhouette_iou", "code", "reason")
+HEAD = (
+    "photo", "assets", "status", "faces", "confidence", "silhouette_iou", "code", "reason",
+    "verdict", "flags", "colour_distance",
+)  # fmt: skip
+"""New columns come last: some who read a table count."""
 
 FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 """What makes a spreadsheet calculate a cell, in narrow and wide letters: `=HYPERLINK(…)` is a name, too."""
@@ -40,6 +44,10 @@ class Row:
     silhouette_iou: float | None = None
     code: str = ""
     reason: str = ""
+    verdict: str = ""
+    flags: tuple[str, ...] = ()
+    """Codes of the verdict's reasons."""
+    colour_distance: float | None = None
 
 
 def read_rows(out: Path) -> list[Row]:
@@ -60,11 +68,15 @@ def as_csv(rows: Iterable[Row]) -> str:
     table.writerow(HEAD)
     for row in rows:
         iou = "" if row.silhouette_iou is None else f"{row.silhouette_iou:.4f}"
+        colour = "" if row.colour_distance is None else f"{row.colour_distance:.2f}"
         faces = "" if row.faces is None else str(row.faces)
         assets = "; ".join(map(str, row.assets))
         texts = [str(row.photo), assets, row.status, row.confidence, row.code, row.reason]
         photo, assets, status, confidence, code, reason = map(_cell, texts)
-        table.writerow([photo, assets, status, faces, confidence, iou, code, reason])
+        flags = "; ".join(row.flags)
+        table.writerow(
+            [photo, assets, status, faces, confidence, iou, code, reason, row.verdict, flags, colour]
+        )
     return stream.getvalue()
 
 
@@ -86,6 +98,7 @@ def _finished(records: Records, failures: dict[PurePosixPath, LastFailure]) -> I
 
 
 def _row(record: CommitRecord, *, is_intact: bool) -> Row:
+    verdict = record.verdict
     return Row(
         photo=record.asset,
         assets=tuple(output.path for output in record.outputs),
@@ -94,6 +107,10 @@ def _row(record: CommitRecord, *, is_intact: bool) -> Row:
         confidence=record.checks.confidence,
         silhouette_iou=record.checks.silhouette_iou,
         reason="; ".join(record.warnings) if is_intact else NOT_INTACT,
+        verdict=verdict.grade if verdict else "",
+        flags=verdict.codes if verdict else (),
+        # Who was not judged was not measured.
+        colour_distance=record.checks.colour_distance if verdict else None,
     )
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from crm_cli.errors import UsageError
 from crm_cli.names import display_name
+from crm_cli.records import RealSize
 from crm_cli.run.lists import Listed
+from crm_cli.run.products import Product, match
 from crm_cli.run.search import PassedOver, Start, candidates, start_of, start_of_listed
 from crm_cli.run.selection import Selection
+from crm_cli.run.slugs import slugs
 
 if TYPE_CHECKING:
     from crm_cli.run.sources import Source, Tree
@@ -35,6 +38,8 @@ class Found:
     """Relative to the output folder, without the suffix that each format adds."""
     source: Source | None = field(default=None, compare=False)
     """Where it is until its turn comes, if that is no file."""
+    size: RealSize | None = field(default=None, compare=False)
+    """What its product measures, where somebody knows."""
 
     @property
     def file(self) -> Path:
@@ -56,6 +61,11 @@ class Found:
         """Sixteen hexadecimal digits of the asset's identity, safe in file names."""
         return asset_id(self.path)
 
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """What this asset alone depends on beside its photo, by the stage that reads it."""
+        return {"out": f"size {self.size}"} if self.size else {}
+
 
 def asset_id(path: PurePosixPath) -> str:
     """Sixteen hexadecimal digits of the identity of a photo's asset."""
@@ -74,6 +84,8 @@ class Walk:
     passed_over: tuple[PassedOver, ...]
     found: int
     """How many photos there are with those of other shards and beyond the limit."""
+    unsized: str = ""
+    """Rows and photos that a table of products does not bring together, in one line."""
 
 
 def walk(
@@ -84,13 +96,15 @@ def walk(
     keep_ext: bool = False,
     listed: Sequence[Listed] = (),
     trees: Iterable[Tree] = (),
+    products: Sequence[Product] = (),
+    has_slugs: bool = False,
 ) -> Walk:
     """Find the photos of all inputs, each a folder or a file.
 
     out: the output folder; it may lie inside an input and is not searched. keep_ext: name assets
     `a.jpg.glb` instead of `a.glb`. listed: more inputs; relative ones keep their folders in the names of
-    their assets. trees: photos in object stores. Raises UsageError where two photos would write the same
-    files.
+    their assets. trees: photos in object stores. products: what is known of their sizes. has_slugs: spell the
+    names of assets in a-z, 0-9, _ and -. Raises UsageError where two photos would write the same files.
     """
     passed_over: list[PassedOver] = []
 
@@ -123,9 +137,20 @@ def walk(
                 stem = path if keep_ext else path.with_suffix("")
                 photos.append(Found(root=Path(source.remote.url), path=path, stem=stem, source=source))
     photos.sort(key=lambda photo: os.fsencode(photo.path))
+    if has_slugs:
+        names = slugs(photo.stem for photo in photos)
+        photos = [replace(photo, stem=names[photo.stem]) for photo in photos]
     _refuse_collisions(photos)
+    sized = match(products, [photo.path for photo in photos]) if products else None
+    if sized:
+        photos = [replace(photo, size=sized.sizes.get(photo.path)) for photo in photos]
     wanted = [photo for photo in photos if select.shard is None or select.shard.holds(photo.asset)]
-    return Walk(photos=tuple(wanted[: select.limit]), passed_over=tuple(passed_over), found=len(photos))
+    return Walk(
+        photos=tuple(wanted[: select.limit]),
+        passed_over=tuple(passed_over),
+        found=len(photos),
+        unsized=sized.warning() if sized else "",
+    )
 
 
 def _refuse_collisions(photos: Sequence[Found]) -> None:

@@ -16,10 +16,10 @@ from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, PhotoError
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Failed, Job
+from crm_cli.records import Asset, Failed, Grade, Job, Verdict
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
-from crm_cli.run.commits import CommitRecord, Output
+from crm_cli.run.commits import CommitRecord, Output, Recipe
 from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
 from crm_cli.run.events import (
     FAILING,
@@ -51,6 +51,7 @@ from crm_cli.run.search import PassedOver, absolute
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
 from crm_cli.run.store import REPORT, Store
+from crm_cli.run.sums import write_sums
 from crm_cli.run.wire import dumps
 from crm_cli.run.worker import NO_SPACE
 
@@ -128,6 +129,7 @@ class Work:
         """What the sheet says of each photo that was converted or failed, by asset id."""
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
+        self._verdicts: Counter[Grade] = Counter()
         self._unopened = 0
         self._killed_unopened = 0
         self._unread = 0
@@ -201,10 +203,11 @@ class Work:
         self._queue.extend(self._turns())
         yield from self._work()
         failed = sum(self._counts[status] for status in FAILING)
-        exit_code = self._ending.exit_code(failed=failed, left=self._left)
+        exit_code = self._ending.exit_code(failed=failed, left=self._left, refused=self._refused)
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
         report: Path | str | None = self._write_report()
+        yield from self._write_sums()
         if report and self._options.place:
             report = f"{self._options.place}/{REPORT}/index.html"
         yield from self._write_junit()
@@ -218,6 +221,14 @@ class Work:
         """Photos that nothing was decided about."""
         return self._found - self._counts.total()
 
+    @property
+    def _refused(self) -> int:
+        """Assets whose verdict is as bad as the caller wants to hear of."""
+        if self._options.fail_on is None:
+            return 0
+        reviewed = self._verdicts["review"] if self._options.fail_on == "review" else 0
+        return self._verdicts["fail"] + reviewed
+
     def _finished(self, exit_code: ExitCode, *, report: Path | str | None = None) -> RunFinished:
         """The run's last event."""
         return RunFinished(
@@ -229,6 +240,7 @@ class Work:
             report=report,
             weights=self._weights.name,
             weights_digest=self._weights.digest,
+            verdicts=dict(self._verdicts),
         )
 
     def _turns(self) -> Iterator[Turn]:
@@ -299,7 +311,7 @@ class Work:
             yield from self._fail_unread(turn, error)
             return
         planned = replace(planned, input=known)
-        keys = self._planner.recipe.keys(known.sha256)
+        keys = self._planner.recipe.keys(known.sha256, found.extras)
         key = self._planner.attempt_key(keys)
         job = Job(
             root=root,
@@ -309,7 +321,9 @@ class Work:
             scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
+            other_caches=self._other_caches(known.sha256, self._planner.recipe),
             may_reuse=not makes_views_anew(self._options.force_stage),
+            size=found.size,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
         self._attempts[job.id] = Attempt(
@@ -320,6 +334,14 @@ class Work:
         yield AssetStarted(path=found.path, attempt=turn.number)
         if is_new and not self._weights.is_small:
             yield WeightsLoading(path=found.path, weights=self._weights.name)
+
+    def _other_caches(self, sha256: str, recipe: Recipe) -> tuple[Path, ...]:
+        """Where the views of all seeds after the recipe's are kept: as if each were tried alone."""
+        if not self._options.cache_bytes:
+            return ()
+        preset = replace(self._scene.preset, seed=recipe.seed)
+        others = (Recipe.of(preset.of_seed(seed), recipe.weights) for seed in preset.seeds()[1:])
+        return tuple(folder_of(self._options.out, other.keys(sha256).views) for other in others)
 
     def _fail_unread(self, turn: Turn, error: OSError) -> Iterator[Event]:
         """A photo that no worker has seen, since it cannot be read: a disk may be away for a while."""
@@ -530,7 +552,7 @@ class Work:
             id=planned.found.id,
             stem=planned.found.stem,
             input=planned.input,
-            keys=recipe.keys(planned.input.sha256),
+            keys=recipe.keys(planned.input.sha256, planned.found.extras),
             outputs=tuple(
                 Output(path=file.path, size=file.size, mtime_ns=0, sha256=file.sha256) for file in asset.files
             ),
@@ -538,9 +560,12 @@ class Work:
             weights_name=self._weights.name,
             weights_digest=self._weights.digest,
             params_sha=recipe.params_sha,
-            seed=recipe.seed,
+            seed=recipe.seed if asset.seed is None else asset.seed,
             seconds=asset.seconds,
             checks=asset.checks,
+            publication=asset.publication,
+            size=planned.found.size,
+            verdict=asset.verdict,
             warnings=asset.warnings,
             run=self._store.run,
             attempt=attempt.turn.number,
@@ -571,7 +596,13 @@ class Work:
                 # A forced try failed, or one with other settings: what stands is what was asked for now.
                 self._journal.write("asset_done", asset=path, key=planned.failure.key, attempt=0)
             self._counts["cached"] += 1
-            return AssetFinished(path=path, status="cached", reason=planned.reason, outputs=planned.outputs)
+            return AssetFinished(
+                path=path,
+                status="cached",
+                reason=planned.reason,
+                outputs=planned.outputs,
+                verdict=self._counted(planned.verdict),
+            )
         if planned.failure is not None:
             failure = planned.failure
             failed = Failed(
@@ -606,7 +637,15 @@ class Work:
             outputs=tuple(output.path for output in record.outputs),
             warnings=record.warnings,
             seconds=round(attempt.seconds, 3),
+            seed=record.seed,
+            verdict=self._counted(record.verdict),
         )
+
+    def _counted(self, verdict: Verdict | None) -> Verdict | None:
+        """Count a verdict where somebody has judged."""
+        if verdict is not None:
+            self._verdicts[verdict.grade] += 1
+        return verdict
 
     def _settle_failed(
         self, planned: Planned, failed: Failed, *, key: str | None, is_quarantined: bool = False
@@ -703,6 +742,19 @@ class Work:
                 options=self._options,
                 facts=self._facts,
             )
+
+    def _write_sums(self) -> Iterator[Event]:
+        """List the digests of everything that stands.
+
+        Not as a shard of an object store: it knows of the others only what stood when it began.
+        """
+        if self._options.place and self._options.select.shard:
+            return
+        is_idle = all(planned.action != "convert" for planned in self._plan)
+        with writing(self._options.out):
+            problem = write_sums(self._options.out, run=self._store.run, is_idle=is_idle)
+        if problem:
+            yield Warned(message=problem)
 
     def _entry(self, planned: Planned) -> SheetEntry | None:
         """A photo's place on the sheet; None where it was not reached."""

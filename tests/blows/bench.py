@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from output import HERE, plant
 from crm_cli.run.commits import Records
 from crm_cli.run.journal import read_lines
 from crm_cli.run.store import REPORT
+from crm_cli.run.sums import HEAD, SUMS
 from crm_cli.run.verify import verify
 
 PATIENCE_S = 120.0
@@ -30,6 +32,9 @@ PATIENCE_S = 120.0
 
 ORPHANS_S = 5.0
 """How long workers may outlive their parent."""
+
+LIST = re.compile(re.escape(HEAD) + rb"(\\?[0-9a-f]{64}  [^\n]+\n)+")
+"""A list of digests that is whole."""
 
 Files = Mapping[str, bytes]
 
@@ -174,6 +179,9 @@ class Bench:
             if name.startswith(f"{REPORT}/"):
                 if name.endswith(".html") and not data.rstrip().endswith(b"</html>"):
                     yield f"{name} is torn"
+            elif name == SUMS:
+                if not LIST.fullmatch(data):
+                    yield f"{name} is torn"
             elif not name.endswith(".part") and all(version.get(name) != data for version in versions):
                 yield f"{name} holds {len(data)} bytes that no run has made"
 
@@ -263,8 +271,9 @@ def standing(out: Path) -> Files:
 
 
 def assets(out: Path) -> Files:
-    """The assets alone: a contact sheet tells the time."""
-    return {name: data for name, data in standing(out).items() if not name.startswith(f"{REPORT}/")}
+    """The assets alone: a contact sheet tells the time, and a list of digests grows with them."""
+    found = standing(out)
+    return {name: found[name] for name in found if name != SUMS and not name.startswith(f"{REPORT}/")}
 
 
 def litter(out: Path) -> list[Path]:
