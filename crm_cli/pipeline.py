@@ -211,9 +211,10 @@ class Deliver:
         self, job: Job, photo: Photo, cutout: Cutout, views: SixViews, drawn: Surface, textured: TexturedMesh
     ) -> Asset:
         """Write everything that is kept of one photo."""
-        from crm_cli.export.preview import render_previews
+        from crm_cli.export.preview import render_front, render_previews
         from crm_cli.export.scene import build_scene
-        from crm_cli.export.sheet import write_thumbs
+        from crm_cli.export.sheet import FRONT_PX, write_thumbs
+        from crm_cli.export.viewer import write_model
         from crm_cli.export.writers import write_asset
         from crm_cli.mesh.bake import uv_usage
         from crm_cli.mesh.inspect import inspect
@@ -234,14 +235,18 @@ class Deliver:
         )
         shown = self._preset.preview
         turns = render_previews(textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
+        pictures = job.scratch / "report" / "thumbs"
+        if shown.viewer:
+            write_model(pictures, job.id, textured)
         write_thumbs(
-            job.scratch / "report" / "thumbs",
+            pictures,
             job.id,
             photo=photo.rgb if photo.alpha is None else np.dstack([photo.rgb, photo.alpha]),
             cutout=as_picture(torch.cat([cutout.rgb, cutout.alpha])),
             views_rgb=[as_picture(view) for view in views.rgb],
             views_ccm=[as_picture(maps) for maps in views.ccm],
             turns=turns,
+            front=render_front(textured, self._tools.raster, size_px=FRONT_PX),
         )
         return Asset(
             photo=job.path,
@@ -323,6 +328,10 @@ class Line:
         report_stage: called with the name of each station as it begins.
         report_step: called with the evaluations of the denoisers that are done, and how many there will be.
         """
+        if job.seed is not None and job.seed != self._preset.seed:
+            # Stations are cheap: what is loaded is the toolbox's.
+            other = Line(self._tools, replace(self._preset, seed=job.seed))
+            return other.convert(job, report_stage, report_step)
         watch = Stopwatch(report_stage)
         photo, (cutout, views) = self._see(job, watch, report_step)
         watch.begin("reconstruct")

@@ -190,6 +190,8 @@ class Checks:
     """Front silhouette of the asset against the cut-out; 0 where there is nothing to compare."""
     confidence: str
     """`ok`, or `low` where the networks' answer did not match the photo."""
+    seen_share: float = 0.0
+    """Share of the surface that the photo shows; the rest is imagined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +214,8 @@ class Job:
     """Folder that keeps the cut-out and views of these bytes under these settings; None: nothing is kept."""
     may_reuse: bool = True
     """Whether what is kept there may be used, or is to be made anew."""
+    seed: int | None = None
+    """Another seed than the preset's, where this photo alone is to have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,12 +30,12 @@ from crm_cli.run.store import REPORT
 PRIVATE = ".crm"
 
 REAL = re.compile(
-    r"\.crm/(FORMAT|sheet|journal/[^/]+\.ndjson|runs/[^/]+/(run|summary)\.json"
+    r"\.crm/(FORMAT|sheet|decisions\.json|journal/[^/]+\.ndjson|runs/[^/]+/(run|summary)\.json"
     r"|records/[^/]+/[^/]+\.(json|intent))"
 )
 """What is copied as it is."""
 
-PAGE = re.compile(rf"{REPORT}/(index|page-\d{{3,}})\.html")
+PAGE = re.compile(rf"{REPORT}/((index|page-\d{{3,}})\.html|(entries|cards-\d{{3,}}|model-viewer)\.js)")
 
 PAGE_BYTES = 1024
 """How much of a page tells whose it is."""

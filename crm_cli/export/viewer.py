@@ -1,0 +1,51 @@
+"""What the 3D view on the contact sheet draws: each asset as a script that a page can load.
+
+A page opened from the disk may load scripts but no other files, so an asset travels as a call with its GLB,
+gzipped, in base64. It holds no compression that a viewer would fetch a decoder for, whatever the asset itself
+is written with.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+from crm_cli.export.glb import encode_glb
+from crm_cli.export.scene import build_scene
+from crm_cli.records import TexturedMesh
+
+MODEL_TEXTURE_PX = 1024
+"""As large as a dialog on a laptop shows it; more would only make the report heavier."""
+
+GZIP_LEVEL = 6
+
+
+def write_model(folder: Path, asset_id: str, textured: TexturedMesh) -> Path:
+    """Write the script that hands an asset to the viewer, beside its small pictures; and name it."""
+    for made in (folder.parent, folder):
+        made.mkdir(exist_ok=True)
+    path = folder / f"{asset_id}-model.js"
+    path.write_bytes(encode_model(asset_id, textured))
+    return path
+
+
+def encode_model(asset_id: str, textured: TexturedMesh) -> bytes:
+    """Return a script of one call: `crm.model("<id>", "<gzipped GLB in base64>")`."""
+    glb = encode_glb(build_scene(_lighter(textured), provenance={}, texture_format="jpeg"))
+    # No time in the header: the same asset makes the same bytes.
+    packed = base64.b64encode(gzip.compress(glb, GZIP_LEVEL, mtime=0))
+    return b'crm.model("%s", "%s");\n' % (asset_id.encode("ascii"), packed)
+
+
+def _lighter(textured: TexturedMesh) -> TexturedMesh:
+    """The same with a texture that is no larger than it is shown."""
+    import numpy as np
+    from PIL import Image
+
+    if len(textured.texture) <= MODEL_TEXTURE_PX:
+        return textured
+    side = (MODEL_TEXTURE_PX, MODEL_TEXTURE_PX)
+    small = Image.fromarray(textured.texture).resize(side, Image.Resampling.BOX)
+    return replace(textured, texture=np.asarray(small))
