@@ -38,6 +38,10 @@ def status(
         typer.echo(json.dumps({**to_plain(standing), **said_out(out)}))
         return
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
+    verbs = {"approve": "approved", "reject": "rejected", "redo": "to be redone"}
+    counts = [f"{standing.decided[verb]} {word}" for verb, word in verbs.items() if verb in standing.decided]
+    if counts:
+        say(", ".join(counts), to_stdout=True)
     for label, count in standing.weights.items():
         say(f"{count} made with {label}", to_stdout=True)
     if standing.damaged:

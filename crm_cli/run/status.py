@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from crm_cli.export.sheet import edition_of
 from crm_cli.run.commits import CommitRecord, Records
+from crm_cli.run.decisions import kept_decisions, of_edition
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.lock import is_at_work
@@ -24,6 +26,8 @@ class Standing:
     damaged: int
     """Assets with a record whose files are missing or were changed since."""
     low_confidence: int
+    decided: Mapping[str, int]
+    """Finished assets by what a reviewer decided of them."""
     weights: Mapping[str, int]
     """Finished assets by the weights that made them; those of version 0.1.0 do not tell."""
     failures: tuple[LastFailure, ...]
@@ -40,6 +44,8 @@ def status(out: Path) -> Standing:
     failures = last_failures(out)
     records = Records.scan(out)
     finished = damaged = low = 0
+    kept = kept_decisions(out)
+    decided: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for record in records.newest():
         is_intact = records.intact(record)
@@ -48,6 +54,9 @@ def status(out: Path) -> Standing:
         finished += is_intact
         damaged += not is_intact
         low += is_intact and record.checks.confidence == "low"
+        decision = of_edition(kept, record.id, edition_of(output.sha256 for output in record.outputs))
+        if is_intact and decision:
+            decided[decision.decision] += 1
         if is_intact and record.weights_name:
             weights[weights_label(record.weights_name, record.weights_digest)] += 1
     return Standing(
@@ -55,6 +64,7 @@ def status(out: Path) -> Standing:
         finished=finished,
         damaged=damaged,
         low_confidence=low,
+        decided=decided,
         weights=weights,
         failures=tuple(failures.values()),
         is_running=is_locked(out / ".crm" / "lock"),
