@@ -240,7 +240,10 @@
     $("note").value = decisions.get(entry.id)?.note ?? entry.note;
     slide();
     press();
-    if (!review.open) review.showModal();
+    if (!review.open) {
+      review.showModal();
+      $("review-name").focus();
+    }
     mark();
     await view(entry);
   }
