@@ -10,8 +10,9 @@ import numpy as np
 import trimesh
 
 from crm_cli.export.preview import render_front
+from crm_cli.export.scene import build_scene, split_at_seams
 from crm_cli.export.vendored import HERE, vendored_viewer
-from crm_cli.export.viewer import MODEL_TEXTURE_PX, encode_model, write_model
+from crm_cli.export.viewer import MODEL_TEXTURE_PX, POINT_BITS, UV_BITS, encode_model, write_model
 from crm_cli.mesh.raster import TorchRaster
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
 
@@ -44,7 +45,7 @@ def test_the_script_hands_over_a_model_that_needs_no_decoder():
     scene = trimesh.load(io.BytesIO(glb_of(encode_model(ID, tetrahedron()))), file_type="glb")
     [mesh] = scene.geometry.values()
     assert len(mesh.faces) == 4
-    np.testing.assert_allclose(mesh.extents, (0.8, 0.8, 0.25), atol=1e-6)
+    np.testing.assert_allclose(mesh.extents, (0.8, 0.8, 0.25), atol=2**-12)
     assert mesh.visual.material.baseColorTexture.size == (64, 64)
     glb = glb_of(encode_model(ID, tetrahedron()))
     assert not re.search(rb"KHR_draco|EXT_meshopt|KHR_texture_basisu", glb)
@@ -56,6 +57,18 @@ def test_a_large_texture_is_made_smaller_for_it_and_the_same_asset_makes_the_sam
     [mesh] = scene.geometry.values()
     assert mesh.visual.material.baseColorTexture.size == (MODEL_TEXTURE_PX, MODEL_TEXTURE_PX)
     assert encode_model(ID, large) == encode_model(ID, large)
+
+
+def test_places_are_rounded_by_less_than_anybody_sees():
+    textured = tetrahedron()
+    scene = build_scene(textured, provenance={})
+    [mesh] = trimesh.load(
+        io.BytesIO(glb_of(encode_model(ID, textured))), file_type="glb", process=False
+    ).geometry.values()
+    corners = split_at_seams(scene)
+    np.testing.assert_allclose(mesh.vertices, corners.points, atol=2.0 ** -(POINT_BITS + 1))
+    np.testing.assert_allclose(mesh.visual.uv, corners.uv, atol=2.0 ** -(UV_BITS + 1) + 1e-7)
+    assert np.abs(mesh.vertices - corners.points).max() > 0
 
 
 def test_the_script_stands_beside_the_pictures(tmp_path):
