@@ -143,7 +143,11 @@ def browser(profile: Path) -> Iterator[Browser]:
             options = {
                 "binary": chromium,
                 "args": [*FLAGS, f"--user-data-dir={profile}"],
-                "prefs": {"download.default_directory": str(profile / "downloads")},
+                "prefs": {
+                    "download.default_directory": str(profile / "downloads"),
+                    # A script may ask for one after another.
+                    "profile.default_content_setting_values.automatic_downloads": 1,
+                },
             }
             logged = {"browser": "ALL", "performance": "ALL"}
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logged}

@@ -269,6 +269,14 @@ def test_keys_decide_move_on_and_undo_and_a_reload_forgets_nothing(
     assert decided(download(page, profile)) == {name(0): "approve", name(1): "reject"}
 
 
+def test_a_key_says_it_again_where_a_button_takes_it_back(page: Browser, profile: Path) -> None:
+    page.press("j", "a", "k", "a")
+    assert decided(download(page, profile)) == {name(0): "approve"}
+    page.run("document.querySelector('article .verbs .approve').click()")
+    page.until("return document.getElementById('reviewed').textContent === '0 of 230 reviewed'")
+    assert decided(download(page, profile)) == {}
+
+
 def test_the_keys_lead_from_page_to_page(page: Browser) -> None:
     page.run("document.querySelectorAll('article')[99].focus()")
     assert page.until(CURRENT) == name(99)

@@ -178,7 +178,7 @@
       const button = element("button", verb, label);
       button.type = "button";
       button.dataset.verb = verb;
-      button.onclick = () => { current = id; act(verb); };
+      button.onclick = () => { current = id; act(verb, {isClick: true}); };
       verbs.append(button);
     }
     card.append(verbs);
@@ -320,14 +320,15 @@
     return before;
   }
 
-  async function decide(verb) {
+  async function decide(verb, {isClick = false} = {}) {
     const entry = entries[places.get(current)];
     if (!entry) return;
     if (verb === "approve" && entry.status === "failed") {
       say("A failure cannot be approved: redo it, or reject it.");
       return;
     }
-    const decision = decisionOf(entry) === verb ? "" : verb;
+    // A button that is pressed comes up again; a key says once more what was said.
+    const decision = isClick && decisionOf(entry) === verb ? "" : verb;
     past.push([entry.id, put(entry, {decision})]);
     say(decision ? `${DECIDED[decision]}: ${entry.name}` : `Undecided: ${entry.name}`);
     press();
@@ -413,11 +414,11 @@
     card?.scrollIntoView({block: "nearest"});
   }
 
-  async function act(verb) {
+  async function act(verb, how) {
     switch (verb) {
       case "next": await move(1); break;
       case "previous": await move(-1); break;
-      case "approve": case "reject": case "redo": await decide(verb); break;
+      case "approve": case "reject": case "redo": await decide(verb, how); break;
       case "undo": await undo(); break;
       case "view": if (review.open) review.close(); else { if (!current) await move(1); await open(); } break;
       case "close": for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); break;
@@ -460,7 +461,7 @@
     $("help").onclick = () => act("help");
     $("slider").oninput = slide;
     $("note").onchange = () => { const entry = entries[places.get(current)]; if (entry) put(entry, {note: $("note").value}); };
-    for (const button of document.querySelectorAll("dialog [data-do]")) button.onclick = () => act(button.dataset.do);
+    for (const button of document.querySelectorAll("dialog [data-do]")) button.onclick = () => act(button.dataset.do, {isClick: true});
     review.onclose = () => {
       viewer?.remove();
       viewer = null;
