@@ -220,9 +220,10 @@ class Deliver:
 
     def __call__(self, job: Job, photo: Photo, cutout: Cutout, kept: Candidate) -> Asset:
         """Write everything that is kept of one photo."""
-        from crm_cli.export.preview import render_previews
+        from crm_cli.export.preview import render_front, render_previews
         from crm_cli.export.publish import publish
-        from crm_cli.export.sheet import write_thumbs
+        from crm_cli.export.sheet import FRONT_PX, write_thumbs
+        from crm_cli.export.viewer import write_model
         from crm_cli.mesh.lods import coarser
 
         folder = job.scratch / job.stem.parent
@@ -242,14 +243,18 @@ class Deliver:
         kept = self._as_published(kept, published, cutout)
         shown = self._preset.preview
         turns = render_previews(kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
+        pictures = job.scratch / "report" / "thumbs"
+        if shown.viewer:
+            write_model(pictures, job.id, kept.textured)
         write_thumbs(
-            job.scratch / "report" / "thumbs",
+            pictures,
             job.id,
             photo=photo.rgb if photo.alpha is None else np.dstack([photo.rgb, photo.alpha]),
             cutout=as_picture(torch.cat([cutout.rgb, cutout.alpha])),
             views_rgb=[as_picture(view) for view in kept.views.rgb],
             views_ccm=[as_picture(maps) for maps in kept.views.ccm],
             turns=turns,
+            front=render_front(kept.textured, self._tools.raster, size_px=FRONT_PX),
         )
         return Asset(
             photo=job.path,
@@ -361,6 +366,10 @@ class Line:
         report_stage: called with the name of each station as it begins.
         report_step: called with the evaluations of the denoisers that are done, and how many there will be.
         """
+        if job.seed is not None and job.seed != self._preset.seed:
+            # Stations are cheap: what is loaded is the toolbox's.
+            other = Line(self._tools, replace(self._preset, seed=job.seed))
+            return other.convert(job, report_stage, report_step)
         watch = Stopwatch(report_stage)
         watch.begin("prepare")
         kept = self._kept(job, 0)

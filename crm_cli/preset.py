@@ -207,6 +207,7 @@ class Previewing:
 
     size_px: Annotated[int, Within(32, 2048), "side of each picture"]
     turns: Annotated[int, Within(1, 36), "pictures around the asset, starting at its front"]
+    viewer: Annotated[bool, "the contact sheet shows the asset in 3D, at the cost of a second copy of it"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -215,7 +215,7 @@ class Checks(Shape):
     thickness: float = 1.0
     """How deep it is as a share of what the views promise, from the side or from above, whichever is less."""
     seen_share: float = 0.0
-    """Share of the texture that the photo saw; 0 where no photo was projected."""
+    """Share of the surface that the photo shows; the rest is imagined, all of it where none was laid on."""
 
 
 Grade = Literal["pass", "review", "fail"]
@@ -354,6 +354,8 @@ class Job:
     """Whether what is kept there may be used, or is to be made anew."""
     size: RealSize | None = None
     """What the product measures, where somebody knows."""
+    seed: int | None = None
+    """Another seed than the preset's, where this photo alone is to have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,15 +19,20 @@ from typing import Any
 import pytest
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
     "--disable-dev-shm-usage", "--no-default-browser-check", "--disable-extensions",
     "--window-size=1200,1000",
+    # WebGL without a graphics card.
+    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
     # Nothing a page asks for leaves this machine.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )  # fmt: skip
 
 PATIENCE_S = 60.0
+
+KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "End": "\ue010", "ArrowRight": "\ue014"}
+"""Keys without a letter, as WebDriver calls them."""
 
 
 class Refused(Exception):
@@ -45,6 +51,36 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         """What a script returns, or what its promise becomes; it is not bound by the page's policy."""
         return self._ask("POST", "/execute/sync", script=script, args=list(arguments))
+
+    def until(self, script: str, *arguments: Any) -> Any:
+        """What a script returns as soon as that is something."""
+        ends = time.monotonic() + PATIENCE_S
+        while not (found := self.run(script, *arguments)):
+            assert time.monotonic() < ends, script
+            time.sleep(0.05)
+        return found
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, as a hand does."""
+        strokes = [
+            {"type": kind, "value": KEYS.get(key, key)} for key in keys for kind in ("keyDown", "keyUp")
+        ]
+        self._ask("POST", "/actions", actions=[{"type": "key", "id": "hand", "actions": strokes}])
+
+    def attach(self, selector: str, file: Path) -> None:
+        """Choose a file for an input."""
+        found = self._ask("POST", "/element", using="css selector", value=selector)
+        self._ask("POST", f"/element/{next(iter(found.values()))}/value", text=str(file))
+
+    def requests(self) -> list[str]:
+        """The addresses that were asked for since this was last asked."""
+        told = self._ask("POST", "/se/log", type="performance")
+        messages = [json.loads(line["message"])["message"] for line in told]
+        return [
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        ]
 
     def log(self) -> list[dict[str, Any]]:
         """What the console has said since it was last asked."""
@@ -84,7 +120,10 @@ def ask(method: str, address: str, body: dict[str, Any]) -> Any:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Start a browser with a profile of its own; skip the test where there is none."""
+    """Start a browser with a profile of its own; skip the test where there is none.
+
+    What it downloads lies in the profile's folder `downloads`.
+    """
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs chromium and chromedriver: apt install chromium chromium-driver")
@@ -101,8 +140,17 @@ def browser(profile: Path) -> Iterator[Browser]:
             )
             watchdog.cancel()
             base = f"http://127.0.0.1:{port}/session"
-            options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            options = {
+                "binary": chromium,
+                "args": [*FLAGS, f"--user-data-dir={profile}"],
+                "prefs": {
+                    "download.default_directory": str(profile / "downloads"),
+                    # A script may ask for one after another.
+                    "profile.default_content_setting_values.automatic_downloads": 1,
+                },
+            }
+            logged = {"browser": "ALL", "performance": "ALL"}
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logged}
             session = ask("POST", base, {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
             try:
                 yield Browser(f"{base}/{session}")

@@ -150,7 +150,8 @@ class FakeLine:
 
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")
-        recipe = f"{suffix} {self._preset.fingerprint()} {self._threads}".encode()
+        preset = self._preset if job.seed is None else replace(self._preset, seed=job.seed)
+        recipe = f"{suffix} {preset.fingerprint()} {self._threads}".encode()
         text = hashlib.sha256(data + recipe).hexdigest() * 50
         file = job.scratch / path
         _make_folders(job)

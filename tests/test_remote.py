@@ -448,6 +448,32 @@ def test_a_folder_that_was_copied_into_a_store_goes_on_there(
     assert set(statuses(run(bucket, inputs=(photos,), urls=())).values()) == {"cached"}
 
 
+def test_decisions_are_taken_over_into_a_store_and_its_sheet_is_written_over(
+    store: ObjectStore, bucket: str, tmp_path: Path
+) -> None:
+    run(bucket, report=True)
+    out = f"s3://{bucket}/out"
+    made = {record.asset.as_posix(): record for record in records(store, bucket)}
+    store.put(bucket, f"out/report/thumbs/{made['a.jpg'].id}-model.js", b"crm.model()")
+    for _ in range(2):  # over its own scripts as well
+        assert command("report", out).returncode == 0
+    assert store.get(bucket, "out/report/model-viewer.js").startswith(b"/* crm contact sheet */")
+    decisions = [
+        {"id": made[name].id, "photo": name, "decision": verb}
+        for name, verb in (("a.jpg", "redo"), ("sub/b.png", "approve"))
+    ]
+    file = tmp_path / "decisions.json"
+    file.write_text(json.dumps({"schema": "crm.decisions/1", "decisions": decisions}))
+    done = command("redo", str(file), out)
+    assert done.returncode == 0, done.stderr
+    seeds = {record.asset.as_posix(): record.seed for record in records(store, bucket)}
+    assert seeds == {name: int(name == "a.jpg") for name in NAMES}
+    assert command("status", out).stdout.splitlines()[1] == "1 approved"
+    assert b'"decision":"approve"' in store.get(bucket, "out/report/entries.js")
+    assert set(statuses(run(bucket)).values()) == {"cached"}
+    assert litter(store, bucket) == []
+
+
 def test_gc_ends_uploads_and_removes_what_nobody_needs_and_nothing_else(
     store: ObjectStore, bucket: str
 ) -> None:

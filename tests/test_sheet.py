@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 import os
 import re
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from crm_cli.export.sheet import (
     write_sheet,
     write_thumbs,
 )
+from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
 from crm_cli.records import Checks, Failed, WrittenFile
 
@@ -188,28 +190,65 @@ def test_no_name_changes_the_page_s_elements(tmp_path, name):
     assert all(re.fullmatch(r"(\.\./|\./)[\w./~%#-]+", link, re.ASCII) for link in hostile.of("a", "href"))
 
 
-def test_the_page_runs_nothing_and_loads_nothing_from_elsewhere(tmp_path):
+def called(script: Path, name: str) -> list:
+    """The arguments of the one call that a script is."""
+    text = script.read_bytes().decode("ascii")
+    found = re.fullmatch(rf"/\* crm contact sheet \*/\ncrm\.{name}\((.*)\);\n", text)
+    return json.loads(f"[{found[1]}]")
+
+
+@pytest.mark.parametrize(
+    "name", HOSTILE, ids=[hashlib.sha256(os.fsencode(n)).hexdigest()[:6] for n in HOSTILE]
+)
+def test_no_name_is_more_than_a_text_in_what_the_script_loads(tmp_path, name):
+    entries = everywhere(name)
+    page = write_sheet(tmp_path, entries, SUMMARY)
+    [index] = called(page.parent / "entries.js", "entries")
+    assert [each["photo"] for each in index] == [str(each.photo) for each in entries]
+    assert all(display_name(each.photo) == one["name"] for each, one in zip(entries, index, strict=True))
+    number, cards = called(page.parent / "cards-001.js", "cards")
+    assert number == 0
+    # What is put on the page later is to the letter what stands on it.
+    html = page.read_text("utf-8")
+    assert all(card in html for card in cards)
+    for script in ("entries.js", "cards-001.js"):
+        assert b"<" not in (page.parent / script).read_bytes()
+
+
+def test_the_page_runs_its_own_script_alone_and_loads_nothing_from_elsewhere(tmp_path):
     photo = np.zeros((20, 30, 3), dtype=np.uint8)
     write_thumbs(tmp_path / "report" / "thumbs", entry("a").id, photo=photo, turns=[photo] * 4)
     tree = tree_of(tmp_path, [entry("a"), failed("b")])
     tags = {path.rpartition("/")[2] for path, _ in tree.elements}
-    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form"}
+    assert not tags & {"iframe", "object", "embed", "link", "base", "form"}
+    assert sum(path.endswith("/script") for path, _ in tree.elements) == 1
+    assert not tree.of("script", "src")
     names = {name for _, attributes in tree.elements for name in attributes}
     assert not any(name.startswith("on") or name == "style" for name in names)
     assert all((tmp_path / "report" / source).is_file() for source in tree.of("img", "src"))
+    assert {path.name for path in (tmp_path / "report").glob("*.*")} == {
+        "index.html",
+        "entries.js",
+        "cards-001.js",
+    }
     assert len(tree.of("img", "src")) == 2
     assert "http" not in "".join(value for _, name, value in tree.values if name in ("src", "href"))
 
 
-def test_the_policy_admits_this_stylesheet_and_nothing_else(tmp_path):
+def test_the_policy_admits_our_styles_and_our_script_and_nothing_else(tmp_path):
     page = write_sheet(tmp_path, [entry("a")], SUMMARY)
-    policy = next(value for value in Tree(page).of("meta", "content") if "default-src" in value)
+    policy, local = (value for value in Tree(page).of("meta", "content") if "-src" in value)
     style = re.search(r"<style>(.*?)</style>", page.read_text(encoding="utf-8"), re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"style-src 'sha256-{digest}'" in policy
+    assert f"style-src 'sha256-{digest}' 'sha256-{vendored_viewer().style_sha256}';" in policy
+    script = re.search(r"<script>(.*?)</script>", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The viewer compiles WebAssembly that is part of it; that is no text made into a script.
+    assert f"script-src 'sha256-{digest}' 'strict-dynamic' 'wasm-unsafe-eval';" in policy
+    assert local == f"script-src 'self' file: 'sha256-{digest}' 'wasm-unsafe-eval'"
     assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert "script-src" not in policy
+    assert "connect-src blob: data:;" in policy
+    assert "unsafe" not in (policy + local).replace("'wasm-unsafe-eval'", "")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +284,7 @@ def test_a_failure_without_a_remedy_is_told_all_the_same(tmp_path):
 
 def test_a_finished_asset_shows_its_counts_its_time_and_its_files(tmp_path):
     page = text(tree_of(tmp_path, [entry("a")]))
-    assert "1,234 vertices 2,468 faces closed silhouette 0.95" in page
+    assert "1,234 vertices 2,468 triangles closed silhouette 0.95" in page
     assert "4.0 s prepare 1.0 s imagine 3.0 s" in page
     assert "GLB 1.2 MB OBJ 1.2 MB USD 1.2 MB" in page
     assert "not closed" not in page
@@ -293,13 +332,15 @@ def test_a_shorter_sheet_leaves_no_page_of_the_longer_one_and_nothing_else_is_to
     note = tmp_path / "report" / "page-note.html"
     note.write_text("mine")
     write_sheet(tmp_path, [entry("a")], SUMMARY)
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["index.html", "page-note.html"]
+    names = ["cards-001.js", "entries.js", "index.html", "page-note.html"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == names
 
 
 def test_every_filter_names_a_radio_button(tmp_path):
     tree = tree_of(tmp_path, [entry("a")])
-    assert set(tree.of("label", "for")) == set(tree.of("input", "id"))
-    assert set(tree.of("input", "type")) == {"radio"}
+    filters = {name for name in tree.of("input", "id") if name.startswith("show-")}
+    assert set(tree.of("label", "for")) == filters
+    assert tree.of("input", "type").count("radio") == len(filters)
 
 
 def test_strips_lay_pictures_side_by_side_in_order(tmp_path):
@@ -329,7 +370,9 @@ def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
     assert alpha[32, 32] == 255
 
 
-@pytest.mark.parametrize("name", ["index.html", "page-002.html"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "page-002.html", "entries.js", "cards-001.js", "cards-002.js", "model-viewer.js"]
+)
 def test_a_page_that_crm_did_not_write_is_neither_overwritten_nor_removed(tmp_path: Path, name: str) -> None:
     foreign = tmp_path / "report" / name
     foreign.parent.mkdir()
@@ -340,7 +383,7 @@ def test_a_page_that_crm_did_not_write_is_neither_overwritten_nor_removed(tmp_pa
     with pytest.raises(OutputError, match=rf"{name}.*E_CONFLICT.*--no-report"):
         write_sheet(tmp_path, entries, SUMMARY)
     assert [path.name for path in foreign.parent.iterdir()] == [name]
-    if name != "index.html":
+    if "2" in name:
         write_sheet(tmp_path, entries[:1], SUMMARY)
     assert foreign.read_text() == "<title>mine</title>"
 
@@ -358,3 +401,58 @@ def test_a_report_folder_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="--no-report"):
         write_sheet(tmp_path, [], SUMMARY)
     assert report.read_text() == "mine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    grade: str
+    reasons: tuple[Said, ...] = ()
+
+
+def test_a_verdict_stands_on_the_card_with_its_reasons_and_can_be_searched_for(tmp_path):
+    made = entry("a", verdict=Graded("fail", (Said("The sides are <flat>."),)))
+    tree = tree_of(tmp_path, [made, entry("b", verdict=Graded("pass"))])
+    assert "a Done Fail" in text(tree)
+    assert "The sides are <flat>." in text(tree)
+    assert "1 to look at" in text(tree)
+    [index] = called(tmp_path / "report" / "entries.js", "entries")
+    assert [each["verdict"] for each in index] == ["fail", "pass"]
+    assert "the sides are <flat>." in index[0]["text"]
+
+
+def test_the_share_that_the_photo_shows_is_told_where_it_is_known(tmp_path):
+    seen = entry("a", checks=dataclasses.replace(entry("a").checks, seen_share=0.416))
+    assert "silhouette 0.95 42 % seen" in text(tree_of(tmp_path, [seen]))
+    assert (
+        "seen"
+        not in text(tree_of(tmp_path, [entry("a")])).partition("No photos")[0].split("silhouette")[1][:12]
+    )
+
+
+def test_a_decision_is_told_and_an_asset_of_other_bytes_is_another_edition(tmp_path):
+    made = entry("a", decision="approve", note="good")
+    assert "a Approved Done" in text(tree_of(tmp_path, [made]))
+    [index] = called(tmp_path / "report" / "entries.js", "entries")
+    assert (index[0]["decision"], index[0]["note"], index[0]["edition"]) == ("approve", "good", made.edition)
+    other = [dataclasses.replace(file, sha256="1" * 64) for file in made.files]
+    assert dataclasses.replace(made, files=tuple(other)).edition != made.edition
+    assert dataclasses.replace(made, files=made.files[::-1], seconds={}).edition == made.edition
+
+
+def test_the_viewer_is_beside_the_page_unchanged_only_where_there_is_something_to_view(tmp_path):
+    report = write_sheet(tmp_path, [entry("a")], SUMMARY).parent
+    assert not (report / "model-viewer.js").exists()
+    (report / "thumbs").mkdir()
+    (report / "thumbs" / f"{entry('a').id}-model.js").write_text("crm.model()")
+    write_sheet(tmp_path, [entry("a"), entry("b")], SUMMARY)
+    mark, _, script = (report / "model-viewer.js").read_bytes().partition(b"\n")
+    assert mark == b"/* crm contact sheet */"
+    assert hashlib.sha256(script).hexdigest() == vendored_viewer().sha256
+    assert b"Apache License" in (report / "model-viewer.LICENSE.txt").read_bytes()
+    [index] = called(report / "entries.js", "entries")
+    assert [each["model"] for each in index] == [True, False]

@@ -16,6 +16,7 @@ from crm_cli.cli.convert import convert
 from crm_cli.cli.doctor import doctor
 from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
+from crm_cli.cli.redo import redo
 from crm_cli.cli.report import report
 from crm_cli.cli.reproduce import reproduce
 from crm_cli.cli.retry import retry
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command()(convert)
 app.command()(status)
 app.command()(retry)
+app.command()(redo)
 app.command()(report)
 app.command()(verify)
 app.command()(gc)

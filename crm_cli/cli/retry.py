@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,10 @@ from crm_cli.cli import telling
 from crm_cli.cli.console import EndpointOption, OutArgument, log_to_stderr, say
 from crm_cli.cli.listening import listening
 from crm_cli.errors import ExitCode, NoInput, UsageError
+
+if TYPE_CHECKING:
+    from crm_cli.run.options import Engine
+    from crm_cli.run.retry import Again
 
 
 def retry(
@@ -43,10 +48,7 @@ def retry(
     log_file: telling.LogFile = None,
 ) -> None:
     """Try failed photos again, with the inputs, settings and options of the run in which they failed."""
-    from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.elsewhere import opened
-    from crm_cli.run.options import PRODUCTION
-    from crm_cli.run.remote import is_url
     from crm_cli.run.retry import plan_retry
 
     told = telling.Telling(
@@ -57,15 +59,26 @@ def retry(
     names = None if id_file is None else _names(id_file)
     with opened(out, endpoint=endpoint_url) as folder:
         planned = plan_retry(folder, classes=classes or (), names=names, dry_run=dry_run)
-    if is_url(out):
-        planned = tuple(again.placed(out, endpoint=endpoint_url) for again in planned)
     if not planned:
         say("nothing to try again")
+    raise typer.Exit(convert_again(planned, out, told, context.obj, endpoint=endpoint_url))
+
+
+def convert_again(
+    planned: Sequence[Again], out: str, told: telling.Telling, engine: Engine | None, *, endpoint: str
+) -> ExitCode:
+    """Make runs once more, one after the other, until something ends them; returns the exit code of all."""
+    from crm_cli.run.batch import convert as run_batch
+    from crm_cli.run.options import PRODUCTION
+    from crm_cli.run.remote import is_url
+
+    if is_url(out):
+        planned = [again.placed(out, endpoint=endpoint) for again in planned]
     exit_code = ExitCode.DONE
     with listening() as stop:
         for again in planned:
             run = run_batch(
-                again.preset, again.options, stop=stop, engine=context.obj or PRODUCTION, only=again.photos
+                again.preset, again.options, stop=stop, engine=engine or PRODUCTION, only=again.photos
             )
             try:
                 finished = told.follow(run, stop)
@@ -76,7 +89,7 @@ def retry(
             exit_code = ExitCode(finished.exit_code or exit_code)
             if finished.exit_code not in (ExitCode.DONE, ExitCode.SOME_FAILED):
                 break
-    raise typer.Exit(exit_code)
+    return exit_code
 
 
 def _names(file: str) -> tuple[str, ...]:

@@ -41,6 +41,10 @@ def status(
     say(f"{standing.finished} finished ({standing.low_confidence} with low confidence)", to_stdout=True)
     if standing.verdicts:
         say(f"verdicts: {verdicts_label(standing.verdicts)} (--csv tells which and why)", to_stdout=True)
+    verbs = {"approve": "approved", "reject": "rejected", "redo": "to be redone"}
+    counts = [f"{standing.decided[verb]} {word}" for verb, word in verbs.items() if verb in standing.decided]
+    if counts:
+        say(", ".join(counts), to_stdout=True)
     for label, count in standing.weights.items():
         say(f"{count} made with {label}", to_stdout=True)
     if standing.damaged:

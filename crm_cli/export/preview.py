@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, normalize
 
 from crm_cli.export.scene import smooth_normals
-from crm_cli.fragments import Fragments, Raster, interpolate
+from crm_cli.fragments import Fragments, Raster, interpolate, project
+from crm_cli.frame import FRONT, VIEWS
 from crm_cli.records import Mesh, TexturedMesh
 
 ELEVATION_DEG = 15.0
@@ -81,6 +82,21 @@ def render_previews(textured: TexturedMesh, raster: Raster, *, size_px: int, tur
         _photograph(model, raster, camera, positions, size_px * SUPERSAMPLING)
         for camera, positions in zip(cameras, placed, strict=True)
     ]
+
+
+def render_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> Image.Image:
+    """Draw an asset as the front view sees it, RGBA: its pixels lie on those of the cut-out's canvas.
+
+    It is not lit: the photo's light is in the texture already, and the two are to be compared.
+    """
+    side = size_px * SUPERSAMPLING
+    positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], side)
+    flat = raster.rasterize(positions, torch.from_numpy(textured.mesh.faces), height=side, width=side)
+    uv_faces = torch.from_numpy(textured.unwrapped.uv_faces)
+    uv = interpolate(torch.from_numpy(textured.unwrapped.uv), uv_faces, flat.hits())  # [1 N 2]
+    texture = torch.from_numpy(textured.texture).float() / 255
+    albedo = _to_linear(texture).permute(2, 0, 1)[None]
+    return _develop(sample(albedo, uv)[0], flat.covered)
 
 
 def _camera(azimuth: float) -> Tensor:

@@ -2,27 +2,35 @@
 
     OUT/report/index.html       the summary, what needs a look, the first hundred photos
     OUT/report/page-002.html    the next hundred
-    OUT/report/thumbs           <id>-photo.webp, -cutout, -views, -ccm, -turn
+    OUT/report/entries.js       what all photos are filtered and sorted by
+    OUT/report/cards-001.js     the first hundred photos as they stand on their page, for when they are sorted
+    OUT/report/model-viewer.js  the 3D view, loaded when one is opened
+    OUT/report/thumbs           <id>-photo.webp, -cutout, -front, -views, -ccm, -turn, <id>-model.js
 
 The worker that makes an asset leaves its small pictures; the page is built from plain records and whichever
 pictures it finds. So a sheet of thousands can be written again at any time without making anything again.
+
+Pages are whole without scripts. With them they are for reviewing: all that a script shows was written here,
+and escaped here; it puts elements together but never builds one from a text.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from crm_cli.errors import OutputError
+from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
 from crm_cli.records import Checks, Failed, Verdict, WrittenFile
 
@@ -43,7 +51,19 @@ LABELS: Mapping[Status, str] = {
     "failed": "Failed",
 }
 
+Decision = Literal["", "approve", "reject", "redo"]
+"""What a reviewer has said of an asset."""
+
+DECIDED: Mapping[Decision, str] = {"approve": "Approved", "reject": "Rejected", "redo": "To be redone"}
+
+GRADES: Mapping[str, str] = {"pass": "Pass", "review": "Review", "fail": "Fail"}
+
 ENTRIES_PER_PAGE = 100
+
+_NUMBERED = re.compile(r"page-\d{3,}\.html|cards-\d{3,}\.js")
+
+_LESS = r"\u003c"
+"""The sign < as JSON may have it: inside a page, it could begin a tag."""
 
 PAGES_AROUND = 5
 """How many pages are linked to each side of a page, and as many tens, hundreds and so on."""
@@ -53,12 +73,20 @@ MAIN_SUFFIXES: Mapping[str, str] = {".glb": "GLB", ".obj": "OBJ", ".usdc": "USD"
 
 # Twice the size at which the page shows them on a laptop, for dense screens.
 _PHOTO_PX, _VIEW_PX, _TURN_PX = 400, 200, 400
+
+FRONT_PX = _PHOTO_PX
+"""Side of the asset's front view, which is laid over the cut-out."""
+
 _WEBP_QUALITY = 82
 
 
 _GENERATOR = b'<meta name="generator" content="crm '
+_SCRIPT_MARK = b"/* crm contact sheet */\n"
 _HEAD_BYTES = 1024
-"""Our pages say within so many bytes that they are ours."""
+"""Our pages and scripts say within so many bytes that they are ours."""
+
+_VIEWER = "model-viewer.js"
+_VIEWER_LICENCE = "model-viewer.LICENSE.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +106,10 @@ class SheetEntry:
     failure: Failed | None = None
     made: float = 0.0
     """When it was finished, in seconds since 1970; not shown, but tells a newer asset from an older one."""
+    decision: Decision = ""
+    """What `crm redo` has recorded of this very asset."""
+    note: str = ""
+    """What the reviewer wrote to it."""
 
     @property
     def status(self) -> Status:
@@ -87,6 +119,18 @@ class SheetEntry:
         if self.checks and self.checks.confidence == "low":
             return "low"
         return "kept" if self.is_kept else "done"
+
+    @property
+    def edition(self) -> str:
+        """Tells this very asset, or failure, from one that the same photo becomes another time."""
+        failure = self.failure
+        parts = [failure.code, failure.stage] if failure else [file.sha256 for file in self.files]
+        return edition_of(parts)
+
+    @property
+    def stem(self) -> PurePosixPath:
+        """What the asset is called: its files without their suffix."""
+        return self.files[0].path.with_suffix("") if self.files else self.photo
 
     @property
     def remedy(self) -> str:
@@ -119,6 +163,11 @@ class SheetSummary:
     """For instance why the run ended early."""
 
 
+def edition_of(digests: Iterable[str]) -> str:
+    """Short for what the files of an asset hold; digests: SHA-256 of each."""
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
 def write_thumbs(
     folder: Path,
     asset_id: str,
@@ -128,6 +177,7 @@ def write_thumbs(
     views_rgb: Sequence[Picture] = (),
     views_ccm: Sequence[Picture] = (),
     turns: Sequence[Picture] = (),
+    front: Picture | None = None,
 ) -> list[Path]:
     """Write the small pictures of one asset, and name them.
 
@@ -140,6 +190,7 @@ def write_thumbs(
     strips = {
         "photo": _strip([photo], _PHOTO_PX),
         "cutout": _strip([cutout] if cutout is not None else [], _PHOTO_PX),
+        "front": _strip([front] if front is not None else [], FRONT_PX),
         "views": _strip(views_rgb, _VIEW_PX),
         "ccm": _strip(views_ccm, _VIEW_PX),
         "turn": _strip(turns, _TURN_PX),
@@ -163,29 +214,85 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     report.mkdir(exist_ok=True)
     pages = _paginate(entries)
     page_names = [_page_name(index) for index in range(len(pages))]
-    template = _environment(report).get_template("sheet.html")
+    pictures = {path.name for path in (report / "thumbs").glob("*")}
+    environment = _environment(pictures)
+    template, card = environment.get_template("sheet.html"), environment.get_template("card.html")
+    cards = {entry.id: _trusted(card.render(entry=entry)) for entry in entries}
+    _write_scripts(report, pages, cards, pictures)
     common = {
         "summary": summary,
-        "labels": LABELS,
         "counts": Counter(entry.status for entry in entries),
         "total": len(entries),
         "per_hour": _photos_per_hour(entries, summary.wall_s),
         "page_names": page_names,
+        "per_page": ENTRIES_PER_PAGE,
+        "cards": cards,
         "attention": [
             (entry, name)
             for name, page in zip(page_names, pages, strict=True)
             for entry in page
-            if entry.status in ("failed", "low")
+            if entry.status in ("failed", "low") or (entry.verdict and entry.verdict.grade == "fail")
         ],
     }
     for index, page in enumerate(pages):
-        _replace(report / page_names[index], template.render(common, entries=page, page_index=index))
+        _replace(report / page_names[index], template.render(common, entries=page, page_index=index).encode())
     _sync(report)
-    for stale in report.glob("page-*.html"):
-        is_stale = re.fullmatch(r"page-\d{3,}\.html", stale.name) and stale.name not in page_names
+    written = {*page_names, *(_cards_name(index) for index in range(len(pages)))}
+    for stale in report.iterdir():
+        is_stale = _NUMBERED.fullmatch(stale.name) and stale.name not in written
         if is_stale and _is_ours(stale):
             stale.unlink()
     return report / page_names[0]
+
+
+def _write_scripts(
+    report: Path,
+    pages: Sequence[Sequence[SheetEntry]],
+    cards: Mapping[str, Any],
+    pictures: Collection[str],
+) -> None:
+    """Write what the pages' script loads: index, cards, and the viewer where there is something to view."""
+    index = [
+        _indexed(entry, has_model=f"{entry.id}-model.js" in pictures) for page in pages for entry in page
+    ]
+    _replace(report / "entries.js", _call("entries", index))
+    for number, page in enumerate(pages):
+        _replace(report / _cards_name(number), _call("cards", number, [cards[entry.id] for entry in page]))
+    if any(each["model"] for each in index):
+        viewer = vendored_viewer()
+        _replace(report / _VIEWER, _SCRIPT_MARK + viewer.script.read_bytes())
+        _replace(report / _VIEWER_LICENCE, _SCRIPT_MARK + viewer.licence_file.read_bytes())
+
+
+def _call(name: str, *arguments: Any) -> bytes:
+    """Write a script of one call. JSON in ASCII is JavaScript, and no text in it ends a string or a tag."""
+    said = ", ".join(json.dumps(argument, separators=(",", ":")) for argument in arguments)
+    return _SCRIPT_MARK + f"crm.{name}({said.replace('<', _LESS)});\n".encode("ascii")
+
+
+def _indexed(entry: SheetEntry, *, has_model: bool) -> dict[str, Any]:
+    """What one photo is found, filtered and sorted by, and what is written down of a decision on it."""
+    checks = entry.checks
+    said = [str(entry.photo), *(file.path.name for file in entry.files[:1]), *entry.warnings]
+    said += [entry.failure.code, entry.failure.message] if entry.failure else []
+    said += [reason.sentence for reason in entry.verdict.reasons] if entry.verdict else []
+    return {
+        "id": entry.id,
+        "name": display_name(entry.photo),
+        # As the file system has them, be they UTF-8 or not: a decision must name the very photo.
+        "photo": str(entry.photo),
+        "asset": str(entry.stem),
+        "edition": entry.edition,
+        "text": " ".join(display_name(text) for text in said).lower(),
+        "status": entry.status,
+        "verdict": entry.verdict.grade if entry.verdict else "",
+        "iou": checks.silhouette_iou if checks else None,
+        "faces": checks.faces if checks else None,
+        "seconds": round(sum(entry.seconds.values()), 2) if entry.seconds else None,
+        "decision": entry.decision,
+        "note": entry.note,
+        "model": has_model,
+    }
 
 
 def refuse_foreign(folder: Path, count: int) -> None:
@@ -195,18 +302,21 @@ def refuse_foreign(folder: Path, count: int) -> None:
         return
     if report.is_symlink() or not report.is_dir():
         raise _in_the_way(report)
-    for index in range(_count_pages(count)):
-        page = report / _page_name(index)
+    pages = range(_count_pages(count))
+    names = ["entries.js", _VIEWER, _VIEWER_LICENCE, *map(_page_name, pages), *map(_cards_name, pages)]
+    for name in names:
+        page = report / name
         if os.path.lexists(page) and not _is_ours(page):
             raise _in_the_way(page)
 
 
 def _is_ours(page: Path) -> bool:
-    """Whether a page says that crm wrote it."""
+    """Whether a page or script says that crm wrote it."""
     if page.is_symlink() or not page.is_file():
         return False
     with page.open("rb") as file:
-        return _GENERATOR in file.read(_HEAD_BYTES)
+        head = file.read(_HEAD_BYTES)
+    return _GENERATOR in head if page.suffix == ".html" else head.startswith(_SCRIPT_MARK)
 
 
 def _in_the_way(path: Path) -> OutputError:
@@ -252,6 +362,11 @@ def _page_name(index: int) -> str:
     return f"page-{index + 1:03}.html" if index else "index.html"
 
 
+def _cards_name(index: int) -> str:
+    """Name the script that holds a page's cards."""
+    return f"cards-{index + 1:03}.js"
+
+
 def _nearby(index: int, count: int) -> list[int]:
     """Which of so many pages a page links to: those close by, then tens, hundreds, first and last.
 
@@ -273,8 +388,8 @@ def _photos_per_hour(entries: Sequence[SheetEntry], wall_s: float) -> float:
     return made * 3600 / wall_s if wall_s > 0 else 0.0
 
 
-def _environment(report: Path) -> Environment:
-    """Open the template with everything it may call."""
+def _environment(pictures: Collection[str]) -> Environment:
+    """Open the templates with everything they may call. pictures: names of those that there are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     here = Path(__file__).parent
@@ -287,11 +402,16 @@ def _environment(report: Path) -> Environment:
         lstrip_blocks=True,
     )
     style = (here / "sheet.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    pictures = {path.name for path in (report / "thumbs").glob("*.webp")}
+    script = (here / "sheet.js").read_text(encoding="utf-8")
     environment.globals.update(
         style=_trusted(style),
-        style_digest=digest,
+        style_digest=_digest(style),
+        viewer_style_digest=vendored_viewer().style_sha256,
+        script=_trusted(script),
+        script_digest=_digest(script),
+        labels=LABELS,
+        grades=GRADES,
+        decided=DECIDED,
         has_picture=lambda entry, kind: f"{entry.id}-{kind}.webp" in pictures,
         main_files=_main_files,
         nearby=_nearby,
@@ -301,8 +421,13 @@ def _environment(report: Path) -> Environment:
     return environment
 
 
-def _trusted(text: str) -> object:
-    """Mark our own stylesheet as not to be escaped."""
+def _digest(text: str) -> str:
+    """What a policy admits a stylesheet or script by."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _trusted(text: str) -> Any:
+    """Mark our own stylesheet and script, and what was escaped already, as not to be escaped."""
     from markupsafe import Markup
 
     return Markup(text)
@@ -359,11 +484,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put a page in place whole."""
+def _replace(path: Path, data: bytes) -> None:
+    """Put a page or script in place whole."""
     part = path.with_name(f".crm-{os.getpid()}-{path.name}.part")
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

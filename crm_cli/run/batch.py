@@ -18,6 +18,7 @@ from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
 from crm_cli.run.conveyor import Conveyor, Spare, deadlines
+from crm_cli.run.decisions import kept_decisions, redone, with_seed
 from crm_cli.run.events import AssetPlanned, Event, RunFinished, Warned
 from crm_cli.run.files import writing
 from crm_cli.run.journal import Journal, last_failures, unfinished_attempts
@@ -135,9 +136,8 @@ def _convert(
     if preset.weights == AUTO:
         # Workers must read what was found now, also where better weights arrive while the run goes on.
         preset = replace(preset, weights=weights.name)
-    recipe = Recipe.of(preset, weights.stages)
     if options.dry_run:
-        planner = _planner(Records.scan(options.out), recipe, preset, options)
+        planner = _planner(Records.scan(options.out), weights, preset, options)
         for folder in lost:
             yield Warned(message=f"{folder.path}: {folder.reason}")
         yield from _announce([planner.decide(photo) for photo in found.photos], weights)
@@ -159,7 +159,7 @@ def _convert(
         yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0, left=left)
         return
     try:
-        planner = _planner(store.records, recipe, preset, options)
+        planner = _planner(store.records, weights, preset, options)
         yield from _run(
             found.photos, lost, planner, store, preset, options, stop, engine, weights, is_part, since
         )
@@ -225,9 +225,16 @@ def _run(
         conveyor.close()
 
 
-def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptions) -> Planner:
+def _planner(records: Records, weights: UsedWeights, preset: Preset, options: RunOptions) -> Planner:
+    seeds = {
+        asset: with_seed(preset.seed, times) for asset, times in redone(kept_decisions(options.out)).items()
+    }
+    recipes = {
+        seed: Recipe.of(replace(preset, seed=seed), weights.stages) for seed in {preset.seed, *seeds.values()}
+    }
     return Planner(
-        recipe=recipe,
+        recipe=recipes[preset.seed],
+        redone={asset: recipes[seed] for asset, seed in seeds.items()},
         records=records,
         failures=last_failures(options.out),
         interruptions=unfinished_attempts(options.out),

@@ -27,7 +27,7 @@ Kind = Literal["scratch", "record", "picture", "run"]
 KEPT_RUNS = 20
 """Logs and events of so many runs stay; the journal stays whole, since it knows what failed."""
 
-PICTURE = re.compile(r"([0-9a-f]{16})-(photo|cutout|views|ccm|turn)\.webp")
+PICTURE = re.compile(r"([0-9a-f]{16})-(?:(?:photo|cutout|front|views|ccm|turn)\.webp|model\.js)")
 
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 

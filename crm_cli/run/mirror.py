@@ -2,7 +2,7 @@
 
     real copies      records, journals, what runs were asked for, the sheet's mark
     stand-ins        finished files and pictures: of the right size, without bytes
-    first kilobyte   the sheet's pages, SHA256SUMS: enough to know them as ours
+    first kilobyte   the sheet's pages and scripts, SHA256SUMS: enough to know them as ours
 
 A stand-in has the time that a record names if the store says of the object what it said when the record was
 written, and another one else. So everything that looks at a folder looks at its mirror in the same way.
@@ -31,12 +31,15 @@ from crm_cli.run.sums import SUMS
 PRIVATE = ".crm"
 
 REAL = re.compile(
-    r"\.crm/(FORMAT|sheet|journal/[^/]+\.ndjson|runs/[^/]+/(run|summary)\.json"
+    r"\.crm/(FORMAT|sheet|decisions\.json|journal/[^/]+\.ndjson|runs/[^/]+/(run|summary)\.json"
     r"|records/[^/]+/[^/]+\.(json|intent))"
 )
 """What is copied as it is."""
 
-PAGE = re.compile(rf"{REPORT}/(index|page-\d{{3,}})\.html")
+PAGE = re.compile(
+    rf"{REPORT}/((index|page-\d{{3,}})\.html|(entries|cards-\d{{3,}}|model-viewer)\.js"
+    r"|model-viewer\.LICENSE\.txt)"
+)
 
 PAGE_BYTES = 1024
 """How much of a page tells whose it is."""

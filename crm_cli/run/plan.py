@@ -71,9 +71,12 @@ class Planner:
     """Everything a decision depends on."""
 
     recipe: Recipe
+    """Of all photos but those in `redone`."""
     records: Records
     failures: Mapping[PurePosixPath, LastFailure]
     max_mpixels: float
+    redone: Mapping[str, Recipe] = field(default_factory=dict)
+    """Asset id → recipe with the seed that a reviewer's redo has asked for."""
     interruptions: Mapping[PurePosixPath, int] = field(default_factory=dict)
     """Runs that died with a photo at work."""
     past: Past | None = None
@@ -93,6 +96,10 @@ class Planner:
     is_dry: bool = False
     """Whether nothing may be changed, be it a time stamp."""
 
+    def recipe_of(self, found: Found) -> Recipe:
+        """What a photo's asset depends on beside the photo."""
+        return self.redone.get(found.id, self.recipe)
+
     def decide(self, found: Found) -> Planned:
         """Say what to do with one photo."""
         records = self.records.glance(found.id)
@@ -106,7 +113,7 @@ class Planner:
             known = self._identify(found, records)
         except OSError:  # it fails by itself when its turn comes
             return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
-        keys = self.recipe.keys(known.sha256, found.extras)
+        keys = self.recipe_of(found).keys(known.sha256, found.extras)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
         if current and self.force_stage is None and self._stands(current):
@@ -230,6 +237,9 @@ class Planner:
             return "output renamed"
         part = next(key for key in PARTS if getattr(latest.keys, key) != getattr(keys, key))
         parts = [self.past.changes_since(latest.run)] if self.past else []
+        seed = self.recipe_of(found).seed
+        if found.id in self.redone and latest.seed != seed:
+            parts = [f"to be redone, from seed {seed} instead of {latest.seed}"]
         if latest.size != found.size:
             parts.append(f"real size {latest.size or 'unknown'} → {found.size or 'unknown'} mm")
         if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):

@@ -17,6 +17,7 @@ from crm_cli import __version__
 from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.records import Failed, WrittenFile
 from crm_cli.run.commits import CommitRecord, Records
+from crm_cli.run.decisions import Decision, kept_decisions, of_edition
 from crm_cli.run.events import weights_label
 from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
@@ -77,11 +78,12 @@ def write_report(
         version=__version__,
         note=f"stopped early: {left} left" if left else "",
     )
+    kept = kept_decisions(options.out)
     sheet = options.out / REPORT / "index.html"
-    if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary):
+    if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary, kept):
         return sheet
     filled = [_filled(entry, records) if entry.is_kept else entry for entry in entries]
-    return _write(options.out, filled, summary)
+    return _write(options.out, filled, summary, kept)
 
 
 def rewrite_report(out: Path) -> SheetCounts:
@@ -112,11 +114,13 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
             runs.add(record.run)
             labels.update([weights_label(record.weights_name, record.weights_digest)])
     runs |= {failure.run for failure in failures.values()}
-    entries |= {failure.asset: _failed(failure) for failure in failures.values()}
+    entries |= {failure.asset: failed_entry(failure) for failure in failures.values()}
     shown = sorted(entries.values(), key=lambda entry: os.fsencode(entry.photo))
     summary = _summary(out, sorted(runs), labels=tuple(labels), so_far_s=so_far_s or {})
     return SheetCounts(
-        sheet=_write(out, shown, summary), finished=len(shown) - len(failures), failed=len(failures)
+        sheet=_write(out, shown, summary, kept_decisions(out)),
+        finished=len(shown) - len(failures),
+        failed=len(failures),
     )
 
 
@@ -180,12 +184,14 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(name for name in names if name))
 
 
-def _write(out: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
+def _write(
+    out: Path, entries: Sequence[SheetEntry], summary: SheetSummary, kept: Mapping[str, Decision]
+) -> Path:
     """Write a sheet, and remember what it says."""
     # Gone before the pages change: a mark must never outlive the sheet it was written for.
     _mark(out).unlink(missing_ok=True)
-    sheet = write_sheet(out, entries, summary)
-    _mark(out).write_text(_digest(entries, summary), encoding="ascii")
+    sheet = write_sheet(out, [_decided(entry, kept) for entry in entries], summary)
+    _mark(out).write_text(_digest(entries, summary, kept), encoding="ascii")
     return sheet
 
 
@@ -193,7 +199,7 @@ def _mark(out: Path) -> Path:
     return out / ".crm" / "sheet"
 
 
-def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
+def _digest(entries: Sequence[SheetEntry], summary: SheetSummary, kept: Mapping[str, Decision]) -> str:
     """What a sheet says, apart from when it was written and who made what.
 
     When an asset was committed stands for all that is said of it: no record is read to know that nothing new
@@ -202,7 +208,8 @@ def _digest(entries: Sequence[SheetEntry], summary: SheetSummary) -> str:
     digest = hashlib.sha256(dumps((summary.version, summary.preset, summary.weights, summary.note)).encode())
     for entry in entries:
         is_intact = NOT_INTACT not in entry.warnings
-        digest.update(dumps((entry.id, entry.photo, entry.made, is_intact, entry.failure)).encode())
+        said = (entry.id, entry.photo, entry.made, is_intact, entry.failure, kept.get(entry.id))
+        digest.update(dumps(said).encode())
     return digest.hexdigest()
 
 
@@ -239,7 +246,7 @@ def _filled(entry: SheetEntry, records: Records) -> SheetEntry:
     return replace(sheet_entry(record), photo=entry.photo, is_kept=True)
 
 
-def _failed(failure: LastFailure) -> SheetEntry:
+def failed_entry(failure: LastFailure) -> SheetEntry:
     """A remembered failure's place on the sheet."""
     failed = Failed(
         path=failure.asset,
@@ -250,3 +257,11 @@ def _failed(failure: LastFailure) -> SheetEntry:
         attempts=failure.attempt,
     )
     return SheetEntry(id=asset_id(failure.asset), photo=failure.asset, failure=failed)
+
+
+def _decided(entry: SheetEntry, kept: Mapping[str, Decision]) -> SheetEntry:
+    """An entry with what was decided of this very asset."""
+    decision = of_edition(kept, entry.id, entry.edition)
+    if decision is None or decision.decision == "none":
+        return entry
+    return replace(entry, decision=decision.decision, note=decision.note)

@@ -55,7 +55,7 @@ def plan_retry(
     if names is not None:
         failures = _chosen(failures, names, finished=records.names)
     wanted = [failure for failure in failures.values() if not classes or failure.kind in classes]
-    return _grouped(out, wanted, dry_run=dry_run)
+    return grouped(out, [(failure.run, failure.asset) for failure in wanted], dry_run=dry_run)
 
 
 def read_names(raw: bytes) -> tuple[str, ...]:
@@ -91,10 +91,13 @@ def _chosen(
     return chosen
 
 
-def _grouped(out: Path, failures: Sequence[LastFailure], *, dry_run: bool) -> tuple[Again, ...]:
-    """Put together what was asked for in the same way, in the order of the runs."""
+def grouped(out: Path, wanted: Sequence[tuple[str, PurePosixPath]], *, dry_run: bool) -> tuple[Again, ...]:
+    """Put together what was asked for in the same way, in the order of the runs.
+
+    wanted: photos, each with the run that tells how it was asked for.
+    """
     groups: list[Again] = []
-    for run in sorted({failure.run for failure in failures}):
+    for run in sorted({run for run, _ in wanted}):
         asked = _asked(out, run)
         options = replace(
             asked.options,
@@ -109,10 +112,11 @@ def _grouped(out: Path, failures: Sequence[LastFailure], *, dry_run: bool) -> tu
             junit=None,
             # Asked for once, of all photos.
             force_stage=None,
+            keep_stale=False,
             retry_failed=True,
             dry_run=dry_run,
         )
-        photos = tuple(sorted(failure.asset for failure in failures if failure.run == run))
+        photos = tuple(sorted(photo for its_run, photo in wanted if its_run == run))
         for index, group in enumerate(groups):
             if (group.preset, group.options) == (asked.preset, options):
                 groups[index] = replace(group, photos=(*group.photos, *photos))

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from crm_cli.export.sheet import edition_of
 from crm_cli.run.commits import CommitRecord, Records
+from crm_cli.run.decisions import kept_decisions, of_edition
 from crm_cli.run.events import weights_label
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.lock import is_at_work
@@ -26,6 +28,8 @@ class Standing:
     low_confidence: int
     verdicts: Mapping[str, int]
     """Finished assets by their verdict; those of version 0.1.0 have none."""
+    decided: Mapping[str, int]
+    """Finished assets by what a reviewer decided of them."""
     weights: Mapping[str, int]
     """Finished assets by the weights that made them; those of version 0.1.0 do not tell."""
     failures: tuple[LastFailure, ...]
@@ -42,6 +46,8 @@ def status(out: Path) -> Standing:
     failures = last_failures(out)
     records = Records.scan(out)
     finished = damaged = low = 0
+    kept = kept_decisions(out)
+    decided: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
     for record in records.newest():
@@ -53,6 +59,9 @@ def status(out: Path) -> Standing:
         low += is_intact and record.checks.confidence == "low"
         if is_intact and record.verdict:
             verdicts[record.verdict.grade] += 1
+        decision = of_edition(kept, record.id, edition_of(output.sha256 for output in record.outputs))
+        if is_intact and decision:
+            decided[decision.decision] += 1
         if is_intact and record.weights_name:
             weights[weights_label(record.weights_name, record.weights_digest)] += 1
     return Standing(
@@ -61,6 +70,7 @@ def status(out: Path) -> Standing:
         damaged=damaged,
         low_confidence=low,
         verdicts=verdicts,
+        decided=decided,
         weights=weights,
         failures=tuple(failures.values()),
         is_running=is_locked(out / ".crm" / "lock"),

@@ -311,7 +311,8 @@ class Work:
             yield from self._fail_unread(turn, error)
             return
         planned = replace(planned, input=known)
-        keys = self._planner.recipe.keys(known.sha256, found.extras)
+        recipe = self._planner.recipe_of(found)
+        keys = recipe.keys(known.sha256, found.extras)
         key = self._planner.attempt_key(keys)
         job = Job(
             root=root,
@@ -321,9 +322,10 @@ class Work:
             scratch=scratch,
             max_mpixels=self._options.max_mpixels,
             cache=folder_of(self._options.out, keys.views) if self._options.cache_bytes else None,
-            other_caches=self._other_caches(known.sha256, self._planner.recipe),
+            other_caches=self._other_caches(known.sha256, recipe),
             may_reuse=not makes_views_anew(self._options.force_stage),
             size=found.size,
+            seed=None if recipe.seed == self._scene.preset.seed else recipe.seed,
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
         self._attempts[job.id] = Attempt(
@@ -533,7 +535,8 @@ class Work:
 
     def _publish(self, attempt: Attempt, asset: Asset) -> CommitRecord:
         """Move the files into place and commit the asset."""
-        planned, recipe = attempt.planned, self._planner.recipe
+        planned = attempt.planned
+        recipe = self._planner.recipe_of(planned.found)
         assert planned.input is not None
         try:
             # What was fetched cannot change any more.
