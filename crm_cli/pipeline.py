@@ -4,7 +4,7 @@
     Imagine      cut-outs → six views → six coordinate maps   accelerator
     Reconstruct  views → triplane → FlexiCubes surface        accelerator
     Unwrap       clean, decimate, charts                      CPU
-    Bake         colour field → texture                       accelerator
+    Bake         colour field, photo → texture                accelerator
     Deliver      files, previews, checks                      CPU
 
 Records in, records out. A station is opened once per worker and called with a batch where a network can
@@ -52,6 +52,9 @@ from crm_cli.toolbox import Toolbox, open_toolbox
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from crm_cli.mesh.camera import Aim
+    from crm_cli.mesh.projection import Projection
+
 SILHOUETTE_PX = 128
 """Outlines are compared at half the size the surface is cut from, so that noise on edges does not count."""
 
@@ -61,6 +64,9 @@ FRUGAL_CHUNK = 1 << 13
 
 PHOTO_TRUST = 3.0
 """Logarithmic weight of the photo's colours over imagined ones: it paints all it sees at up to 75 degrees."""
+
+MIN_PHOTO_IOU = 0.7
+"""Below this match of outlines the photo is not laid on: what it shows would lie beside its place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -175,7 +181,7 @@ class Unwrap:
 
 
 class Bake:
-    """Colour field → texture."""
+    """Colour field and photo → texture."""
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
@@ -185,19 +191,58 @@ class Bake:
             self._trust[FRONT] = PHOTO_TRUST
 
     @torch.inference_mode()
-    def __call__(self, unwrapped: UnwrappedMesh, field: Field, views: SixViews) -> TexturedMesh:
-        """Ask the field for the colour of every texel.
+    def __call__(
+        self,
+        unwrapped: UnwrappedMesh,
+        field: Field,
+        views: SixViews,
+        photo: Photo,
+        cutout: Cutout,
+    ) -> TexturedMesh:
+        """Ask the field for the colour of every texel, and lay the photo on those it shows.
 
         What a view sees is decided by the finished surface, not by the depth it was drawn from: else the
         photo would miss the front wherever smoothing or simplification moved it.
         """
         from crm_cli.mesh.bake import bake
+        from crm_cli.mesh.camera import aim_at, describe
 
+        size_px = self._preset.texture.size_px
         if isinstance(field, PlaneField) and field.hull is not None:
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
             field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
-        size_px = self._preset.texture.size_px
-        return bake(unwrapped, field.colour, self._tools.raster, size_px=size_px, device=self._tools.device)
+        aim = aim_at(unwrapped.mesh, cutout.alpha[0].cpu().numpy(), self._tools.raster)
+        shown = self._project(unwrapped, photo, cutout, aim)
+        textured = bake(
+            unwrapped,
+            field.colour,
+            self._tools.raster,
+            size_px=size_px,
+            device=self._tools.device,
+            photo=shown,
+        )
+        height_px, width_px = photo.rgb.shape[:2]
+        camera = describe(aim, unwrapped.mesh, cutout.crop, width_px=width_px, height_px=height_px)
+        is_wanted = self._preset.texture.photo
+        return replace(textured, camera=camera, warnings=_astray(aim) if is_wanted and shown is None else ())
+
+    def _project(self, unwrapped: UnwrappedMesh, photo: Photo, cutout: Cutout, aim: Aim) -> Projection | None:
+        """Set the photo before the surface; None where the preset leaves it out or outlines disagree."""
+        from crm_cli.mesh.bake import texels_per_unit
+        from crm_cli.mesh.projection import project_photo
+        from crm_cli.models.matting import opaque
+
+        if not self._preset.texture.photo or aim.iou < MIN_PHOTO_IOU:
+            return None
+        return project_photo(
+            unwrapped.mesh,
+            photo.rgb if cutout.matting == "alpha" else opaque(photo),
+            cutout.alpha[0].cpu().numpy(),
+            cutout.crop,
+            aim,
+            self._tools.raster,
+            texels_per_unit=texels_per_unit(unwrapped, size_px=self._preset.texture.size_px),
+        )
 
 
 class Deliver:
@@ -231,6 +276,7 @@ class Deliver:
             uv_coverage=usage.coverage,
             silhouette_iou=float(silhouette_iou(textured.mesh, cutout, self._tools)),
             confidence=drawn.confidence,
+            seen_share=textured.seen_share,
         )
         shown = self._preset.preview
         turns = render_previews(textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
@@ -242,12 +288,14 @@ class Deliver:
             views_rgb=[as_picture(view) for view in views.rgb],
             views_ccm=[as_picture(maps) for maps in views.ccm],
             turns=turns,
+            seen=None if textured.seen is None else as_picture(torch.from_numpy(textured.seen)[None]),
         )
         return Asset(
             photo=job.path,
             files=tuple(written(job.scratch, file) for file in files),
             checks=checks,
-            warnings=(*cutout.warnings, *drawn.warnings, *self._over_budget(checks)),
+            warnings=(*cutout.warnings, *drawn.warnings, *textured.warnings, *self._over_budget(checks)),
+            camera=textured.camera,
         )
 
     def _over_budget(self, checks: Checks) -> tuple[str, ...]:
@@ -330,7 +378,7 @@ class Line:
         watch.begin("unwrap")
         drawn, unwrapped = self.finish(drawn, cutout)
         watch.begin("bake")
-        textured = self._bake(unwrapped, drawn.field, views)
+        textured = self._bake(unwrapped, drawn.field, views, photo, cutout)
         watch.begin("deliver")
         asset = self._deliver(job, photo, cutout, views, drawn, textured)
         return replace(asset, seconds=watch.stop())
@@ -409,11 +457,18 @@ def silhouette_iou(mesh: Mesh, cutout: Cutout, toolbox: Toolbox) -> float:
     return compare(drawn, shown.numpy())
 
 
+def _astray(aim: Aim) -> tuple[str, ...]:
+    """Say why the photo was left out."""
+    return (f"the photo is not laid on: its outline matches by {aim.iou:.0%} only [W_PHOTO_ASTRAY]",)
+
+
 def as_picture(image: Tensor) -> Image:
-    """[3|4 H W] in [0, 1] to a picture."""
+    """[1|3|4 H W] in [0, 1] to a picture."""
     from PIL import Image
 
     pixels: Any = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
     return Image.fromarray(pixels)
 
 

@@ -39,7 +39,7 @@ from crm_cli.pipeline import (
     silhouette_iou,
 )
 from crm_cli.preset import Override, Preset, load_preset
-from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, SixViews
+from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, Photo, SixViews
 from crm_cli.toolbox import Toolbox, open_toolbox
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -69,11 +69,18 @@ def cutout_of(views: SixViews, digest: str = "0" * 64) -> Cutout:
     return Cutout(
         rgb=views.rgb[FRONT] * (alpha > 0),
         alpha=alpha,
-        crop=Crop(centre_x=32.0, centre_y=32.0, side_px=64.0),
+        crop=Crop(centre_x=len(alpha[0]) / 2, centre_y=len(alpha[0]) / 2, side_px=len(alpha[0])),
         photo=PurePosixPath("shape.png"),
         digest=digest,
         matting="alpha",
     )
+
+
+def photo_of(cutout: Cutout) -> Photo:
+    """The photo that a cut-out of views is all of."""
+    rgb = (cutout.rgb.permute(1, 2, 0) * 255).round().byte().numpy()
+    alpha = (cutout.alpha[0] * 255).round().byte().numpy()
+    return Photo(path=cutout.photo, rgb=rgb, alpha=alpha, digest=cutout.digest)
 
 
 CHAIR = trace(union(block(0.5, 0.1, 0.7), block(0.5, 0.5, 0.1, (0, 0.3, 0))), 64)
@@ -255,7 +262,8 @@ def baked(toolbox: Toolbox, views: SixViews, *assignments: str) -> tuple[Tensor,
     with torch.no_grad():
         drawn = Surface(mesh=surface(field, 48), field=field, confidence="ok")
     unwrapped = Unwrap(toolbox, preset)(drawn)
-    texture = Bake(toolbox, preset)(unwrapped, field, views).texture
+    cutout = cutout_of(views)
+    texture = Bake(toolbox, preset)(unwrapped, field, views, photo_of(cutout), cutout).texture
     fragments = draw_charts(unwrapped, toolbox.raster, size_px=256)
     vertices, faces = torch.from_numpy(unwrapped.mesh.vertices), torch.from_numpy(unwrapped.mesh.faces)
     covered = fragments.covered
@@ -287,7 +295,9 @@ def test_the_photo_paints_what_it_sees_also_where_it_sees_it_obliquely(
     toolbox: Toolbox, is_trusted: bool
 ) -> None:
     views = front_red_others_blue(trace(ball(0.7), 128))
-    points, colours = baked(toolbox, views, f"views.use_photo={str(is_trusted).lower()}")
+    points, colours = baked(
+        toolbox, views, f"views.use_photo={str(is_trusted).lower()}", "texture.photo=false"
+    )
     red = colours[:, 0]
     cosine = points[:, 1] / points.norm(dim=1)
     assert red[cosine < -0.2].max() < 0.05
@@ -301,7 +311,8 @@ def test_a_solid_behind_the_photo_is_painted_by_the_photo_alone(toolbox: Toolbox
     nothing = answering(toolbox, lambda points: torch.ones(len(points)))
     photo = replace(cutout_of(POLE), rgb=torch.tensor((0.2, 0.6, 0.4))[:, None, None].expand(3, 64, 64))
     drawn = Reconstruct(nothing, PRESET)(CHAIR, photo)
-    texture = Bake(toolbox, PRESET)(Unwrap(toolbox, PRESET)(drawn), drawn.field, CHAIR).texture
+    unwrapped = Unwrap(toolbox, PRESET)(drawn)
+    texture = Bake(toolbox, PRESET)(unwrapped, drawn.field, CHAIR, photo_of(photo), photo).texture
     assert np.abs(texture.reshape(-1, 3) - np.array([51, 153, 102])).max() <= 1
 
 

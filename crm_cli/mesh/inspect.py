@@ -52,6 +52,7 @@ def inspect(
     uv_coverage: float,
     silhouette_iou: float,
     confidence: str,
+    seen_share: float = 0.0,
 ) -> Checks:
     """Check a mesh and write down what others measured of its texture and its likeness."""
     shape = shape_of(unwrapped.mesh)
@@ -69,6 +70,7 @@ def inspect(
         uv_coverage=uv_coverage,
         silhouette_iou=silhouette_iou,
         confidence=confidence,
+        seen_share=seen_share,
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import Checks
+from crm_cli.records import Camera, Checks
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
@@ -112,6 +112,8 @@ class CommitRecord:
     seconds: Mapping[str, float]
     checks: Checks
     warnings: tuple[str, ...]
+    camera: Camera | None = None
+    """Where the photo was taken from; None in records of version 0.1.0."""
     run: str
     attempt: int
     t: float

@@ -542,6 +542,7 @@ class Work:
             seconds=asset.seconds,
             checks=asset.checks,
             warnings=asset.warnings,
+            camera=asset.camera,
             run=self._store.run,
             attempt=attempt.turn.number,
             t=time.time(),
