@@ -14,9 +14,10 @@ use one; randomness comes from the photo's digest, so that neither neighbours no
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -37,6 +38,7 @@ from crm_cli.models.sampler import Progress, dice, ignore
 from crm_cli.preset import EMBEDDED, Preset
 from crm_cli.records import (
     Asset,
+    Camera,
     Checks,
     Cutout,
     Job,
@@ -267,7 +269,7 @@ class Deliver:
         # No folder above the scratch folder: where that has vanished, so has the output folder.
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
-        scene = build_scene(textured, provenance=self._provenance(photo))
+        scene = build_scene(textured, provenance={**self._provenance(photo), **_taken_from(textured.camera)})
         files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
         usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
         checks = inspect(
@@ -288,7 +290,7 @@ class Deliver:
             views_rgb=[as_picture(view) for view in views.rgb],
             views_ccm=[as_picture(maps) for maps in views.ccm],
             turns=turns,
-            seen=None if textured.seen is None else as_picture(torch.from_numpy(textured.seen)[None]),
+            seen=[] if textured.seen is None else self._seen(textured),
         )
         return Asset(
             photo=job.path,
@@ -297,6 +299,15 @@ class Deliver:
             warnings=(*cutout.warnings, *drawn.warnings, *textured.warnings, *self._over_budget(checks)),
             camera=textured.camera,
         )
+
+    def _seen(self, textured: TexturedMesh) -> list[Image]:
+        """The previews once more, half as large, with what was imagined marked."""
+        from crm_cli.export.preview import mark_imagined, render_previews
+
+        shown = self._preset.preview
+        size_px = max(32, shown.size_px // 2)
+        marked = mark_imagined(textured)
+        return render_previews(marked, self._tools.raster, size_px=size_px, turns=shown.turns)
 
     def _over_budget(self, checks: Checks) -> tuple[str, ...]:
         """Say so where the surface could not be simplified as far as the preset asks."""
@@ -457,18 +468,21 @@ def silhouette_iou(mesh: Mesh, cutout: Cutout, toolbox: Toolbox) -> float:
     return compare(drawn, shown.numpy())
 
 
+def _taken_from(camera: Camera | None) -> dict[str, str]:
+    """Say inside every file from where its photo was taken."""
+    return {} if camera is None else {"camera": json.dumps(asdict(camera), separators=(",", ":"))}
+
+
 def _astray(aim: Aim) -> tuple[str, ...]:
     """Say why the photo was left out."""
     return (f"the photo is not laid on: its outline matches by {aim.iou:.0%} only [W_PHOTO_ASTRAY]",)
 
 
 def as_picture(image: Tensor) -> Image:
-    """[1|3|4 H W] in [0, 1] to a picture."""
+    """[3|4 H W] in [0, 1] to a picture."""
     from PIL import Image
 
     pixels: Any = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    if pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
     return Image.fromarray(pixels)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import trimesh
 from miniature import write
+from PIL import Image
 from torch import Generator, Tensor
 from traced import Shape, ball, block, coordinates, ring, trace, union
 
@@ -39,7 +40,7 @@ from crm_cli.pipeline import (
     silhouette_iou,
 )
 from crm_cli.preset import Override, Preset, load_preset
-from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, Photo, SixViews
+from crm_cli.records import Asset, Camera, Crop, Cutout, Job, Mesh, Photo, SixViews
 from crm_cli.toolbox import Toolbox, open_toolbox
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -307,6 +308,48 @@ def test_the_photo_paints_what_it_sees_also_where_it_sees_it_obliquely(
     assert oblique > 0.8 if is_trusted else oblique < 0.4
 
 
+@pytest.mark.parametrize(
+    ("assignment", "outline", "is_seen", "warnings"),
+    [
+        ("texture.photo=true", CHAIR, True, 0),
+        ("texture.photo=true", POLE, False, 1),
+        ("texture.photo=false", CHAIR, False, 0),
+        ("texture.photo=false", POLE, False, 0),
+    ],
+    ids=["fits", "does not fit", "off", "off and does not fit"],
+)
+def test_the_photo_is_laid_on_where_it_is_wanted_and_fits(
+    toolbox: Toolbox, assignment: str, outline: SixViews, is_seen: bool, warnings: int
+) -> None:
+    preset = preset_with(assignment)
+    field = Reconstruction(SMALL).field(CHAIR)
+    with torch.no_grad():
+        mesh = surface(field, 32)
+    cutout = cutout_of(outline)
+    unwrapped = Unwrap(toolbox, preset)(Surface(mesh=mesh, field=field, confidence="ok"))
+    textured = Bake(toolbox, preset)(unwrapped, field, CHAIR, photo_of(cutout), cutout)
+    assert (textured.seen is not None, textured.seen_share > 0.1) == (is_seen, is_seen)
+    assert len(textured.warnings) == warnings
+    assert textured.camera is not None, "whether or not it is used, the camera is recorded"
+
+
+def test_colours_under_transparency_and_those_on_white_are_told_apart(toolbox: Toolbox) -> None:
+    """A matte of its own judges the photo as viewers show it, on white; one's alpha hides other colours."""
+    cutout = cutout_of(trace(ball(0.7), 64))
+    half = replace(
+        photo_of(cutout), rgb=np.zeros((64, 64, 3), np.uint8), alpha=np.full((64, 64), 128, np.uint8)
+    )
+    field = Reconstruction(SMALL).field(trace(ball(0.7), 64))
+    with torch.no_grad():
+        drawn = Surface(mesh=surface(field, 32), field=field, confidence="ok")
+    unwrapped = Unwrap(toolbox, PRESET)(drawn)
+    for matting, code in (("alpha", 0), ("grabcut", 127)):
+        shown = replace(cutout, matting=matting)
+        textured = Bake(toolbox, PRESET)(unwrapped, field, CHAIR, half, shown)
+        assert textured.seen is not None
+        assert np.abs(textured.texture[textured.seen == 1].astype(int) - code).max() <= 1
+
+
 def test_a_solid_behind_the_photo_is_painted_by_the_photo_alone(toolbox: Toolbox) -> None:
     nothing = answering(toolbox, lambda points: torch.ones(len(points)))
     photo = replace(cutout_of(POLE), rgb=torch.tensor((0.2, 0.6, 0.4))[:, None, None].expand(3, 64, 64))
@@ -381,6 +424,7 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
     assert asset.checks.is_closed and asset.checks.is_manifold and asset.checks.is_oriented
     assert asset.checks.confidence == "ok" and asset.checks.silhouette_iou > 0.9
     assert asset.checks.uv_overlap == 0 and asset.checks.uv_coverage > 0.15
+    assert 0.15 < asset.checks.seen_share < 0.5
 
     assert str(root).encode() not in glb and b"bottle.png" not in glb
     said = json.dumps(json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])["asset"])
@@ -392,6 +436,21 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
         '"weights": "embedded"',
     ):
         assert value in said
+    told = json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])["asset"]["extras"]["camera"]
+    assert asset.camera == Camera(**json.loads(told))
+    check_place(asset.camera)
+
+
+def check_place(camera: Camera) -> None:
+    """The asset's box lies on the photo's subject, as the photo's own alpha shows it."""
+    alpha = np.asarray(Image.open(PHOTOS / "bottle.png"))[..., 3] > 127
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    # Within one of the 32 cells of the grid it was cut from.
+    found = (camera.left, camera.top, camera.right, camera.bottom)
+    assert found == pytest.approx(box, abs=2 * camera.px_per_unit / 32)
+    assert (camera.photo_width_px, camera.photo_height_px) == alpha.shape[::-1]
+    assert camera.silhouette_iou > 0.9 and not camera.is_refined
 
 
 @pytest.fixture(scope="module")
@@ -414,6 +473,10 @@ def test_networks_of_the_published_structure_make_an_asset(published_line: Line,
     # The sphere that the untrained network starts from, of radius 0.5, dented at random.
     assert asset.checks.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.6)
     assert asset.checks.confidence == "ok", "no solid stands in for what these networks draw"
+    # And on that sphere a bottle's photo would lie beside its place.
+    assert asset.checks.seen_share == 0
+    assert any("W_PHOTO_ASTRAY" in warning for warning in asset.warnings)
+    assert asset.camera is not None and asset.camera.silhouette_iou < 0.7
     assert b'"weights": "mini"' in (tmp_path / "bottle.glb").read_bytes().replace(b'":"', b'": "')
 
 

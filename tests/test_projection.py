@@ -125,6 +125,15 @@ def test_what_the_photo_sees_has_the_photos_colour_in_its_place(side: int, devic
     assert painted.colours[sure, 2].max() < 1.5 / 255
 
 
+def test_the_cut_outs_square_says_where_in_the_photo_the_subject_is() -> None:
+    photo = np.zeros((400, 600, 3), np.uint8)
+    photo[40:340, 250:550] = ramp(300)
+    painted = paint(ball(), photo, plain((0, 0, 1)), crop=Crop(centre_x=400.0, centre_y=190.0, side_px=300.0))
+    sure = painted.seen == 1
+    expected = (1 - painted.points[sure][:, [0, 2]]) / 2
+    assert np.abs(painted.colours[sure, :2] - expected).max() < 2.5 / 255
+
+
 def test_nothing_lands_on_what_looks_away_or_along_the_line_of_sight() -> None:
     painted = paint(ball(), ramp(300), plain((0, 0, 1)))
     assert painted.seen[painted.facing < 0.2].max() == 0

@@ -127,7 +127,7 @@ def write_thumbs(
     views_rgb: Sequence[Picture] = (),
     views_ccm: Sequence[Picture] = (),
     turns: Sequence[Picture] = (),
-    seen: Picture | None = None,
+    seen: Sequence[Picture] = (),
 ) -> list[Path]:
     """Write the small pictures of one asset, and name them.
 
@@ -143,7 +143,7 @@ def write_thumbs(
         "views": _strip(views_rgb, _VIEW_PX),
         "ccm": _strip(views_ccm, _VIEW_PX),
         "turn": _strip(turns, _TURN_PX),
-        "seen": _strip([seen] if seen is not None else [], _PHOTO_PX),
+        "seen": _strip(seen, _VIEW_PX),
     }
     files = []
     for kind, strip in strips.items():

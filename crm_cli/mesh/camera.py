@@ -87,19 +87,20 @@ def describe(aim: Aim, mesh: Mesh, crop: Crop, *, width_px: int, height_px: int)
     centre_x = crop.centre_x + aim.right * crop.side_px / 2
     centre_y = crop.centre_y + aim.down * crop.side_px / 2
     low, high = (edge(mesh.vertices, axis=0).astype(float) * px_per_unit for edge in (np.min, np.max))
+    # A thousandth of a pixel is finer than anything here is known.
     return Camera(
         kind="orthographic",
         view=VIEWS[FRONT].name,
-        centre_x=centre_x,
-        centre_y=centre_y,
-        px_per_unit=px_per_unit,
-        left=centre_x - float(high[0]),
-        top=centre_y - float(high[2]),
-        right=centre_x - float(low[0]),
-        bottom=centre_y - float(low[2]),
+        centre_x=round(centre_x, 3),
+        centre_y=round(centre_y, 3),
+        px_per_unit=round(px_per_unit, 3),
+        left=round(centre_x - float(high[0]), 3),
+        top=round(centre_y - float(high[2]), 3),
+        right=round(centre_x - float(low[0]), 3),
+        bottom=round(centre_y - float(low[2]), 3),
         photo_width_px=width_px,
         photo_height_px=height_px,
-        silhouette_iou=aim.iou,
+        silhouette_iou=round(aim.iou, 4),
         is_refined=aim.is_refined,
     )
 
