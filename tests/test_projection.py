@@ -178,6 +178,9 @@ def test_no_background_shows_at_the_outline() -> None:
     painted = paint(mesh, photo, plain((0, 160 / 255, 0)), alpha=smaller)
     assert painted.seen.max() == 1
     assert painted.colours[:, [0, 2]].max() < 3 / 255
+    beyond = (np.linalg.norm(painted.points[:, [0, 2]], axis=1) > 0.67) & (painted.facing > 0.25)
+    assert beyond.sum() > 20
+    assert painted.seen[beyond].max() == 0, "what lies outside the matte was not seen, whatever its colour"
 
 
 def test_what_transparency_hides_is_never_seen() -> None:
