@@ -90,6 +90,7 @@ def measure(
         colour_distance=front_colour_distance(textured, cutout, raster),
         views_iou=float(np.mean([silhouette_iou(drawn[side], promised[side]) for side in sides])),
         thickness=thickness(drawn, promised),
+        seen_share=textured.seen_share,
     )
 
 

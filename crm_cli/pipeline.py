@@ -4,7 +4,7 @@
     Imagine      cut-outs → six views → six coordinate maps   accelerator
     Reconstruct  views → triplane → FlexiCubes surface        accelerator
     Unwrap       clean, decimate, charts                      CPU
-    Bake         colour field → texture                       accelerator
+    Bake         colour field, photo → texture                accelerator
     Deliver      files, previews, checks                      CPU
 
 Records in, records out. A station is opened once per worker and called with a batch where a network can
@@ -14,9 +14,10 @@ use one; randomness comes from the photo's digest, so that neither neighbours no
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -37,6 +38,7 @@ from crm_cli.models.sampler import Progress, dice, ignore
 from crm_cli.preset import EMBEDDED, Preset
 from crm_cli.records import (
     Asset,
+    Camera,
     Checks,
     Cutout,
     Job,
@@ -54,12 +56,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from crm_cli.export.publish import Published
+    from crm_cli.mesh.camera import Aim
+    from crm_cli.mesh.projection import Projection
 
 FRUGAL_CHUNK = 1 << 13
 """Points asked at once where memory has run out: 16 MiB for each hidden layer of 512."""
 
 PHOTO_TRUST = 3.0
 """Logarithmic weight of the photo's colours over imagined ones: it paints all it sees at up to 75 degrees."""
+
+MIN_PHOTO_IOU = 0.7
+"""Below this match of outlines the photo is not laid on: what it shows would lie beside its place."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -186,7 +193,7 @@ class Unwrap:
 
 
 class Bake:
-    """Colour field → texture."""
+    """Colour field and photo → texture."""
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
         self._tools = toolbox
@@ -196,19 +203,58 @@ class Bake:
             self._trust[FRONT] = PHOTO_TRUST
 
     @torch.inference_mode()
-    def __call__(self, unwrapped: UnwrappedMesh, field: Field, views: SixViews) -> TexturedMesh:
-        """Ask the field for the colour of every texel.
+    def __call__(
+        self,
+        unwrapped: UnwrappedMesh,
+        field: Field,
+        views: SixViews,
+        photo: Photo,
+        cutout: Cutout,
+    ) -> TexturedMesh:
+        """Ask the field for the colour of every texel, and lay the photo on those it shows.
 
         What a view sees is decided by the finished surface, not by the depth it was drawn from: else the
         photo would miss the front wherever smoothing or simplification moved it.
         """
         from crm_cli.mesh.bake import bake
+        from crm_cli.mesh.camera import aim_at, describe
 
+        size_px = self._preset.texture.size_px
         if isinstance(field, PlaneField) and field.hull is not None:
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
             field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
-        size_px = self._preset.texture.size_px
-        return bake(unwrapped, field.colour, self._tools.raster, size_px=size_px, device=self._tools.device)
+        aim = aim_at(unwrapped.mesh, cutout.alpha[0].cpu().numpy(), self._tools.raster)
+        shown = self._project(unwrapped, photo, cutout, aim)
+        textured = bake(
+            unwrapped,
+            field.colour,
+            self._tools.raster,
+            size_px=size_px,
+            device=self._tools.device,
+            photo=shown,
+        )
+        height_px, width_px = photo.rgb.shape[:2]
+        camera = describe(aim, unwrapped.mesh, cutout.crop, width_px=width_px, height_px=height_px)
+        is_wanted = self._preset.texture.photo
+        return replace(textured, camera=camera, warnings=_astray(aim) if is_wanted and shown is None else ())
+
+    def _project(self, unwrapped: UnwrappedMesh, photo: Photo, cutout: Cutout, aim: Aim) -> Projection | None:
+        """Set the photo before the surface; None where the preset leaves it out or outlines disagree."""
+        from crm_cli.mesh.bake import texels_per_unit
+        from crm_cli.mesh.projection import project_photo
+        from crm_cli.models.matting import opaque
+
+        if not self._preset.texture.photo or aim.iou < MIN_PHOTO_IOU:
+            return None
+        return project_photo(
+            unwrapped.mesh,
+            photo.rgb if cutout.matting == "alpha" else opaque(photo),
+            cutout.alpha[0].cpu().numpy(),
+            cutout.crop,
+            aim,
+            self._tools.raster,
+            texels_per_unit=texels_per_unit(unwrapped, size_px=self._preset.texture.size_px),
+        )
 
 
 class Deliver:
@@ -236,7 +282,10 @@ class Deliver:
             job.stem.name,
             export=self._preset.export,
             limits=self._preset.limits,
-            provenance=self._provenance(cutout, self._preset.of_seed(kept.seed)),
+            provenance={
+                **self._provenance(cutout, self._preset.of_seed(kept.seed)),
+                **_taken_from(kept.textured.camera),
+            },
             coarser=coarser,
             size=job.size,
         )
@@ -255,15 +304,22 @@ class Deliver:
             views_ccm=[as_picture(maps) for maps in kept.views.ccm],
             turns=turns,
             front=render_front(kept.textured, self._tools.raster, size_px=FRONT_PX),
+            seen=[] if kept.textured.seen is None else self._seen(kept.textured),
         )
         return Asset(
             photo=job.path,
             files=tuple(written(job.scratch, file) for file in published.files),
             checks=kept.checks,
-            warnings=(*cutout.warnings, *kept.drawn.warnings, *published.publication.warnings),
+            warnings=(
+                *cutout.warnings,
+                *kept.drawn.warnings,
+                *kept.textured.warnings,
+                *published.publication.warnings,
+            ),
             publication=published.publication,
             verdict=kept.verdict,
             seed=kept.seed,
+            camera=kept.textured.camera,
         )
 
     def _as_published(self, kept: Candidate, published: Published, cutout: Cutout) -> Candidate:
@@ -277,6 +333,15 @@ class Deliver:
         reasons = [*inspection.doubts(cutout), *inspection.broken_limits(published.publication)]
         verdict = inspection.judge(checks, self._preset, reasons)
         return replace(kept, textured=textured, checks=checks, verdict=verdict)
+
+    def _seen(self, textured: TexturedMesh) -> list[Image]:
+        """The previews once more, half as large, with what was imagined marked."""
+        from crm_cli.export.preview import mark_imagined, render_previews
+
+        shown = self._preset.preview
+        size_px = max(32, shown.size_px // 2)
+        marked = mark_imagined(textured)
+        return render_previews(marked, self._tools.raster, size_px=size_px, turns=shown.turns)
 
     def _provenance(self, cutout: Cutout, preset: Preset) -> dict[str, str]:
         """Say inside every file what would make it again."""
@@ -374,12 +439,13 @@ class Line:
         watch.begin("prepare")
         kept = self._kept(job, 0)
         photo, cutout = (self._prepare.read(job), kept.cutout) if kept else self._prepare(job)
-        best = self._best(job, cutout, kept, watch, report_step)
+        best = self._best(job, photo, cutout, kept, watch, report_step)
         return replace(self._deliver(job, photo, cutout, best), seconds=watch.stop())
 
     def _best(
         self,
         job: Job,
+        photo: Photo,
         cutout: Cutout,
         kept: cache.Imagined | None,
         watch: Stopwatch,
@@ -395,7 +461,7 @@ class Line:
             kept = kept if number == 0 else self._kept(job, number)
             views = kept.views if kept else self._imagined(job, number, cutout, watch, report_step)
             try:
-                candidate = self._made(seeded, views, cutout, watch)
+                candidate = self._made(seeded, views, photo, cutout, watch)
             except PhotoError as error:
                 failure = failure or error
                 continue
@@ -424,14 +490,16 @@ class Line:
             cache.write(folder, cache.Imagined(cutout=cutout, views=views))
         return views
 
-    def _made(self, seeded: Seeded, views: SixViews, cutout: Cutout, watch: Stopwatch) -> Candidate:
+    def _made(
+        self, seeded: Seeded, views: SixViews, photo: Photo, cutout: Cutout, watch: Stopwatch
+    ) -> Candidate:
         """Make a textured mesh of views, and judge it; no file is written."""
         watch.begin("reconstruct")
         drawn = seeded.reconstruct(views, cutout)
         watch.begin("unwrap")
         drawn, unwrapped = self.finish(drawn, cutout)
         watch.begin("bake")
-        textured = self._bake(unwrapped, drawn.field, views)
+        textured = self._bake(unwrapped, drawn.field, views, photo, cutout)
         watch.begin("deliver")
         checks = inspection.measure(textured, cutout, views, self._tools.raster, confidence=drawn.confidence)
         return Candidate(
@@ -501,6 +569,16 @@ def _cache_of(job: Job, number: int) -> Path | None:
     """Where the views of the number-th seed are kept, where they are."""
     folders = [job.cache, *job.other_caches]
     return folders[number] if number < len(folders) else None
+
+
+def _taken_from(camera: Camera | None) -> dict[str, str]:
+    """Say inside every file from where its photo was taken."""
+    return {} if camera is None else {"camera": json.dumps(asdict(camera), separators=(",", ":"))}
+
+
+def _astray(aim: Aim) -> tuple[str, ...]:
+    """Say why the photo was left out."""
+    return (f"the photo is not laid on: its outline matches by {aim.iou:.0%} only [W_PHOTO_ASTRAY]",)
 
 
 def as_picture(image: Tensor) -> Image:

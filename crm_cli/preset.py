@@ -153,6 +153,7 @@ class Texturing:
     size_px: Annotated[
         Literal[128, 256, 512, 1024, 2048, 4096], "side of the texture; powers of two, as engines ask"
     ]
+    photo: Annotated[bool, "the photo itself, at its full resolution, is laid on what it shows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

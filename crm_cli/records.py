@@ -153,16 +153,53 @@ class UnwrappedMesh:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Camera:
+    """Where the photo was taken from, as far as its outline and the finished asset's tell.
+
+    Pixels are those of the upright photo of `photo_width_px` by `photo_height_px`, which may be smaller than
+    the file's own; x grows to the right, y downwards, and the first pixel's corner is at 0, 0.
+    """
+
+    kind: str
+    """`orthographic`: a world point appears at centre + px_per_unit · (−x, −z)."""
+    view: str
+    """The view of frame.VIEWS that it looks along."""
+    centre_x: float
+    """Where the world's origin appears."""
+    centre_y: float
+    px_per_unit: float
+    """Pixels a world unit takes; an asset in metres is half as large as in world units."""
+    left: float
+    """The box that the finished asset fills in the photo."""
+    top: float
+    right: float
+    bottom: float
+    photo_width_px: int
+    photo_height_px: int
+    silhouette_iou: float
+    """Outline of the asset against the cut-out's, seen from here."""
+    is_refined: bool
+    """Whether it was moved to fit; else it is where the networks take every photo from."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TexturedMesh:
     """An unwrapped mesh and its sRGB texture, uint8; texture row 0 is the top (v = 1)."""
 
     unwrapped: UnwrappedMesh
     texture: NDArray[np.uint8]
+    seen: NDArray[np.float32] | None = None
+    """How far each texel shows the photo itself: 0 imagined, 1 seen. None where no photo was laid on it."""
+    seen_share: float = 0.0
+    """Share of the surface's area that the photo shows."""
+    camera: Camera | None = None
+    """Where the photo was taken from."""
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check shapes."""
-        expect("TexturedMesh", texture=(self.texture, "T T 3"))
+        expect("TexturedMesh", texture=(self.texture, "T T 3"), seen=(self.seen, "T T"))
 
     @property
     def mesh(self) -> Mesh:
@@ -381,6 +418,8 @@ class Asset:
     """None where nobody judged."""
     seed: int | None = None
     """Of the try that was kept; None: the preset's."""
+    camera: Camera | None = None
+    """Where the photo was taken from; None where nobody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,8 +450,7 @@ class Failed:
 Outcome = Done | Failed
 
 __all__ = [
-    "Asset", "Checks", "Crop", "Cutout", "Done", "Failed", "Grade", "Job", "LimitCheck", "Mesh",
+    "Asset", "Camera", "Checks", "Crop", "Cutout", "Done", "Failed", "Grade", "Job", "LimitCheck", "Mesh",
     "Outcome", "Photo", "Publication", "RealSize", "Reason", "Shape", "SixViews", "TexturedMesh",
-    "Triplane", "UnwrappedMesh", "Verdict", "WrittenFile",
-    "expect",
+    "Triplane", "UnwrappedMesh", "Verdict", "WrittenFile", "expect",
 ]  # fmt: skip

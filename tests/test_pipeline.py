@@ -15,6 +15,7 @@ import pytest
 import torch
 import trimesh
 from miniature import write
+from PIL import Image
 from torch import Generator, Tensor
 from traced import Shape, ball, block, coordinates, ring, trace, union
 
@@ -39,7 +40,7 @@ from crm_cli.pipeline import (
     silhouette_iou,
 )
 from crm_cli.preset import Override, Preset, load_preset
-from crm_cli.records import Asset, Crop, Cutout, Job, Mesh, SixViews
+from crm_cli.records import Asset, Camera, Crop, Cutout, Job, Mesh, Photo, SixViews
 from crm_cli.toolbox import Toolbox, open_toolbox
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -69,11 +70,18 @@ def cutout_of(views: SixViews, digest: str = "0" * 64) -> Cutout:
     return Cutout(
         rgb=views.rgb[FRONT] * (alpha > 0),
         alpha=alpha,
-        crop=Crop(centre_x=32.0, centre_y=32.0, side_px=64.0),
+        crop=Crop(centre_x=len(alpha[0]) / 2, centre_y=len(alpha[0]) / 2, side_px=len(alpha[0])),
         photo=PurePosixPath("shape.png"),
         digest=digest,
         matting="alpha",
     )
+
+
+def photo_of(cutout: Cutout) -> Photo:
+    """The photo that a cut-out of views is all of."""
+    rgb = (cutout.rgb.permute(1, 2, 0) * 255).round().byte().numpy()
+    alpha = (cutout.alpha[0] * 255).round().byte().numpy()
+    return Photo(path=cutout.photo, rgb=rgb, alpha=alpha, digest=cutout.digest)
 
 
 CHAIR = trace(union(block(0.5, 0.1, 0.7), block(0.5, 0.5, 0.1, (0, 0.3, 0))), 64)
@@ -255,7 +263,8 @@ def baked(toolbox: Toolbox, views: SixViews, *assignments: str) -> tuple[Tensor,
     with torch.no_grad():
         drawn = Surface(mesh=surface(field, 48), field=field, confidence="ok")
     unwrapped = Unwrap(toolbox, preset)(drawn)
-    texture = Bake(toolbox, preset)(unwrapped, field, views).texture
+    cutout = cutout_of(views)
+    texture = Bake(toolbox, preset)(unwrapped, field, views, photo_of(cutout), cutout).texture
     fragments = draw_charts(unwrapped, toolbox.raster, size_px=256)
     vertices, faces = torch.from_numpy(unwrapped.mesh.vertices), torch.from_numpy(unwrapped.mesh.faces)
     covered = fragments.covered
@@ -287,7 +296,9 @@ def test_the_photo_paints_what_it_sees_also_where_it_sees_it_obliquely(
     toolbox: Toolbox, is_trusted: bool
 ) -> None:
     views = front_red_others_blue(trace(ball(0.7), 128))
-    points, colours = baked(toolbox, views, f"views.use_photo={str(is_trusted).lower()}")
+    points, colours = baked(
+        toolbox, views, f"views.use_photo={str(is_trusted).lower()}", "texture.photo=false"
+    )
     red = colours[:, 0]
     cosine = points[:, 1] / points.norm(dim=1)
     assert red[cosine < -0.2].max() < 0.05
@@ -297,11 +308,54 @@ def test_the_photo_paints_what_it_sees_also_where_it_sees_it_obliquely(
     assert oblique > 0.8 if is_trusted else oblique < 0.4
 
 
+@pytest.mark.parametrize(
+    ("assignment", "outline", "is_seen", "warnings"),
+    [
+        ("texture.photo=true", CHAIR, True, 0),
+        ("texture.photo=true", POLE, False, 1),
+        ("texture.photo=false", CHAIR, False, 0),
+        ("texture.photo=false", POLE, False, 0),
+    ],
+    ids=["fits", "does not fit", "off", "off and does not fit"],
+)
+def test_the_photo_is_laid_on_where_it_is_wanted_and_fits(
+    toolbox: Toolbox, assignment: str, outline: SixViews, is_seen: bool, warnings: int
+) -> None:
+    preset = preset_with(assignment)
+    field = Reconstruction(SMALL).field(CHAIR)
+    with torch.no_grad():
+        mesh = surface(field, 32)
+    cutout = cutout_of(outline)
+    unwrapped = Unwrap(toolbox, preset)(Surface(mesh=mesh, field=field, confidence="ok"))
+    textured = Bake(toolbox, preset)(unwrapped, field, CHAIR, photo_of(cutout), cutout)
+    assert (textured.seen is not None, textured.seen_share > 0.1) == (is_seen, is_seen)
+    assert len(textured.warnings) == warnings
+    assert textured.camera is not None, "whether or not it is used, the camera is recorded"
+
+
+def test_colours_under_transparency_and_those_on_white_are_told_apart(toolbox: Toolbox) -> None:
+    """A matte of its own judges the photo as viewers show it, on white; one's alpha hides other colours."""
+    cutout = cutout_of(trace(ball(0.7), 64))
+    half = replace(
+        photo_of(cutout), rgb=np.zeros((64, 64, 3), np.uint8), alpha=np.full((64, 64), 128, np.uint8)
+    )
+    field = Reconstruction(SMALL).field(trace(ball(0.7), 64))
+    with torch.no_grad():
+        drawn = Surface(mesh=surface(field, 32), field=field, confidence="ok")
+    unwrapped = Unwrap(toolbox, PRESET)(drawn)
+    for matting, code in (("alpha", 0), ("grabcut", 127)):
+        shown = replace(cutout, matting=matting)
+        textured = Bake(toolbox, PRESET)(unwrapped, field, CHAIR, half, shown)
+        assert textured.seen is not None
+        assert np.abs(textured.texture[textured.seen == 1].astype(int) - code).max() <= 1
+
+
 def test_a_solid_behind_the_photo_is_painted_by_the_photo_alone(toolbox: Toolbox) -> None:
     nothing = answering(toolbox, lambda points: torch.ones(len(points)))
     photo = replace(cutout_of(POLE), rgb=torch.tensor((0.2, 0.6, 0.4))[:, None, None].expand(3, 64, 64))
     drawn = Reconstruct(nothing, PRESET)(CHAIR, photo)
-    texture = Bake(toolbox, PRESET)(Unwrap(toolbox, PRESET)(drawn), drawn.field, CHAIR).texture
+    unwrapped = Unwrap(toolbox, PRESET)(drawn)
+    texture = Bake(toolbox, PRESET)(unwrapped, drawn.field, CHAIR, photo_of(photo), photo).texture
     assert np.abs(texture.reshape(-1, 3) - np.array([51, 153, 102])).max() <= 1
 
 
@@ -383,6 +437,7 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
     assert asset.checks.is_closed and asset.checks.is_manifold and asset.checks.is_oriented
     assert asset.checks.confidence == "ok" and asset.checks.silhouette_iou > 0.9
     assert asset.checks.uv_overlap == 0 and asset.checks.uv_coverage > 0.15
+    assert 0.15 < asset.checks.seen_share < 0.5
 
     assert str(root).encode() not in glb and b"bottle.png" not in glb
     said = json.dumps(json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])["asset"])
@@ -394,6 +449,21 @@ def check_asset(asset: Asset, glb: bytes, root: Path) -> None:
         '"weights": "embedded"',
     ):
         assert value in said
+    told = json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])["asset"]["extras"]["camera"]
+    assert asset.camera == Camera(**json.loads(told))
+    check_place(asset.camera)
+
+
+def check_place(camera: Camera) -> None:
+    """The asset's box lies on the photo's subject, as the photo's own alpha shows it."""
+    alpha = np.asarray(Image.open(PHOTOS / "bottle.png"))[..., 3] > 127
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    # Within one of the 32 cells of the grid it was cut from.
+    found = (camera.left, camera.top, camera.right, camera.bottom)
+    assert found == pytest.approx(box, abs=2 * camera.px_per_unit / 32)
+    assert (camera.photo_width_px, camera.photo_height_px) == alpha.shape[::-1]
+    assert camera.silhouette_iou > 0.9 and not camera.is_refined
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +486,10 @@ def test_networks_of_the_published_structure_make_an_asset(published_line: Line,
     # The sphere that the untrained network starts from, of radius 0.5, dented at random.
     assert asset.checks.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.6)
     assert asset.checks.confidence == "ok", "no solid stands in for what these networks draw"
+    # And on that sphere a bottle's photo would lie beside its place.
+    assert asset.checks.seen_share == 0
+    assert any("W_PHOTO_ASTRAY" in warning for warning in asset.warnings)
+    assert asset.camera is not None and asset.camera.silhouette_iou < 0.7
     assert b'"weights": "mini"' in (tmp_path / "bottle.glb").read_bytes().replace(b'":"', b'": "')
 
 

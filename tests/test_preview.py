@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from coordinate_box import HIGH, LOW, coordinate_box
 
 from crm_cli.export import preview
-from crm_cli.export.preview import corner_normals, render_previews, sample
+from crm_cli.export.preview import IMAGINED, corner_normals, mark_imagined, render_previews, sample
 from crm_cli.fragments import interpolate
 from crm_cli.mesh.raster import TorchRaster
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
@@ -133,3 +134,13 @@ def test_sampling_is_linear_between_texel_centres_and_row_0_is_the_top():
     torch.testing.assert_close(read, torch.stack((steps, steps), dim=-1))
     beyond = sample(torch.stack((columns, rows))[None], torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))[0]
     torch.testing.assert_close(beyond, torch.tensor([[0.0, 0.0], [3.0, 3.0]]))
+
+
+def test_what_was_imagined_is_marked_and_what_was_seen_is_left():
+    shown = ball((10, 200, 90))
+    seen = np.array([[0, 1, 0.5, 1]] * 4, np.float32)
+    marked = mark_imagined(replace(shown, seen=seen)).texture
+    assert (marked[:, 0] == IMAGINED).all()
+    assert (marked[:, [1, 3]] == (10, 200, 90)).all()
+    assert (marked[:, 2] == np.round(np.add(IMAGINED, (10, 200, 90)) / 2)).all()
+    assert mark_imagined(shown) is shown, "where no photo was laid on there is nothing to tell apart"

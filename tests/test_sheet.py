@@ -355,6 +355,14 @@ def test_strips_lay_pictures_side_by_side_in_order(tmp_path):
     np.testing.assert_allclose(strip[25, 25::50], [0, 40, 80, 120, 160, 200], atol=4)
 
 
+def test_what_was_seen_has_a_strip_of_its_own_where_somebody_says_so(tmp_path):
+    greys = [np.full((50, 50, 3), 80 * i, dtype=np.uint8) for i in range(3)]
+    files = write_thumbs(tmp_path, "id", photo=greys[0], seen=greys)
+    assert [file.name for file in files] == ["id-photo.webp", "id-seen.webp"]
+    strip = np.asarray(Image.open(tmp_path / "id-seen.webp").convert("L")).astype(int)
+    np.testing.assert_allclose(strip[25, 25::50], [0, 80, 160], atol=4)
+
+
 def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
     photo = Image.fromarray(np.zeros((900, 1600, 3), dtype=np.uint8))
     photo.getexif()[0x013B] = "owner"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from fakes import CHECKS
 
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
+from crm_cli.records import Camera
 from crm_cli.run import commits, files
 from crm_cli.run import store as store_module
 from crm_cli.run.commits import CommitRecord, Output, Recipe, Records
@@ -88,6 +90,22 @@ def test_a_later_setting_counts_as_soon_as_it_says_something_new(key: str) -> No
     assert value_of(PRESET, key) == silent
     other = {"subject": "canvas", 1.0: "0.5", False: "true"}[silent]
     assert recipe(f"{key}={other}").keys("0").out != recipe().keys("0").out
+
+
+CAMERA = Camera(
+    kind="orthographic", view="front", centre_x=320.5, centre_y=240.0, px_per_unit=300.0, left=80.0, top=1.5,
+    right=560.0, bottom=470.0, photo_width_px=640, photo_height_px=480, silhouette_iou=0.97, is_refined=True,
+)  # fmt: skip
+
+
+def test_a_record_keeps_the_camera_and_one_of_the_first_version_has_none(store: Store) -> None:
+    record = replace(attempt(store)[0], camera=CAMERA, checks=replace(CHECKS, seen_share=0.25))
+    assert CommitRecord.from_bytes(record.as_bytes()) == record
+    plain = json.loads(record.as_bytes())
+    del plain["camera"], plain["checks"]["seen_share"], plain["crc"]
+    body = json.dumps(plain, separators=(",", ":"))[:-1].encode("ascii")
+    older = CommitRecord.from_bytes(body + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    assert (older.camera, older.checks.seen_share) == (None, 0.0)
 
 
 def die(store: Store) -> None:

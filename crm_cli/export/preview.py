@@ -28,6 +28,9 @@ FILL = 0.92
 
 SUPERSAMPLING = 2
 
+IMAGINED = (158, 96, 214)
+"""A violet that few products have, sRGB: what was imagined, where a picture tells it from what was seen."""
+
 CREASE_COS = math.cos(math.radians(35))
 """Corners whose vertex normal is further off their face's than this keep the face's: boxes have edges."""
 
@@ -97,6 +100,15 @@ def render_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> Ima
     texture = torch.from_numpy(textured.texture).float() / 255
     albedo = _to_linear(texture).permute(2, 0, 1)[None]
     return _develop(sample(albedo, uv)[0], flat.covered)
+
+
+def mark_imagined(textured: TexturedMesh) -> TexturedMesh:
+    """The same asset with IMAGINED in place of every colour that no photo shows."""
+    if textured.seen is None:
+        return textured
+    seen = textured.seen[..., None]
+    mixed = textured.texture * seen + np.array(IMAGINED, np.float32) * (1 - seen)
+    return replace(textured, texture=np.round(mixed).astype(np.uint8))
 
 
 def _camera(azimuth: float) -> Tensor:

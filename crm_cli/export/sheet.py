@@ -178,6 +178,7 @@ def write_thumbs(
     views_ccm: Sequence[Picture] = (),
     turns: Sequence[Picture] = (),
     front: Picture | None = None,
+    seen: Sequence[Picture] = (),
 ) -> list[Path]:
     """Write the small pictures of one asset, and name them.
 
@@ -194,6 +195,7 @@ def write_thumbs(
         "views": _strip(views_rgb, _VIEW_PX),
         "ccm": _strip(views_ccm, _VIEW_PX),
         "turn": _strip(turns, _TURN_PX),
+        "seen": _strip(seen, _VIEW_PX),
     }
     files = []
     for kind, strip in strips.items():

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import Fragments, Raster, interpolate
-from crm_cli.records import TexturedMesh, UnwrappedMesh
+from crm_cli.mesh.inspect import corners
+from crm_cli.mesh.projection import Projection, facing, vertex_facing
+from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
 
 POINTS_AT_ONCE = 1 << 17
 """Surface points asked for together: 128 floats of network activation each are 64 MB."""
@@ -28,6 +30,7 @@ def bake(
     *,
     size_px: int,
     device: str = "cpu",
+    photo: Projection | None = None,
 ) -> TexturedMesh:
     """Paint a mesh's texture with the colours of its surface.
 
@@ -41,6 +44,7 @@ def bake(
         raster: Draws the charts.
         size_px: Side of the square texture.
         device: Where to draw and to ask.
+        photo: What is laid over those colours where it shows the surface.
 
     Raises:
         PhotoError: No texel centre lies in a chart.
@@ -51,11 +55,65 @@ def bake(
     points = interpolate(vertices, faces, fragments.hits())[0]  # [N 3]
     if not len(points):
         raise PhotoError("the texture has no charts", code="E_TEXTURE_EMPTY", kind="quality")
-    colours = torch.cat([colour_at(chunk) for chunk in torch.split(points, POINTS_AT_ONCE)])
+    if photo is None:
+        colours, weights = _ask(colour_at, points), torch.zeros(len(points))
+    else:
+        colours, weights = _lay_on(points, fragments.hits(), photo, colour_at)
     covered = fragments.covered.cpu().numpy()
     texture = np.zeros((size_px, size_px, 3), np.uint8)
-    texture[covered] = (colours.detach().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
+    texture[covered] = (colours.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    seen = np.zeros((size_px, size_px), np.float32)
+    seen[covered] = weights.cpu().numpy()
+    nearest = _nearest(covered)
+    return TexturedMesh(
+        unwrapped=unwrapped,
+        texture=texture[nearest],
+        seen=None if photo is None else seen[nearest],
+        seen_share=_share_of_area(unwrapped.mesh, fragments.face.cpu().numpy()[covered], seen[covered]),
+    )
+
+
+def _ask(colour_at: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Colours [N 3] of points [N 3], so many at once."""
+    colours = [colour_at(chunk).detach() for chunk in torch.split(points, POINTS_AT_ONCE)]
+    return torch.cat(colours).clamp(0, 1)
+
+
+def _lay_on(
+    points: Tensor, hits: Fragments, photo: Projection, colour_at: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Colours of points [N 3], the photo's where it counts and imagined elsewhere; how far it counts, [N].
+
+    hits: the points' faces and weights, [1 N].
+    """
+    mesh = photo.mesh
+    faces, vertices = (torch.from_numpy(part).to(points.device) for part in (mesh.faces, mesh.vertices))
+    of_face, of_vertex = (
+        torch.from_numpy(cosine).to(points) for cosine in (facing(mesh), vertex_facing(mesh))
+    )
+    levels = photo.level(_ask(colour_at, vertices))
+    blended = interpolate(torch.cat((of_vertex[:, None], levels), dim=1), faces, hits)[0]  # [N 4]
+    # Round an edge the vertices' normals lean on to the side that looks away.
+    squareness = torch.minimum(blended[:, 0], of_face[hits.face[0]])
+    colours, weights = photo.look(points, squareness)
+    # What is wholly seen, a quarter of all, need not be imagined.
+    rest = (weights < 1).nonzero()[:, 0]
+    if len(rest):
+        imagined = _ask(colour_at, points[rest]) + blended[rest, 1:]
+        colours[rest] = torch.lerp(imagined, colours[rest], weights[rest, None])
+    return colours, weights
+
+
+def _share_of_area(mesh: Mesh, face: NDArray[np.int64], seen: NDArray[np.float32]) -> float:
+    """Share of a surface that was seen, from the faces [N] of texels and what was seen of each [N].
+
+    Texels of some charts show more than those of others, so each counts for what it shows.
+    """
+    texels = np.bincount(face, minlength=len(mesh.faces))
+    mean = np.bincount(face, seen, minlength=len(mesh.faces)) / np.maximum(texels, 1)
+    a, b, c = corners(mesh.vertices, mesh.faces)
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1) * (texels > 0)
+    return float((mean * area).sum() / max(area.sum(), np.finfo(np.float64).tiny))
 
 
 def draw_charts(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int, device: str = "cpu") -> Fragments:
@@ -66,13 +124,28 @@ def draw_charts(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int, devic
     )
 
 
+def texels_per_unit(unwrapped: UnwrappedMesh, *, size_px: int) -> float:
+    """How many texels a world unit of the surface takes along its length, on average."""
+    a, b, c = corners(unwrapped.mesh.vertices, unwrapped.mesh.faces)
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
+    p, q, r = (unwrapped.uv[unwrapped.uv_faces[:, k]].astype(np.float64) for k in range(3))
+    u, v = q - p, r - p
+    share = np.abs(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]).sum() / 2
+    return float(size_px * np.sqrt(share / max(area, np.finfo(np.float64).tiny)))
+
+
 def fill_from_nearest(texture: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Give every texel outside `covered` [T T] the colour of the nearest one inside. texture: [T T 3]."""
+    filled: NDArray[np.uint8] = texture[_nearest(covered)]
+    return filled
+
+
+def _nearest(covered: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Row and column [T T] of the texel inside `covered` [T T] that is nearest to each."""
     from scipy.ndimage import distance_transform_edt
 
     row, column = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    filled: NDArray[np.uint8] = texture[row, column]
-    return filled
+    return row, column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ class GrabCutMatte:
         """Separate the subject by colour."""
         from crm_cli.models.backdrop import separate
 
-        alpha, rgb = separate(_opaque(photo))
+        alpha, rgb = separate(opaque(photo))
         return _reviewed(Matted(alpha=alpha, rgb=rgb, method=self.name), photo)
 
 
@@ -136,7 +136,7 @@ class RembgMatte:
         """Ask the network."""
         # Opening takes seconds, and photos that bring their alpha never need it.
         self._session = self._session or self._open()
-        rgb = _opaque(photo)
+        rgb = opaque(photo)
         mask = self._session.predict(Image.fromarray(rgb))[0].convert("L")
         return _reviewed(Matted(alpha=np.array(mask), method=self.name), photo)
 
@@ -167,7 +167,7 @@ class NoMatte:
 
     def __call__(self, photo: Photo) -> Matted:
         """Take everything."""
-        return Matted(alpha=np.full(photo.rgb.shape[:2], 255, np.uint8), rgb=_opaque(photo), method=self.name)
+        return Matted(alpha=np.full(photo.rgb.shape[:2], 255, np.uint8), rgb=opaque(photo), method=self.name)
 
 
 MATTES: tuple[type[AlphaMatte | RembgMatte | GrabCutMatte | NoMatte], ...] = (
@@ -262,8 +262,8 @@ def _cutout(
     )
 
 
-def _opaque(photo: Photo) -> NDArray[np.uint8]:
-    """The photo without transparency, on white as viewers show it."""
+def opaque(photo: Photo) -> NDArray[np.uint8]:
+    """The photo without transparency [H W 3], on white as viewers show it."""
     if photo.alpha is None:
         return photo.rgb
     alpha = photo.alpha[..., None].astype(np.float32) / 255

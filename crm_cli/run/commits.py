@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
-from crm_cli.records import Checks, Publication, RealSize, Verdict
+from crm_cli.records import Camera, Checks, Publication, RealSize, Verdict
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
@@ -125,6 +125,8 @@ class CommitRecord:
     verdict: Verdict | None = None
     """None in records of version 0.1.0."""
     warnings: tuple[str, ...]
+    camera: Camera | None = None
+    """Where the photo was taken from; None in records of version 0.1.0."""
     run: str
     attempt: int
     t: float

@@ -570,6 +570,7 @@ class Work:
             size=planned.found.size,
             verdict=asset.verdict,
             warnings=asset.warnings,
+            camera=asset.camera,
             run=self._store.run,
             attempt=attempt.turn.number,
             t=time.time(),
