@@ -208,9 +208,7 @@ def test_a_usd_face_with_a_corner_too_many_is_found(scene, tmp_path):
 def test_a_usd_whose_texture_is_gone_is_found(scene, tmp_path):
     asset(scene, tmp_path)
     (tmp_path / "box.png").unlink()
-    assert any(
-        "MissingReference" in fault or "usd" in fault for fault in judges.usd_faults(tmp_path / "box.usdc")
-    )
+    assert any("box.png" in fault for fault in judges.usd_faults(tmp_path / "box.usdc"))
 
 
 def test_a_compressed_usdz_is_found(scene, tmp_path):
