@@ -55,6 +55,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("non-manifold", "trimesh: non-manifold"),
     ("degenerate faces", "trimesh: degenerate faces"),
     ("uv", "trimesh: UVs missing, broken or overlapping"),
+    ("atlas", "charts closer than 4 texels, or denser than 3x another"),
     ("solid", "not finite, inside out, mixed winding, floaters"),
     ("formats differ", "a format unlike the GLB, or not where it should stand"),
     ("limit", "limits broken and not flagged"),
@@ -63,10 +64,18 @@ ROWS: tuple[tuple[str, str], ...] = (
 """Counts of assets, each by the faults that it takes and its words in the table."""
 
 ROW_OF = {
-    "frame": "formats differ", "not finite": "solid", "winding": "solid", "volume": "solid",
-    "floaters": "solid", "uv overlap": "uv", "usd validation": "usd", "usd topology": "usd",
+    "frame": "formats differ",
+    "not finite": "solid",
+    "winding": "solid",
+    "volume": "solid",
+    "floaters": "solid",
+    "uv overlap": "uv",
+    "uv padding": "atlas",
+    "uv density": "atlas",
+    "usd validation": "usd",
+    "usd topology": "usd",
     "usd unreadable": "usd",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

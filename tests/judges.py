@@ -32,8 +32,17 @@ FLOATER_AREA = 0.01
 DEGENERATE_HEIGHT = 1e-6
 """A triangle lower than this share of the diagonal has no direction: ten steps of float32."""
 
-MAX_TOLD = 3
-"""So many details stand in one fault; the rest is counted."""
+MAX_DENSITY_SPREAD = 3.0
+"""Texels a length, between any two charts of an asset."""
+
+PADDING_PX = 4
+"""Free texels between charts: two mip levels without bleeding."""
+
+FAR = 1 << 40
+"""More than any number of charts, and exact as a double, in which scipy filters."""
+
+SMALL_CHART = 1e-3
+"""A chart with less of the surface is too small for its density to be seen."""
 
 PUBLISHED_LIMITS: Mapping[str, Mapping[str, int]] = {
     "web": {"triangles": 100_000, "texture_px": 2048, "file_bytes": 5_000_000},
@@ -247,7 +256,7 @@ def uv_faults(read: Geometry, size_px: int) -> list[str]:
     """Missing or broken texture coordinates, and texels that two faces would paint."""
     if read.uv is None or not read.textures_px:
         return [f"uv: no {'coordinates' if read.uv is None else 'texture'}"]
-    if not np.isfinite(read.uv).all():
+    if not (np.isfinite(read.uv).all() and np.isfinite(read.points).all()):
         return ["uv: a coordinate is no number"]
     if read.uv.min() < -1e-6 or read.uv.max() > 1 + 1e-6:
         return [f"uv: {read.uv.min():.4g} to {read.uv.max():.4g}, outside the texture"]
@@ -255,11 +264,63 @@ def uv_faults(read: Geometry, size_px: int) -> list[str]:
     if not painted.any():
         return ["uv: no texel belongs to a face"]
     shared = int((painted > 1).sum())
-    return [f"uv overlap: {shared} texels of several faces"] if shared else []
+    faults = [f"uv overlap: {shared} texels of several faces"] if shared else []
+    chart = charts(read)
+    spread = density_spread(read, chart)
+    if spread > MAX_DENSITY_SPREAD:
+        faults.append(f"uv density: one chart has {spread:.2f} times the texels of another")
+    close = crowded_texels(read.uv, chart, size_px)
+    if close:
+        faults.append(f"uv padding: {close} texels with two charts within {PADDING_PX} texels")
+    return faults
 
 
-def texels(uv: NDArray[np.float64], size_px: int) -> NDArray[np.int64]:
-    """How many faces [F 3 2] hold each texel's centre well inside: [T T], row 0 at v = 0."""
+def charts(read: Geometry) -> NDArray[np.int64]:
+    """The chart of every face [F]: faces that share an edge and its texture coordinates are of one chart."""
+    assert read.uv is not None
+    corners = np.concatenate([read.faces.reshape(-1, 1), read.uv.reshape(-1, 2)], axis=1)
+    number = np.unique(corners, axis=0, return_inverse=True)[1].reshape(-1, 3)
+    edges = number[:, [0, 1, 1, 2]].reshape(-1, 2)
+    count = int(number.max()) + 1
+    linked = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    result: NDArray[np.int64] = connected_components(linked, directed=False)[1][number[:, 0]].astype(np.int64)
+    return result
+
+
+def density_spread(read: Geometry, chart: NDArray[np.int64]) -> float:
+    """How many times the texels a length one chart has of another; charts too small to see are left out."""
+    assert read.uv is not None
+    areas = trimesh.triangles.area(read.points[read.faces])
+    a, b = read.uv[:, 1] - read.uv[:, 0], read.uv[:, 2] - read.uv[:, 0]
+    shown = np.bincount(chart, np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]) / 2)
+    true = np.bincount(chart, areas)
+    counts = true > SMALL_CHART * true.sum()
+    densities = np.sqrt(shown[counts] / true[counts])
+    return float(densities.max() / max(densities.min(), 1e-12))
+
+
+def crowded_texels(uv: NDArray[np.float64], chart: NDArray[np.int64], size_px: int) -> int:
+    """Texels whose neighbourhood belongs to two charts with fewer than PADDING_PX texels between them."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    owner = np.full((size_px, size_px), -1, dtype=np.int64)
+    texels(uv, size_px, owner=owner, label=chart)
+    lowest = minimum_filter(np.where(owner < 0, FAR, owner), PADDING_PX + 1)
+    highest = maximum_filter(owner, PADDING_PX + 1)
+    return int(((highest >= 0) & (lowest != highest)).sum())
+
+
+def texels(
+    uv: NDArray[np.float64],
+    size_px: int,
+    *,
+    owner: NDArray[np.int64] | None = None,
+    label: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """How many faces [F 3 2] hold each texel's centre well inside: [T T], row 0 at v = 0.
+
+    owner: [T T], gets the label [F] of a face that holds the centre.
+    """
     corners = uv * size_px - 0.5  # in which texel centres are whole numbers
     counts = np.zeros(size_px * size_px, dtype=np.int64)
     low = np.maximum(np.ceil(corners.min(axis=1)), 0).astype(np.int64)
@@ -281,6 +342,8 @@ def texels(uv: NDArray[np.float64], size_px: int) -> NDArray[np.int64]:
         y = low[face, 1] + place // spans[face, 0]
         inside = _well_inside(np.stack([x, y], axis=1).astype(np.float64), corners[face])
         counts += np.bincount((y * size_px + x)[inside], minlength=len(counts))
+        if owner is not None and label is not None:
+            owner[y[inside], x[inside]] = label[face[inside]]
         start = stop
     return counts.reshape(size_px, size_px)
 

@@ -17,7 +17,7 @@ import judges
 import numpy as np
 import pytest
 import trimesh
-from coordinate_box import coordinate_box
+from coordinate_box import CELL_PX, coordinate_box
 
 from crm_cli.export.glb import encode_glb
 from crm_cli.export.scene import Scene, build_scene
@@ -41,7 +41,23 @@ NO_LIMITS: dict[str, float] = {}
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
-    return build_scene(coordinate_box(), provenance={})
+    """The box with room between its charts."""
+    return with_room(build_scene(coordinate_box(), provenance={}), 6)
+
+
+def with_room(scene: Scene, room_px: float) -> Scene:
+    """Shrink the six charts of four corners so that so many texels are free between them."""
+    corners = scene.uv.reshape(6, 4, 2)
+    middle = corners.mean(axis=1, keepdims=True)
+    uv = middle + (corners - middle) * (1 - room_px / CELL_PX)
+    return replace(scene, uv=uv.reshape(-1, 2).astype(np.float32))
+
+
+def one_chart_smaller(scene: Scene) -> Scene:
+    uv = scene.uv.reshape(6, 4, 2).copy()
+    middle = uv[0].mean(axis=0)
+    uv[0] = middle + (uv[0] - middle) / 8
+    return replace(scene, uv=uv.reshape(-1, 2))
 
 
 def asset(scene: Scene, folder: Path, record: dict[str, Any] | None = None) -> census.Finished:
@@ -122,6 +138,8 @@ BROKEN: dict[str, tuple[Callable[[Scene], Scene], str]] = {
     "uv outside": (lambda s: replace(s, uv=s.uv + np.float32(0.5)), "uv"),
     "uv no numbers": (lambda s: replace(s, uv=np.full_like(s.uv, np.nan)), "uv"),
     "uv all in one place": (lambda s: replace(s, uv=np.zeros_like(s.uv)), "uv"),
+    "charts too close": (lambda s: with_room(build_scene(coordinate_box(), provenance={}), 2), "uv padding"),
+    "a chart with fewer texels": (one_chart_smaller, "uv density"),
     "charts that overlap": (lambda s: replace(s, uv_faces=s.uv_faces % 4), "uv overlap"),
 }  # fmt: skip
 
