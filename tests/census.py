@@ -33,6 +33,9 @@ import numpy as np
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp")
 
+FORMATS = (".glb", ".obj", ".usdc", ".usda", ".usd", ".usdz")
+"""Main files; the first that an asset has is what the others are compared with."""
+
 SOME_FAILED = 3
 """Exit code of `crm convert` where photos failed; they are counted and named here."""
 
@@ -173,38 +176,42 @@ def limits_of(preset: str) -> dict[str, float]:
 
 
 def judge(asset: Finished, limits: Mapping[str, float], truth: Path | None) -> Judged:
-    """Let everything that reads in this process look at one asset."""
+    """Let everything that reads in this process look at one asset, in a chain at every file."""
     missing = [file.name for file in asset.files if not file.is_file()]
     if missing:
         return Judged(asset.asset, (f"files: {missing[0]} is missing",))
     faults: list[str] = []
-    scores: tuple[float, float] | None = None
-    finest = {suffix: sorted(asset.of(suffix))[:1] for suffix in (".glb", ".obj", ".usd", ".usdc", ".usdz")}
-    readings: list[tuple[str, judges.Geometry]] = []
-    for file in asset.of(".glb", ".obj", ".usd", ".usda", ".usdc", ".usdz"):
+    finest: dict[str, judges.Geometry] = {}
+    for file in sorted(asset.of(*FORMATS)):
         try:
-            is_usd = file.suffix.startswith(".usd")
-            read = judges.read_usd(file) if is_usd else judges.read_trimesh(file)
+            read, said = _look(file, limits)
         except Exception as error:  # whatever a reader raises, the file is what is wrong
             faults.append(f"files: {file.name}: {type(error).__name__}: {error}")
             continue
-        if file.suffix.startswith(".usd"):
-            faults += judges.usd_faults(file)
-        if file.suffix == ".glb":
-            # Every file of a chain, the finest and the coarser ones.
-            faults += judges.census_faults(read)
-            faults += judges.uv_faults(read, max(read.textures_px[0], default=0) if read.textures_px else 0)
-            faults += _unflagged(judges.limit_faults(judges.measure_glb(file), limits), asset.record)
-        if [file] in finest.values():
-            readings.append((file.suffix, read))
-    if readings and np.isfinite(readings[0][1].points).all():
-        first = readings[0][1]
+        faults += _unflagged(said, asset.record)
+        finest.setdefault(file.suffix, read)
+    scores: tuple[float, float] | None = None
+    first, *others = (finest[suffix] for suffix in FORMATS if suffix in finest) if finest else (None,)
+    if first is not None and np.isfinite(first.points).all():
         faults += judges.frame_faults(first)
-        for suffix, read in readings[1:]:
-            faults += judges.agreement_faults(suffix, read, first)
+        names = [suffix for suffix in FORMATS if suffix in finest][1:]
+        for name, read in zip(names, others, strict=True):
+            faults += judges.agreement_faults(name, read, first)
         scores = accuracy(first, truth) if truth else None
     chamfer, f_score = scores or (None, None)
     return Judged(asset.asset, tuple(dict.fromkeys(faults)), chamfer, f_score)
+
+
+def _look(file: Path, limits: Mapping[str, float]) -> tuple[judges.Geometry, list[str]]:
+    """Read one file, and say what is wrong with it alone."""
+    if file.suffix.startswith(".usd"):
+        return judges.read_usd(file), judges.usd_faults(file)
+    read = judges.read_trimesh(file)
+    if file.suffix != ".glb":
+        return read, []
+    written = judges.measure_glb(file)
+    said = [*judges.census_faults(read), *judges.uv_faults(read, written.texture_px)]
+    return read, said + judges.limit_faults(written, limits)
 
 
 def _unflagged(faults: Sequence[str], record: Mapping[str, Any]) -> list[str]:
@@ -215,7 +222,7 @@ def _unflagged(faults: Sequence[str], record: Mapping[str, Any]) -> list[str]:
     return [
         fault
         for fault in faults
-        if fault.split()[1] not in flagged
+        if not (fault.startswith("limit: ") and fault.split()[1] in flagged)
         and not (fault.startswith("limit: triangles") and "triangles" in told)
     ]
 
@@ -272,12 +279,7 @@ def outside_faults(
         said = judges.gltf_faults([file for _, file in glbs], node_modules)
         for (asset, _), told in zip(glbs, said, strict=True):
             faults[asset] += told
-    files = [
-        (asset, file)
-        for asset in whole
-        for suffix in (".glb", ".obj", ".usdc", ".usdz")
-        for file in sorted(asset.of(suffix))[:1]
-    ]
+    files = [(asset, file) for asset in whole for suffix in FORMATS for file in sorted(asset.of(suffix))[:1]]
     if bpy_python and files:
         readings = judges.blender_readings([file for _, file in files], bpy_python)
         firsts: dict[str, judges.Geometry] = {}

@@ -66,7 +66,6 @@ class Geometry:
     faces: NDArray[np.int64]
     uv: NDArray[np.float64] | None
     """[F 3 2], one for each corner."""
-    textures_px: tuple[tuple[int, int], ...] = ()
 
     @property
     def bounds(self) -> NDArray[np.float64]:
@@ -165,13 +164,10 @@ def read_trimesh(file: Path) -> Geometry:
         warnings.simplefilter("ignore")
         [mesh] = trimesh.load_scene(file, process=False).dump()
     uv = getattr(mesh.visual, "uv", None)
-    material = getattr(mesh.visual, "material", None)
-    pictures = [getattr(material, name, None) for name in ("baseColorTexture", "image")]
-    textures = tuple(picture.size for picture in pictures if picture is not None)
     points, faces = np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces, dtype=np.int64)
     corners = None if uv is None or len(uv) != len(points) else np.asarray(uv, dtype=np.float64)[faces]
     welded, number = np.unique(points + 0.0, axis=0, return_inverse=True)
-    return Geometry(points=welded, faces=number.reshape(-1)[faces], uv=corners, textures_px=textures)
+    return Geometry(points=welded, faces=number.reshape(-1)[faces], uv=corners)
 
 
 def census_faults(read: Geometry) -> list[str]:
@@ -253,8 +249,11 @@ def _floaters(read: Geometry, mesh: trimesh.Trimesh) -> int:
 
 
 def uv_faults(read: Geometry, size_px: int) -> list[str]:
-    """Missing or broken texture coordinates, and texels that two faces would paint."""
-    if read.uv is None or not read.textures_px:
+    """Missing or broken texture coordinates, and texels that two faces would paint.
+
+    size_px: side of the texture; 0 where there is none.
+    """
+    if read.uv is None or not size_px:
         return [f"uv: no {'coordinates' if read.uv is None else 'texture'}"]
     if not (np.isfinite(read.uv).all() and np.isfinite(read.points).all()):
         return ["uv: a coordinate is no number"]
@@ -432,7 +431,7 @@ def limit_faults(written: Written, limits: Mapping[str, float]) -> list[str]:
         if (allowed := limits.get(name, 0)) and getattr(written, name) > allowed
     ]
     if limits.get("square_texture") and any(w != h or w & (w - 1) for w, h in written.textures_px):
-        faults.append("limit: the texture is no square with a power of two as side")
+        faults.append("limit: square_texture is not kept, or its side is no power of two")
     return faults
 
 

@@ -371,3 +371,16 @@ def test_given_photos_are_copied_into_the_census(tmp_path):
     photos = census.gather(options)
     assert [f.relative_to(photos).as_posix() for f in photos.rglob("*.JPG")] == ["given0/sub/鞋.JPG"]
     assert not list(photos.rglob("*.txt"))
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif("<!-- census -->" not in README, reason="the README shows no census")
+def test_the_table_in_the_readme_has_the_rows_of_the_census(scene, tmp_path):
+    table = README.split("<!-- census -->")[1].strip().split("\n\n")[0]
+    made = census.markdown({"presets": {"web": figures(tmp_path, scene)}, "judges_missing": []})
+    shown, wanted = (
+        [line.split("|")[1].strip() for line in text.strip().splitlines()] for text in (table, made)
+    )
+    assert shown == wanted
