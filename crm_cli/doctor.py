@@ -22,6 +22,8 @@ OPTIONAL = {
     " pip install git+https://github.com/NVIDIAGameWorks/kaolin@v0.18.0 --no-build-isolation",
     "rembg": "pip install 'rembg[cpu]'",
     "pillow-heif": "pip install pillow-heif",
+    "meshopt": "pip install 'crm-cli[meshopt]'",
+    "DracoPy": "pip install 'crm-cli[draco]'",
 }
 """What a plain install leaves out, and the command that adds it."""
 

@@ -223,7 +223,7 @@ class Deliver:
         for parent in reversed(job.stem.parents):
             (job.scratch / parent).mkdir(exist_ok=True)
         scene = build_scene(textured, provenance=self._provenance(photo))
-        files = write_asset(scene, folder, job.stem.name, self._preset.export.formats)
+        files = write_asset(scene, folder, job.stem.name, self._preset.export)
         usage = uv_usage(textured.unwrapped, self._tools.raster, size_px=self._preset.texture.size_px)
         checks = inspect(
             textured.unwrapped,

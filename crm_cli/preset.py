@@ -155,9 +155,27 @@ class Texturing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporting:
-    """Which files are written."""
+    """Which files are written, and how they are packed."""
 
-    formats: Annotated[tuple[Literal["glb", "obj", "usd"], ...], "file formats of the asset"]
+    formats: Annotated[tuple[Literal["glb", "obj", "usd", "usdz"], ...], "file formats of the asset"]
+    texture: Annotated[
+        Literal["png", "jpeg", "webp", "ktx2"],
+        "picture format inside GLB; the other formats take png where it says so, else jpeg",
+    ]
+    texture_quality: Annotated[
+        int, Within(1, 100), "of jpeg, webp and ktx2, which lose detail; png loses none"
+    ]
+    compression: Annotated[
+        Literal["none", "meshopt", "draco"], "of the geometry in GLB; viewers need the decoder of that name"
+    ]
+
+    @property
+    def plain_texture(self) -> Literal["png", "jpeg"]:
+        """The picture format where only these two are read: in OBJ, in USD, on Apple devices.
+
+        Who asks for a format that loses detail wants a small file, so that JPEG is nearer to it than PNG.
+        """
+        return "png" if self.texture == "png" else "jpeg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -288,6 +288,21 @@ def test_a_foreign_file_in_the_way_is_a_conflict(photos: Path) -> None:
     assert (out / "a.obj").read_text() == "foreign" and not (out / "a.glb").exists()
 
 
+@pytest.mark.parametrize(("texture", "in_the_way"), [("png", "a.png"), ("jpeg", "a.jpg"), ("webp", "a.jpg")])
+def test_a_foreign_picture_is_in_the_way_where_the_texture_would_be(
+    photos: Path, texture, in_the_way
+) -> None:
+    out = photos.parent / "out"
+    out.mkdir()
+    for name in ("a.png", "a.jpg"):
+        (out / name).write_text("foreign")
+        planned = [
+            e for e in run(photos, f"export.texture={texture}", dry_run=True) if isinstance(e, AssetPlanned)
+        ]
+        assert planned[0].action == ("conflict" if name == in_the_way else "convert")
+        (out / name).unlink()
+
+
 def test_a_photo_that_changes_under_the_worker_is_not_committed(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "slow_a.jpg")
     events = []

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +10,19 @@ import trimesh
 from coordinate_box import coordinate_box
 
 from crm_cli import __version__
-from crm_cli.export.glb import encode_glb, write_glb
+from crm_cli.export import glb
 from crm_cli.export.scene import Scene, build_scene
+from crm_cli.export.textures import encode_texture
+
+
+def encode_glb(scene: Scene, kind: str = "png", compression: str = "none") -> bytes:
+    picture = encode_texture(scene.texture, kind, quality=90)
+    return glb.encode_glb(scene, picture=picture, compression=compression)
+
+
+def write_glb(scene: Scene, path: Path, kind: str = "png", compression: str = "none") -> list[Path]:
+    picture = encode_texture(scene.texture, kind, quality=90)
+    return glb.write_glb(scene, path, picture=picture, compression=compression)
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:
@@ -39,7 +47,7 @@ def grid_scene(side: int) -> Scene:
     box = build_scene(coordinate_box(), provenance={})
     return Scene(
         points=points, normals=np.tile(np.float32([0, 1, 0]), (side**2, 1)), faces=faces, uv=uv,
-        uv_faces=faces, texture=box.texture, texture_format="png",
+        uv_faces=faces, texture=box.texture,
     )  # fmt: skip
 
 
@@ -109,26 +117,3 @@ def test_the_surface_is_closed_again_once_a_reader_merges_the_seams(tmp_path):
     assert len(mesh.vertices) == 8
     assert mesh.is_watertight
     assert mesh.volume > 0
-
-
-NODE_MODULES = os.environ.get("CRM_GLTF_VALIDATOR", "")
-VALIDATE = """
-const validator = require("gltf-validator"), fs = require("fs");
-validator.validateBytes(new Uint8Array(fs.readFileSync(process.argv[1])))
-  .then(report => console.log(JSON.stringify(report)));
-"""
-
-
-@pytest.mark.skipif(
-    not NODE_MODULES or not shutil.which("node"),
-    reason="needs node, and CRM_GLTF_VALIDATOR=…/node_modules with gltf-validator (npm) in it",
-)
-@pytest.mark.parametrize("texture_format", ["png", "jpeg"])
-def test_the_khronos_validator_finds_nothing(tmp_path, texture_format):
-    scene = build_scene(coordinate_box(), provenance={"photo": "皮鞋"}, texture_format=texture_format)
-    [path] = write_glb(scene, tmp_path / "box.glb")
-    done = subprocess.run(
-        ["node", "-e", VALIDATE, str(path)], cwd=Path(NODE_MODULES).parent, capture_output=True, check=True
-    )
-    issues = json.loads(done.stdout)["issues"]
-    assert (issues["numErrors"], issues["numWarnings"]) == (0, 0), issues["messages"]

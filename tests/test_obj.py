@@ -9,6 +9,7 @@ from coordinate_box import coordinate_box
 
 from crm_cli.export.obj import encode_mtl, encode_obj, write_obj
 from crm_cli.export.scene import build_scene
+from crm_cli.export.textures import encode_texture
 
 
 def rows(text: str, key: str) -> np.ndarray:
@@ -42,7 +43,7 @@ def test_faces_share_points_across_seams_so_the_surface_is_closed_as_written():
 
 def test_the_material_is_matt_and_only_as_bright_as_its_texture():
     lines = encode_mtl(texture_name="box.png").splitlines()
-    assert {"Ks 0 0 0", "Kd 1 1 1", "illum 1", "map_Kd box.png"} <= set(lines)
+    assert {"Ks 0 0 0", "Kd 1 1 1", "illum 1", "Pr 0.6", "Pm 0", "map_Kd box.png"} <= set(lines)
     assert not any(line.startswith(("Ke", "Ns", "map_Ks")) for line in lines)
 
 
@@ -56,7 +57,9 @@ def test_provenance_cannot_break_out_of_its_comment(value):
 
 @pytest.mark.parametrize("stem", ["皮鞋", "a b", "x#1"])
 def test_references_are_relative_plain_and_resolve(tmp_path, stem):
-    obj, mtl, texture = write_obj(build_scene(coordinate_box(), provenance={}), tmp_path / f"{stem}.obj")
+    scene = build_scene(coordinate_box(), provenance={})
+    picture = encode_texture(scene.texture, "png", quality=90)
+    obj, mtl, texture = write_obj(scene, tmp_path / f"{stem}.obj", picture=picture)
     assert f"mtllib {mtl.name}\n" in obj.read_text(encoding="utf-8")
     assert f"map_Kd {texture.name}\n" in mtl.read_text(encoding="utf-8")
     assert not set(mtl.name + texture.name) & set(" #/\\")

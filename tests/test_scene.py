@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-import io
 import os
 
 import numpy as np
@@ -10,7 +8,6 @@ import trimesh
 from coordinate_box import HIGH, LOW, coordinate_box
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from crm_cli.export.scene import (
     METRES_PER_UNIT,
@@ -92,22 +89,6 @@ def test_splitting_at_seams_repeats_points_bit_for_bit():
     assert len(np.unique(corners.points, axis=0)) == 8
 
 
-def test_the_png_holds_the_texture_exactly():
-    box = coordinate_box()
-    scene = build_scene(box, provenance={})
-    assert (np.asarray(Image.open(io.BytesIO(scene.texture))) == box.texture).all()
-
-
-def test_a_jpeg_texture_is_close_and_smaller():
-    noise = np.random.default_rng(0).integers(0, 40, (256, 256, 3), dtype=np.uint8)
-    box = dataclasses.replace(coordinate_box(), texture=noise)
-    png, jpeg = (build_scene(box, provenance={}, texture_format=f) for f in ("png", "jpeg"))
-    assert jpeg.texture_suffix == ".jpg"
-    assert len(jpeg.texture) < len(png.texture)
-    decoded = np.asarray(Image.open(io.BytesIO(jpeg.texture))).astype(int)
-    assert np.abs(decoded - noise).mean() < 6
-
-
 def test_provenance_is_sorted_marked_as_generated_and_always_writable():
     scene = build_scene(coordinate_box(), provenance={"photo": os.fsdecode(b"caf\xe9\0.jpg"), "b": "2"})
     assert list(scene.provenance) == ["b", "digitalSourceType", "photo"]
@@ -141,8 +122,3 @@ def test_companion_names_are_plain_short_and_their_own(stem):
 def test_names_that_differ_only_in_what_was_replaced_stay_apart():
     names = ["a b", "a_b", "a#b", "a\tb", "a  b", os.fsdecode(b"a\xffb"), os.fsdecode(b"a\xfeb")]
     assert len({companion_stem(name) for name in names}) == len(names)
-
-
-def test_a_scene_refuses_a_picture_format_it_cannot_name():
-    with pytest.raises(ValueError, match="expected png or jpeg"):
-        dataclasses.replace(build_scene(coordinate_box(), provenance={}), texture_format="bmp")

@@ -3,23 +3,30 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from coordinate_box import coordinate_box
 from pxr import Gf, Usd, UsdGeom, UsdShade, UsdValidation
 
-from crm_cli.export.scene import build_scene
+from crm_cli.export.scene import Scene, build_scene
+from crm_cli.export.textures import encode_texture
 from crm_cli.export.usd import write_usd, write_usdz
 
 WRITE = {".usdc": write_usd, ".usdz": write_usdz}
+
+
+def write(scene: Scene, path: Path) -> list[Path]:
+    picture = encode_texture(scene.texture, "png", quality=90)
+    return WRITE[path.suffix](scene, path, picture=picture)
 
 
 @pytest.fixture(scope="module", params=WRITE)
 def stage(request, tmp_path_factory) -> Usd.Stage:
     scene = build_scene(coordinate_box(), provenance={"photo": "皮鞋.webp", "seed": "7"})
     path = tmp_path_factory.mktemp("usd") / f"皮鞋{request.param}"
-    assert WRITE[request.param](scene, path)[0] == path
+    assert write(scene, path)[0] == path
     return Usd.Stage.Open(str(path))
 
 
@@ -75,7 +82,7 @@ def test_the_bound_material_leads_to_the_texture(stage):
 
 
 def test_a_package_is_stored_and_aligned_with_its_layer_first(tmp_path):
-    [path] = write_usdz(build_scene(coordinate_box(), provenance={}), tmp_path / "box.usdz")
+    [path] = write(build_scene(coordinate_box(), provenance={}), tmp_path / "box.usdz")
     data = path.read_bytes()
     with zipfile.ZipFile(path) as package:
         assert package.testzip() is None
@@ -89,7 +96,7 @@ def test_a_package_is_stored_and_aligned_with_its_layer_first(tmp_path):
 @pytest.mark.parametrize("suffix", WRITE)
 @pytest.mark.parametrize("stem", ["a[b]", "x:SDF_FORMAT_ARGS:y=z", "a@b", "$<UDIM>", os.fsdecode(b"caf\xe9")])
 def test_a_name_that_usd_would_read_as_syntax_is_written_all_the_same(tmp_path, stem, suffix):
-    files = WRITE[suffix](build_scene(coordinate_box(), provenance={}), tmp_path / f"{stem}{suffix}")
+    files = write(build_scene(coordinate_box(), provenance={}), tmp_path / f"{stem}{suffix}")
     assert files[0].name == f"{stem}{suffix}"
     plain = tmp_path / f"plain{suffix}"
     files[0].rename(plain)

@@ -57,7 +57,7 @@ Weights = Annotated[
 Formats = Annotated[
     list[str] | None,
     typer.Option(
-        "--format", envvar="CRM_FORMAT", help="glb, obj, usd; repeat, or separate by commas.",
+        "--format", envvar="CRM_FORMAT", help="glb, obj, usd, usdz; repeat, or separate by commas.",
         autocompletion=complete_formats,
     ),
 ]  # fmt: skip

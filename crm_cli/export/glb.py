@@ -2,96 +2,62 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from crm_cli import __version__
+from crm_cli.export.chunk import Chunk, add_plain
+from crm_cli.export.compress import add_draco, add_meshopt
 from crm_cli.export.scene import DIGITAL_SOURCE_TYPE, ROUGHNESS, Corners, Scene, split_at_seams
+from crm_cli.export.textures import Picture, TextureFormat
 
 if TYPE_CHECKING:
     from pygltflib import GLTF2
 
-_MOST_SHORT_VERTICES = 65_535  # glTF forbids the index 65535: it restarts a primitive
+Compression = Literal["none", "meshopt", "draco"]
+
+_ADD: Mapping[Compression, Callable[[Chunk, Corners], None]] = {
+    "none": add_plain,
+    "meshopt": add_meshopt,
+    "draco": add_draco,
+}
+
+_EXTENSIONS: Mapping[TextureFormat, str] = {"webp": "EXT_texture_webp", "ktx2": "KHR_texture_basisu"}
+"""For pictures that plain glTF does not know. No PNG stands beside them for readers without: it would weigh
+more than what it saves."""
 
 
-def write_glb(scene: Scene, path: Path) -> list[Path]:
+def write_glb(scene: Scene, path: Path, *, picture: Picture, compression: Compression = "none") -> list[Path]:
     """Write one self-contained file, and name it."""
-    path.write_bytes(encode_glb(scene))
+    path.write_bytes(encode_glb(scene, picture=picture, compression=compression))
     return [path]
 
 
-def encode_glb(scene: Scene) -> bytes:
+def encode_glb(scene: Scene, *, picture: Picture, compression: Compression = "none") -> bytes:
     """Return the bytes of a GLB: one mesh, one material, its texture inside; no lights, no cameras."""
-    corners = split_at_seams(scene)
-    gltf = _describe(scene)
-    chunk = _Chunk(gltf)
-    attributes = gltf.meshes[0].primitives[0].attributes
-    attributes.POSITION = chunk.add_vertices(corners.points, has_range=True)
-    attributes.NORMAL = chunk.add_vertices(corners.normals)
-    attributes.TEXCOORD_0 = chunk.add_vertices(_top_down(corners.uv))
-    gltf.meshes[0].primitives[0].indices = chunk.add_indices(corners)
-    gltf.images[0].bufferView = chunk.add_view(scene.texture)
+    gltf = _describe(scene, picture)
+    chunk = Chunk(gltf)
+    _ADD[compression](chunk, split_at_seams(scene))
+    gltf.images[0].bufferView = chunk.add_view(picture.data)
     gltf.buffers[0].byteLength = len(chunk.data)
-    gltf.set_binary_blob(bytes(chunk.data))
-    return b"".join(gltf.save_to_bytes())
+    return _pack(gltf, bytes(chunk.data))
 
 
-class _Chunk:
-    """The binary chunk of a GLB while it grows; each part starts at a multiple of four bytes."""
+def _pack(gltf: GLTF2, data: bytes) -> bytes:
+    """Put JSON and binary chunk together.
 
-    def __init__(self, gltf: GLTF2) -> None:
-        self.gltf = gltf
-        self.data = bytearray()
-
-    def add_view(self, data: bytes, *, target: int | None = None) -> int:
-        """Append bytes; return the index of their view."""
-        from pygltflib import BufferView
-
-        view = BufferView(buffer=0, byteOffset=len(self.data), byteLength=len(data), target=target)
-        self.data += data + b"\0" * (-len(data) % 4)
-        self.gltf.bufferViews.append(view)
-        return len(self.gltf.bufferViews) - 1
-
-    def add_vertices(self, values: NDArray[np.float32], *, has_range: bool = False) -> int:
-        """Append one attribute [V C]; return the index of its accessor. Positions must state their range."""
-        from pygltflib import ARRAY_BUFFER, FLOAT, Accessor
-
-        view = self.add_view(values.astype("<f4").tobytes(), target=ARRAY_BUFFER)
-        accessor = Accessor(
-            bufferView=view, componentType=FLOAT, count=len(values), type=f"VEC{values.shape[1]}"
-        )
-        if has_range:
-            # Python's own floats carry float32 values exactly, so the stated range is the range.
-            accessor.min, accessor.max = values.min(axis=0).tolist(), values.max(axis=0).tolist()
-        self.gltf.accessors.append(accessor)
-        return len(self.gltf.accessors) - 1
-
-    def add_indices(self, corners: Corners) -> int:
-        """Append the triangles, two bytes an index where that is enough; return the index of the accessor."""
-        from pygltflib import ELEMENT_ARRAY_BUFFER, SCALAR, UNSIGNED_INT, UNSIGNED_SHORT, Accessor
-
-        is_short = len(corners.points) <= _MOST_SHORT_VERTICES
-        data = corners.faces.astype("<u2" if is_short else "<u4").tobytes()
-        self.gltf.accessors.append(
-            Accessor(
-                bufferView=self.add_view(data, target=ELEMENT_ARRAY_BUFFER),
-                componentType=UNSIGNED_SHORT if is_short else UNSIGNED_INT,
-                count=corners.faces.size,
-                type=SCALAR,
-            )
-        )
-        return len(self.gltf.accessors) - 1
+    Not by pygltflib, which makes one buffer of all, also of one that only decoders have. (glTF 2.0 §4.4)
+    """
+    text: bytes = gltf.gltf_to_json(separators=(",", ":"), indent=None).encode("utf-8")
+    text += b" " * (-len(text) % 4)
+    length = 12 + 8 + len(text) + 8 + len(data)
+    head = struct.pack("<4sII", b"glTF", 2, length) + struct.pack("<I4s", len(text), b"JSON")
+    return head + text + struct.pack("<I4s", len(data), b"BIN\0") + data
 
 
-def _top_down(uv: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Move the origin of texture coordinates from the bottom to the top, where glTF has it."""
-    return np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1)
-
-
-def _describe(scene: Scene) -> GLTF2:
+def _describe(scene: Scene, picture: Picture) -> GLTF2:
     """Return all of the JSON that does not point into the binary chunk."""
     import pygltflib as g
 
@@ -102,13 +68,19 @@ def _describe(scene: Scene) -> GLTF2:
     sampler = g.Sampler(
         magFilter=g.LINEAR, minFilter=g.LINEAR_MIPMAP_LINEAR, wrapS=g.CLAMP_TO_EDGE, wrapT=g.CLAMP_TO_EDGE
     )
+    texture = g.Texture(sampler=0, source=0)
+    extension = _EXTENSIONS.get(picture.kind)
+    if extension:
+        texture = g.Texture(sampler=0, extensions={extension: {"source": 0}})
+    needed = [extension] if extension else []
     return g.GLTF2(
         asset=g.Asset(
             generator=f"crm {__version__}",
             extras=dict(scene.provenance),
             extensions={"KHR_xmp_json_ld": {"packet": 0}},
         ),
-        extensionsUsed=["KHR_xmp_json_ld"],
+        extensionsUsed=["KHR_xmp_json_ld", *needed],
+        extensionsRequired=needed,
         extensions={"KHR_xmp_json_ld": {"packets": [_generated_mark()]}},
         scene=0,
         scenes=[g.Scene(nodes=[0])],
@@ -117,9 +89,9 @@ def _describe(scene: Scene) -> GLTF2:
         materials=[
             g.Material(name="asset", pbrMetallicRoughness=colour, alphaMode=g.OPAQUE, doubleSided=False)
         ],
-        textures=[g.Texture(sampler=0, source=0)],
+        textures=[texture],
         samplers=[sampler],
-        images=[g.Image(mimeType=f"image/{scene.texture_format}", name="base colour")],
+        images=[g.Image(mimeType=f"image/{picture.kind}", name="base colour")],
         buffers=[g.Buffer()],
     )
 

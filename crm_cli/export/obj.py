@@ -8,16 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crm_cli import __version__
-from crm_cli.export.scene import Scene, companion_stem
+from crm_cli.export.scene import ROUGHNESS, Scene, companion_stem
+from crm_cli.export.textures import Picture
 
 
-def write_obj(scene: Scene, path: Path) -> list[Path]:
+def write_obj(scene: Scene, path: Path, *, picture: Picture) -> list[Path]:
     """Write the OBJ, its MTL and the texture side by side, and name them."""
     companion = companion_stem(path.stem)
-    mtl, texture = path.with_name(f"{companion}.mtl"), path.with_name(companion + scene.texture_suffix)
+    mtl, texture = path.with_name(f"{companion}.mtl"), path.with_name(companion + picture.suffix)
     path.write_bytes(encode_obj(scene, mtl_name=mtl.name).encode("utf-8"))
     mtl.write_bytes(encode_mtl(texture_name=texture.name).encode("utf-8"))
-    texture.write_bytes(scene.texture)
+    texture.write_bytes(picture.data)
     return [path, mtl, texture]
 
 
@@ -36,8 +37,14 @@ def encode_obj(scene: Scene, *, mtl_name: str) -> str:
 
 
 def encode_mtl(*, texture_name: str) -> str:
-    """Return the text of the MTL: matt (illum 1 has no highlight, and the photo's own are in the texture)."""
-    return f"newmtl asset\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nd 1\nmap_Kd {texture_name}\n"
+    """Return the text of the MTL: matt (illum 1 has no highlight, and the photo's own are in the texture).
+
+    `Pr` and `Pm` tell readers that know physically based materials what GLB and USD say too.
+    """
+    return (
+        f"newmtl asset\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nd 1\n"
+        f"Pr {ROUGHNESS}\nPm 0\nmap_Kd {texture_name}\n"
+    )
 
 
 def _remarks(scene: Scene) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +22,6 @@ ROUGHNESS = 0.6
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """How IPTC says "made by a model" (IPTC NewsCodes, digital source type)."""
-
-TextureFormat = Literal["png", "jpeg"]
-
-_JPEG_QUALITY = 92
-_PNG_LEVEL = 2  # a sixth of the default's time for 15 % more bytes on a noisy photo texture
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -46,23 +39,16 @@ class Scene:
     uv: NDArray[np.float32]
     """In [0, 1], origin bottom-left."""
     uv_faces: NDArray[np.int64]
-    texture: bytes
-    """The encoded picture, row 0 at the top (v = 1), sRGB."""
-    texture_format: TextureFormat
+    texture: NDArray[np.uint8]
+    """sRGB; row 0 is the top (v = 1)."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Where the asset came from; every writer puts it into its file."""
 
     def __post_init__(self) -> None:
-        """Check shapes and the name of the picture's format."""
+        """Check shapes."""
         expect("Scene", points=(self.points, "V 3"), normals=(self.normals, "V 3"), faces=(self.faces, "F 3"))
         expect("Scene", uv=(self.uv, "W 2"), uv_faces=(self.uv_faces, "F 3"), faces=(self.faces, "F 3"))
-        if self.texture_format not in get_args(TextureFormat):
-            raise ValueError(f"Scene.texture_format: got {self.texture_format!r}, expected png or jpeg")
-
-    @property
-    def texture_suffix(self) -> str:
-        """File name suffix of the texture."""
-        return {"png": ".png", "jpeg": ".jpg"}[self.texture_format]
+        expect("Scene", texture=(self.texture, "T T 3"))
 
     @property
     def bounds(self) -> NDArray[np.float32]:
@@ -90,9 +76,8 @@ def build_scene(
     *,
     provenance: Mapping[str, str],
     metres_per_unit: float = METRES_PER_UNIT,
-    texture_format: TextureFormat = "png",
 ) -> Scene:
-    """Turn a mesh from the world to the frame of the files and encode its texture, once for all writers."""
+    """Turn a mesh from the world to the frame of the files, once for all writers."""
     used, faces = np.unique(textured.mesh.faces, return_inverse=True)
     faces = faces.reshape(-1, 3)
     points = to_export_frame(textured.mesh.vertices[used], metres_per_unit=metres_per_unit)
@@ -102,8 +87,7 @@ def build_scene(
         faces=faces,
         uv=np.ascontiguousarray(textured.unwrapped.uv, dtype=np.float32),
         uv_faces=np.ascontiguousarray(textured.unwrapped.uv_faces, dtype=np.int64),
-        texture=encode_texture(textured.texture, texture_format),
-        texture_format=texture_format,
+        texture=textured.texture,
         provenance=_written_words({"digitalSourceType": DIGITAL_SOURCE_TYPE, **provenance}),
     )
 
@@ -151,16 +135,16 @@ def split_at_seams(scene: Scene) -> Corners:
     )
 
 
-def encode_texture(texture: NDArray[np.uint8], texture_format: TextureFormat) -> bytes:
-    """Encode a picture [T T 3] the quick way: compression is the dearest part of writing an asset."""
+def shrink_texture(scene: Scene, *, size_px: int) -> Scene:
+    """Return the scene with a texture of that side, which divides the present one.
+
+    The margins around charts shrink with it.
+    """
     from PIL import Image
 
-    stream = io.BytesIO()
-    if texture_format == "png":
-        Image.fromarray(texture).save(stream, "PNG", compress_level=_PNG_LEVEL)
-    else:
-        Image.fromarray(texture).save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return stream.getvalue()
+    # The mean of whole blocks: a wider filter would reach across the margin into the next chart.
+    smaller = Image.fromarray(scene.texture).reduce(len(scene.texture) // size_px)
+    return replace(scene, texture=np.asarray(smaller))
 
 
 def companion_stem(stem: str) -> str:

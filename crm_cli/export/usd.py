@@ -11,6 +11,7 @@ import numpy as np
 
 from crm_cli import __version__
 from crm_cli.export.scene import ROUGHNESS, Scene, companion_stem
+from crm_cli.export.textures import Picture
 
 if TYPE_CHECKING:
     from pxr import Usd, UsdGeom, UsdShade
@@ -20,27 +21,27 @@ _ZIP_HEADER_BYTES = 30
 _USDZ_PADDING_ID = 0x1986  # the header id that USD's own packages give their padding
 
 
-def write_usd(scene: Scene, path: Path) -> list[Path]:
+def write_usd(scene: Scene, path: Path, *, picture: Picture) -> list[Path]:
     """Write a binary layer and, beside it, the texture it refers to; name both.
 
     The texture is the OBJ's own, byte for byte, so the two formats share one file.
     """
-    texture = path.with_name(companion_stem(path.stem) + scene.texture_suffix)
-    texture.write_bytes(scene.texture)
+    texture = path.with_name(companion_stem(path.stem) + picture.suffix)
+    texture.write_bytes(picture.data)
     path.write_bytes(encode_usdc(scene, texture_name=texture.name))
     return [path, texture]
 
 
-def write_usdz(scene: Scene, path: Path) -> list[Path]:
+def write_usdz(scene: Scene, path: Path, *, picture: Picture) -> list[Path]:
     """Write one self-contained package, and name it.
 
     Packed here rather than by usd-core, which stamps the time of day into the package.
     """
-    texture_name = f"texture{scene.texture_suffix}"
+    texture_name = f"texture{picture.suffix}"
     layer = encode_usdc(scene, texture_name=texture_name)
     with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as package:
         # Readers take the first file as the root layer. (Usdz File Format Specification 1.3)
-        for name, data in (("asset.usdc", layer), (texture_name, scene.texture)):
+        for name, data in (("asset.usdc", layer), (texture_name, picture.data)):
             _store_aligned(package, name, data, at=file.tell())
     return [path]
 

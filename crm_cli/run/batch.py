@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from crm_cli.errors import ExitCode, Locked, NoInput
+from crm_cli.export.extras import check_export
 from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
@@ -121,6 +122,7 @@ def _convert(
     check_device(options.device)
     check_precision(options.precision)
     check_steps(preset)
+    check_export(preset.export)
     check_stage(options.force_stage)
     check_junit(options.junit)
     check_limits(options)
@@ -227,6 +229,7 @@ def _planner(records: Records, recipe: Recipe, preset: Preset, options: RunOptio
         interruptions=unfinished_attempts(options.out),
         past=Past(options.out, preset),
         formats=preset.export.formats,
+        plain_texture=preset.export.plain_texture,
         max_mpixels=options.max_mpixels,
         may_overwrite=options.overwrite,
         skip_existing=options.skip_existing,

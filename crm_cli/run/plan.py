@@ -25,11 +25,14 @@ PARTS: Mapping[str, str] = {"prep": "cut-out", "views": "views", "mesh": "surfac
 
 MAIN_FILES: Mapping[str, tuple[str, ...]] = {
     "glb": (".glb",),
-    "obj": (".obj", ".mtl", ".png"),
-    "usd": (".usdc", ".png"),
+    "obj": (".obj", ".mtl", "{texture}"),
+    "usd": (".usdc", "{texture}"),
     "usdz": (".usdz",),
 }
 """Suffixes of what a format writes, so that a file in the way is noticed before any work is done."""
+
+TEXTURE_SUFFIXES: Mapping[str, str] = {"png": ".png", "jpeg": ".jpg"}
+"""Of the picture beside an OBJ or a USD file, by its format."""
 
 UP_TO_DATE = "up to date"
 """Why nothing has to be done with a photo, unless an older asset is kept."""
@@ -72,6 +75,8 @@ class Planner:
     past: Past | None = None
     """What finished assets were made with, to say what is different now."""
     formats: Sequence[str] = ()
+    plain_texture: Literal["png", "jpeg"] = "png"
+    """Picture format beside the files that do not hold their texture."""
     may_overwrite: bool = False
     skip_existing: bool = False
     """Whether a photo is left alone whose asset somebody else has put in place."""
@@ -187,7 +192,8 @@ class Planner:
         outputs = [output for record in written for output in record.outputs]
         ours = {o.path for o in outputs if self.records.is_as_written(o) or self.records.is_copy(o)}
         suffixes = (suffix for name in self.formats for suffix in MAIN_FILES.get(name, (f".{name}",)))
-        named = {PurePosixPath(f"{found.stem}{suffix}"): None for suffix in suffixes}
+        texture = TEXTURE_SUFFIXES[self.plain_texture]
+        named = {PurePosixPath(f"{found.stem}{suffix.format(texture=texture)}"): None for suffix in suffixes}
         wanted = {output.path: None for output in outputs} | named
         return next((p for p in wanted if p not in ours and os.path.lexists(self.records.out / p)), None)
 
