@@ -152,6 +152,12 @@ def test_the_front_of_a_truth_has_the_colour_of_the_products_front():
     assert (colours[behind, 2] > 2 * colours[behind, 0]).all()
 
 
+def test_a_truth_does_not_say_that_a_model_made_it(folder):
+    for entry in listed(folder):
+        data = (folder / entry["truth"]).read_bytes()
+        assert b"/algorithmicMedia" in data and b"trainedAlgorithmicMedia" not in data
+
+
 def test_one_seed_gives_one_folder_however_many_processes_make_it(folder, tmp_path):
     make(tmp_path, plans(4), jobs=2)
     assert content(tmp_path) == content(folder)

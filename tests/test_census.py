@@ -19,13 +19,15 @@ import pytest
 import trimesh
 from coordinate_box import CELL_PX, coordinate_box
 
-from crm_cli.export.glb import encode_glb
+from crm_cli.export import glb
 from crm_cli.export.scene import Scene, build_scene
+from crm_cli.export.textures import encode_texture
 from crm_cli.export.writers import write_asset
 from crm_cli.learn.camera import pose
 from crm_cli.learn.catalogue import encode_truth
 from crm_cli.learn.products import make_product
 from crm_cli.mesh.raster import WarpRaster
+from crm_cli.preset import load_preset
 
 NODE_MODULES = os.environ.get("CRM_GLTF_VALIDATOR", "")
 BLENDER = os.environ.get("CRM_BPY_PYTHON", "")
@@ -60,8 +62,13 @@ def one_chart_smaller(scene: Scene) -> Scene:
     return replace(scene, uv=uv.reshape(-1, 2))
 
 
+def encode_glb(scene: Scene) -> bytes:
+    return glb.encode_glb(scene, picture=encode_texture(scene.texture, "png", quality=100))
+
+
 def asset(scene: Scene, folder: Path, record: dict[str, Any] | None = None) -> census.Finished:
-    files = write_asset(scene, folder, "box", ("glb", "obj", "usd", "usdz"))
+    export = replace(load_preset("default").preset.export, formats=("glb", "obj", "usd", "usdz"))
+    files = write_asset(scene, folder, "box", export)
     return census.Finished(asset="box.png", files=tuple(files), record=record or {})
 
 

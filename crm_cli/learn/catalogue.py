@@ -27,6 +27,7 @@ from crm_cli import __version__
 from crm_cli.errors import OutputError, UsageError
 from crm_cli.export.glb import encode_glb
 from crm_cli.export.scene import METRES_PER_UNIT, build_scene
+from crm_cli.export.textures import encode_texture
 from crm_cli.fragments import Raster
 from crm_cli.learn.camera import Posed, pose
 from crm_cli.learn.data import HELD_OUT
@@ -273,18 +274,17 @@ def encode_truth(posed: Posed, seed: int, raster: Raster) -> bytes:
         colour(posed.product, hits.face.numpy().ravel(), hits.barycentric.numpy().reshape(-1, 3))
     )
     textured = TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
-    return encode_glb(
-        build_scene(
-            textured,
-            provenance={
-                "crm_version": __version__,
-                "digitalSourceType": MADE_BY_A_PROGRAM,
-                "family": posed.product.family,
-                "seed": str(seed),
-            },
-            metres_per_unit=METRES_PER_UNIT,
-        )
+    scene = build_scene(
+        textured,
+        provenance={
+            "crm_version": __version__,
+            "digitalSourceType": MADE_BY_A_PROGRAM,
+            "family": posed.product.family,
+            "seed": str(seed),
+        },
+        metres_per_unit=METRES_PER_UNIT,
     )
+    return encode_glb(scene, picture=encode_texture(scene.texture, "png", quality=100))
 
 
 def shoot_all(plans: Sequence[Plan], *, jobs: int) -> Iterator[Shot]:
