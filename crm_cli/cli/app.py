@@ -16,6 +16,7 @@ from crm_cli.cli.convert import convert
 from crm_cli.cli.doctor import doctor
 from crm_cli.cli.gc import gc
 from crm_cli.cli.presets import presets_app
+from crm_cli.cli.products import products
 from crm_cli.cli.redo import redo
 from crm_cli.cli.report import report
 from crm_cli.cli.reproduce import reproduce
@@ -54,6 +55,7 @@ app.add_typer(weights_app, name="weights")
 app.command()(doctor)
 app.command()(schema)
 app.command()(train)
+app.command()(products)
 
 
 def main(engine: Engine | None = None) -> None:

@@ -81,7 +81,7 @@ def _describe(scene: Scene, picture: Picture) -> GLTF2:
         ),
         extensionsUsed=["KHR_xmp_json_ld", *needed],
         extensionsRequired=needed,
-        extensions={"KHR_xmp_json_ld": {"packets": [_generated_mark()]}},
+        extensions={"KHR_xmp_json_ld": {"packets": [_source_mark(scene)]}},
         scene=0,
         scenes=[g.Scene(nodes=[0])],
         nodes=[g.Node(mesh=0, name="asset")],
@@ -96,10 +96,10 @@ def _describe(scene: Scene, picture: Picture) -> GLTF2:
     )
 
 
-def _generated_mark() -> dict[str, object]:
-    """Return the XMP packet that says a model made this (KHR_xmp_json_ld; IPTC Photo Metadata 2022.1)."""
+def _source_mark(scene: Scene) -> dict[str, object]:
+    """Return the XMP packet that says what made this (KHR_xmp_json_ld; IPTC Photo Metadata 2022.1)."""
     return {
         "@context": {"Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"},
         "@id": "",
-        "Iptc4xmpExt:DigitalSourceType": DIGITAL_SOURCE_TYPE,
+        "Iptc4xmpExt:DigitalSourceType": scene.provenance.get("digitalSourceType", DIGITAL_SOURCE_TYPE),
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from statistics import median
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -74,8 +74,8 @@ def evaluate(
             except PhotoError:  # an empty field; the pipeline falls back to the solid as well
                 drawn = solid
         surface_points = batch["surface"][0].float().numpy()
-        chamfer, f_score = _distances(drawn[1], surface_points)
-        baseline_chamfer, baseline_f_score = _distances(solid[1], surface_points)
+        chamfer, f_score = distances(drawn[1], surface_points)
+        baseline_chamfer, baseline_f_score = distances(solid[1], surface_points)
         outline_iou, depth_l1 = _view_errors(views, truth)
         yield Score(
             family=family,
@@ -146,17 +146,25 @@ def _depth_at(views: SixViews, size_px: int) -> Tensor:
 def _surface_points(field: Field, toolbox: Toolbox, count: int = 4096) -> tuple[Mesh, NDArray[np.float32]]:
     """A surface and points spread evenly over it."""
     mesh = surface(field, GRID, device=toolbox.device)
-    corners = mesh.vertices[mesh.faces].astype(np.float64)
+    return mesh, spread(mesh.vertices, mesh.faces, count)
+
+
+def spread(
+    vertices: NDArray[np.floating[Any]], faces: NDArray[np.integer[Any]], count: int
+) -> NDArray[np.float32]:
+    """Spread points [N 3] evenly over a surface, the same ones every time."""
+    corners = vertices[faces].astype(np.float64)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     random = np.random.default_rng(0)
     chosen = random.choice(len(areas), size=count, p=areas / areas.sum())
     # The square root spreads evenly over a triangle.
     u, v = np.sqrt(random.random(count)), random.random(count)
     weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
-    return mesh, np.einsum("nk,nkd->nd", weights, corners[chosen]).astype(np.float32)
+    points: NDArray[np.float32] = np.einsum("nk,nkd->nd", weights, corners[chosen]).astype(np.float32)
+    return points
 
 
-def _distances(drawn: NDArray[np.float32], true: NDArray[np.float32]) -> tuple[float, float]:
+def distances(drawn: NDArray[np.float32], true: NDArray[np.float32]) -> tuple[float, float]:
     """Chamfer distance (mean of both directions) and F-score."""
     from scipy.spatial import cKDTree
 

@@ -54,7 +54,16 @@ def studio_photo(
     Returns [S S 3] on a backdrop with soft shadows, or [S S 4] where the background is `transparent`.
     """
     rotation = turn("x", -rng.uniform(8, 22)) @ turn("z", rng.uniform(-32, 32))
-    posed = pose(product, rotation)
+    return photograph(pose(product, rotation), rng, raster, size_px=size_px, background=background)
+
+
+def photograph(
+    posed: Posed, rng: Random, raster: Raster, *, size_px: int, background: Background
+) -> NDArray[np.uint8]:
+    """Photograph a product that is turned already, its floor in sight or level with the camera.
+
+    Returns the same as `studio_photo`.
+    """
     fine = 2 * size_px
     camera = aim(
         posed.vertices, fov_deg=float(rng.uniform(18, 30)), size_px=fine, fill=float(rng.uniform(0.66, 0.8))
