@@ -84,6 +84,13 @@ def test_two_solids_stay_and_floaters_go() -> None:
     assert shape.volume == pytest.approx(shape_of(SPHERE).volume * (0.5**3 + 0.2**3), rel=1e-4)
 
 
+def test_a_crumb_goes_and_a_loose_knob_stays() -> None:
+    body, knob = placed(SPHERE, -0.2, 0, 0), placed(SPHERE, 0.8, 0, 0, scale=0.12)
+    flake = Mesh(vertices=knob.vertices * np.float32([1, 0.1, 1]), faces=knob.faces)
+    assert shape_of(clean(together(body, knob), faces=PLENTY)).components == 2
+    assert shape_of(clean(together(body, flake), faces=PLENTY)).components == 1
+
+
 def test_a_long_thin_part_is_no_floater() -> None:
     wire = mesh_of(trimesh.creation.cylinder(radius=0.004, height=1.0))
     shape = shape_of(clean(together(placed(SPHERE, -0.2, 0, 0), placed(wire, 0.8, 0, 0)), faces=PLENTY))
