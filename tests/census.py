@@ -345,7 +345,7 @@ def _verdict(record: Mapping[str, Any]) -> str:
     """The one word of a record's verdict, whatever holds it; `none` in records that have no verdict."""
     verdict = record.get("verdict")
     if isinstance(verdict, dict):
-        verdict = verdict.get("word", verdict.get("status"))
+        verdict = verdict.get("grade")
     return str(verdict or "none")
 
 
