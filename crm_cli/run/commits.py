@@ -23,17 +23,11 @@ from crm_cli.records import Camera, Checks, Publication, RealSize, Verdict
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
 from crm_cli.run.wire import dumps, from_plain, to_plain
 
-STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 1, "mesh": 1, "out": 1}
+STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 2, "mesh": 2, "out": 2}
 """Raised by hand when a stage's code gives another result; the package's version would redo everything."""
 
-LATER_SETTINGS: Mapping[str, Any] = {
-    "cutout.framing": "subject",
-    "rgb.guided": 1.0,
-    "ccm.guided": 1.0,
-    "views.truncate": False,
-    "reconstruction.dense": False,
-}
-"""Settings that came after version 0.1.0, with the value that says what was done before.
+LATER_SETTINGS: Mapping[str, Any] = {"cutout.framing": "subject"}
+"""Settings that came after their stage's number, with the value that says what was done before.
 
 With that value a setting is no part of a key, so that an upgrade redoes nothing.
 """
