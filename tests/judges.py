@@ -26,8 +26,9 @@ from scipy.sparse.csgraph import connected_components
 SAME_M = 2e-5
 """Bounds of one asset in two formats differ by no more: OBJ's nine digits and USD's floats are exact."""
 
-FLOATER_AREA = 0.01
-"""A piece with less of the whole surface is rubbish, not a part of a product."""
+FLOATER_AREA, FLOATER_EXTENT = 0.01, 0.3
+"""A piece with less of the whole surface, and shorter than this share of the whole, is rubbish: no part of a
+product."""
 
 DEGENERATE_HEIGHT = 1e-6
 """A triangle lower than this share of the diagonal has no direction: ten steps of float32."""
@@ -245,7 +246,10 @@ def _floaters(read: Geometry, mesh: trimesh.Trimesh) -> int:
     linked = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
     piece = connected_components(linked, directed=False)[1][read.faces[:, 0]]
     areas = np.bincount(piece, mesh.area_faces)
-    return int(((areas > 0) & (areas < FLOATER_AREA * areas.sum())).sum())
+    small = np.flatnonzero((areas > 0) & (areas < FLOATER_AREA * areas.sum()))
+    whole = np.linalg.norm(np.ptp(mesh.triangles.reshape(-1, 3), axis=0))
+    lengths = [np.linalg.norm(np.ptp(mesh.triangles[piece == part].reshape(-1, 3), axis=0)) for part in small]
+    return int((np.array(lengths) < FLOATER_EXTENT * whole).sum())
 
 
 def uv_faults(read: Geometry, size_px: int) -> list[str]:

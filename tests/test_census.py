@@ -324,7 +324,7 @@ def figures(tmp_path: Path, scene: Scene) -> dict[str, Any]:
     record = {
         "checks": {"faces": 12, "confidence": "low"},
         "seconds": {"bake": 1.0, "deliver": 0.5},
-        "verdict": {"word": "review"},
+        "verdict": {"grade": "review"},
     }
     made = asset(scene, tmp_path, record)
     judged = [census.Judged(made.asset, ("uv overlap: 3 texels of several faces",), 0.05, 0.5)]

@@ -68,20 +68,24 @@ def attempt(
     return record, scratch
 
 
-KEYS_OF_THE_FIRST_VERSION = {
-    "default": "9a754e20c804f79e1e2cb64adbddb33c4bf10c80ef6dcb0681fafcc849161213",
-    "web": "490811078f1f9c32e32b04a5a4f790663be03ae48efa917cb3f1d631c1ba75de",
-    "fine": "5a6d37a88a041d72315ed49d226dac5b012c2b0c074fc16dcbbc3434aeaaaf71",
-    "tiny": "cae72f3a6caa6783a331687d1adf3fda5179f2c2df4732863c9c07660e2896cf",
-    "banner": "ad1265e40670e460df7e2ef9f331c9d1399484b65f3b2958cdb363c1f2f827de",
+KEYS_SO_FAR = {
+    "default": "45282eaa177006c83e2bd411c14db155738d76dde164775e0483fbba863c9481",
+    "web": "487bd83213bc369a5a05351ec2186e441105f9122735a5fa83d53571a0b8690b",
+    "fine": "ae937b61b6bf33c399dcca65fc3180e6625334b7b2675ff7ac49258594d57d86",
+    "tiny": "7e51d159f58c237bab706369a9f04ddef0e91e9036c48c6d0f45b6e648e2badc",
+    "banner": "2ae8ff33be1f3fbdc3f10a78daa66daa2749b43d626a6b5fe4347cd21b81a857",
 }
-"""What version 0.1.0 answers to Recipe.of(preset, {"views": "v", "mesh": "m"}).keys("0" * 64).out."""
+"""Recipe.of(preset, {"views": "v", "mesh": "m"}).keys("0" * 64).out since the stages' present numbers.
+
+They change where a stage's number is raised, or a preset says something else; a setting that is merely new
+belongs in LATER_SETTINGS.
+"""
 
 
-@pytest.mark.parametrize("name", KEYS_OF_THE_FIRST_VERSION)
-def test_assets_that_the_first_version_finished_are_finished_still(name: str) -> None:
+@pytest.mark.parametrize("name", KEYS_SO_FAR)
+def test_what_is_finished_stays_finished_when_settings_are_added(name: str) -> None:
     keys = Recipe.of(load_preset(name).preset, {"views": "v", "mesh": "m"}).keys("0" * 64)
-    assert keys.out == KEYS_OF_THE_FIRST_VERSION[name]
+    assert keys.out == KEYS_SO_FAR[name]
 
 
 @pytest.mark.parametrize("key", commits.LATER_SETTINGS)
@@ -140,7 +144,7 @@ def test_a_key_is_the_digest_of_a_list_in_json_that_begins_with_the_key_before()
     made = recipe(views='w"é')
     key, keys = "ab" * 32, made.keys("ab" * 32)
     for stage, weights in (("prep", ""), ("views", 'w"é'), ("mesh", "w"), ("out", "")):
-        parts = [key, made.settings[stage], weights, 1]
+        parts = [key, made.settings[stage], weights, commits.STAGE_NUMBERS[stage]]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         assert getattr(keys, stage) == key
 

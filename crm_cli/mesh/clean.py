@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 MIN_COMPONENT = 0.06
 """Parts smaller than this share of the largest are floaters: five cells of an 80³ grid."""
 
-CRUMB_EXTENT, CRUMB_VOLUME = 0.2, 5e-4
-"""So are parts below both these shares of the largest: on 44 photos they were specks beside a shelf, a
-can and a teapot; the next larger loose part had four times the volume."""
+CRUMB_EXTENT, CRUMB_AREA = 0.35, 0.012
+"""So are parts with less than these shares of the largest extent and of the whole surface. A loose wire as
+long as the object is none: it has little surface, but anybody would miss it."""
 
 GENTLE, ROUGH = (3, 2), (5, 7)
 """Aggressiveness: 3 keeps within 0.1 % of the cube at an eighth of the faces. 7 is the library's own
@@ -110,9 +110,7 @@ def genuine_parts(points: Points, faces: Indices, *, min_component: float) -> tu
     is_big = (extents >= min_component * extents.max(initial=0)) | (
         areas >= min_component**2 * areas.max(initial=0)
     )
-    is_crumb = (extents < CRUMB_EXTENT * extents.max(initial=0)) & (
-        np.abs(volumes) < CRUMB_VOLUME * np.abs(volumes).max(initial=0)
-    )
+    is_crumb = (extents < CRUMB_EXTENT * extents.max(initial=0)) & (areas < CRUMB_AREA * areas.sum())
     has_inside = np.abs(volumes) > LATTICE * areas
     kept = np.flatnonzero(is_big & ~is_crumb & has_inside)
     kept = kept[
