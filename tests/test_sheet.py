@@ -18,6 +18,7 @@ from PIL import Image
 from crm_cli.errors import OutputError
 from crm_cli.export.sheet import (
     ENTRIES_PER_PAGE,
+    PICTURE,
     SheetEntry,
     SheetSummary,
     _nearby,
@@ -361,6 +362,18 @@ def test_what_was_seen_has_a_strip_of_its_own_where_somebody_says_so(tmp_path):
     assert [file.name for file in files] == ["id-photo.webp", "id-seen.webp"]
     strip = np.asarray(Image.open(tmp_path / "id-seen.webp").convert("L")).astype(int)
     np.testing.assert_allclose(strip[25, 25::50], [0, 80, 160], atol=4)
+
+
+def test_every_picture_that_is_made_is_shown_and_known_as_ours(tmp_path):
+    grey = np.full((20, 20, 3), 128, dtype=np.uint8)
+    files = write_thumbs(
+        tmp_path / "report" / "thumbs", entry("a").id, photo=grey, cutout=grey, views_rgb=[grey],
+        views_ccm=[grey], turns=[grey], front=grey, seen=[grey],
+    )  # fmt: skip
+    shown = tree_of(tmp_path, [entry("a")]).of("img", "src")
+    # The front is loaded when it is laid over the cut-out.
+    assert {Path(source).name for source in shown} == {file.name for file in files}
+    assert all(PICTURE.fullmatch(file.name) for file in files)
 
 
 def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
