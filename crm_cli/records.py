@@ -304,7 +304,8 @@ class RealSize:
 
     def __str__(self) -> str:
         """Width, height, depth in millimetres, `-` for what nobody said: `250 - 80.5`."""
-        return " ".join(f"{length:.10g}" if length else "-" for length in self.in_mm)
+        # Exactly: an asset that is made again from these words has the same size.
+        return " ".join(repr(length).removesuffix(".0") if length else "-" for length in self.in_mm)
 
     @classmethod
     def from_text(cls, text: str) -> RealSize:
