@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fakes
 import pytest
 from output import HERE, everything, plant, put_fakes_on_the_path, run, started, statuses
 from test_gc import crm
@@ -117,6 +118,22 @@ def test_every_redo_takes_the_next_seed(out: Path) -> None:
         assert record(out, "a.jpg").seed == 5 + times
         made.add((out / "a.glb").read_bytes())
     assert len(made) == 4
+
+
+def test_a_redo_tries_as_many_seeds_as_before_and_none_that_was_tried(photos: Path, tmp_path: Path) -> None:
+    out, engine = tmp_path / "out", fakes.engine("SeedsLine")
+    wanted = ("seed=5", GLB, "checks.best_of=3")
+    photos = photos / "a.jpg"
+    run(photos, out, *wanted, engine=engine, report=True)
+    assert record(out, "a.jpg").seed == 7
+    for winner in (10, 13):
+        rewrite_report(out)
+        assert statuses(again(take(out, downloaded(out, {"a.jpg": "redo"})).again, engine))
+        assert record(out, "a.jpg").seed == winner
+    # What else changes is told by its name.
+    planned = run(photos, out, *wanted, "texture.size_px=256", engine=engine, dry_run=True)
+    [reason] = [event.reason for event in planned if isinstance(event, AssetPlanned)]
+    assert reason == "texture.size_px 128 → 256"
 
 
 def test_a_failed_photo_is_tried_again(out: Path) -> None:

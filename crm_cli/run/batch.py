@@ -18,7 +18,7 @@ from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
 from crm_cli.run.conveyor import Conveyor, Spare, deadlines
-from crm_cli.run.decisions import kept_decisions, redone, with_seed
+from crm_cli.run.decisions import kept_decisions, redone, redone_preset
 from crm_cli.run.events import AssetPlanned, Event, RunFinished, Warned
 from crm_cli.run.files import writing
 from crm_cli.run.journal import Journal, last_failures, unfinished_attempts
@@ -226,15 +226,13 @@ def _run(
 
 
 def _planner(records: Records, weights: UsedWeights, preset: Preset, options: RunOptions) -> Planner:
-    seeds = {
-        asset: with_seed(preset.seed, times) for asset, times in redone(kept_decisions(options.out)).items()
-    }
+    times = redone(kept_decisions(options.out))
     recipes = {
-        seed: Recipe.of(replace(preset, seed=seed), weights.stages) for seed in {preset.seed, *seeds.values()}
+        often: Recipe.of(redone_preset(preset, often), weights.stages) for often in {0, *times.values()}
     }
     return Planner(
-        recipe=recipes[preset.seed],
-        redone={asset: recipes[seed] for asset, seed in seeds.items()},
+        recipe=recipes[0],
+        redone={asset: recipes[often] for asset, often in times.items()},
         records=records,
         failures=last_failures(options.out),
         interruptions=unfinished_attempts(options.out),

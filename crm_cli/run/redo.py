@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.names import display_name
 from crm_cli.run.commits import CommitRecord, Records
-from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, with_seed
+from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone_preset
 from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.past import asked_of
@@ -125,4 +125,4 @@ def _is_pending(out: Path, there: _Standing, before: Decision | None) -> bool:
     if before is None or before.decision != "redo" or there.record is None:
         return False
     asked = asked_of(out, there.record.run)
-    return asked is not None and there.record.seed != with_seed(asked.preset.seed, before.redone)
+    return asked is not None and there.record.seed not in redone_preset(asked.preset, before.redone).seeds()
