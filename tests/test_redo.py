@@ -240,6 +240,15 @@ def test_damaged_kept_decisions_end_a_run_rather_than_undo_a_redo(photos: Path, 
         run(photos, out, "seed=5", GLB)
 
 
+def test_a_dry_run_of_the_command_says_what_would_be_made(out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "decisions.json"
+    file.write_bytes(downloaded(out, {"a.jpg": "redo", "b.jpg": "approve"}))
+    done = crm("redo", file, out, "--dry-run")
+    assert done.returncode == 0
+    assert "to be redone, from seed 6 instead of 5" in done.stderr
+    assert "1 to convert" in done.stderr
+
+
 def test_the_command_takes_over_tells_and_converts(out: Path, tmp_path: Path) -> None:
     file = tmp_path / "decisions.json"
     file.write_bytes(downloaded(out, {"a.jpg": "redo", "b.jpg": "approve"}))

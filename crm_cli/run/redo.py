@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.names import display_name
 from crm_cli.run.commits import CommitRecord, Records
-from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone_preset
+from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone, redone_preset
 from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.past import asked_of
@@ -26,6 +26,8 @@ class Redo:
 
     again: tuple[Again, ...]
     """Runs to make once more, of the photos that are to be redone."""
+    times: Mapping[str, int]
+    """How often each asset was redone with those, by id."""
     taken: Mapping[str, int]
     """How many decisions of each kind count now."""
     unknown: tuple[str, ...]
@@ -82,6 +84,7 @@ def _planned(out: Path, decisions: Sequence[Decision], *, dry_run: bool) -> tupl
                 wanted.append((there.run, there.photo))
     redo = Redo(
         again=grouped(out, wanted, dry_run=dry_run),
+        times=redone(kept),
         taken=taken,
         unknown=tuple(unknown),
         outdated=tuple(outdated),
