@@ -285,8 +285,8 @@ class Verdict:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """What the reasons are called."""
-        return tuple(reason.code for reason in self.reasons)
+        """What the reasons are called, each once: of a limit there is one for every file that breaks it."""
+        return tuple(dict.fromkeys(reason.code for reason in self.reasons))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
