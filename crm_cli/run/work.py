@@ -177,7 +177,7 @@ class Work:
                 "run_end", exit_code=int(error.exit_code), counts=dict(self._counts), error=why
             )
             self._write_file("summary.json", finished.as_json())
-            for _ in self._write_junit():
+            for _ in (*self._write_junit(), *self._write_sums()):
                 pass  # nobody is warned any more of what is told already
         return finished
 
