@@ -178,7 +178,7 @@ def test_of_many_changed_settings_a_few_are_named_and_without_a_run_to_ask_the_s
     assert reasons(run(photos, "seed=5", engine=weights, dry_run=True)) == {"seed 0 → 5, other weights": 3}
     shutil.rmtree(photos.parent / "out" / ".crm" / "runs")
     assert reasons(run(photos, "seed=5", dry_run=True)) == {
-        "settings or weights changed, from the views on": 3
+        "settings, weights or crm itself changed, from the views on": 3
     }
 
 

@@ -245,7 +245,7 @@ class Planner:
         if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):
             parts.append("other weights")
         told = ", ".join(part for part in parts if part)
-        return told or f"settings or weights changed, from the {PARTS[part]} on"
+        return told or f"settings, weights or crm itself changed, from the {PARTS[part]} on"
 
 
 def _kept(found: Found, record: Glance, reason: str) -> Planned:
