@@ -374,7 +374,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "a.jpg", "space_b.jpg", "z.jpg")
     with pytest.raises(OutputError, match="No space left"):
         run(photos)
-    assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd"}
+    assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd", SUMS}
     Store.open(tmp_path / "out", run="r").close()
 
 
