@@ -7,7 +7,7 @@ imports neither, so that a process which only plans and counts stays light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -287,6 +287,12 @@ class Verdict:
     def codes(self) -> tuple[str, ...]:
         """What the reasons are called, each once: of a limit there is one for every file that breaks it."""
         return tuple(dict.fromkeys(reason.code for reason in self.reasons))
+
+
+def unsaid(warnings: Iterable[str], verdict: Verdict | None) -> tuple[str, ...]:
+    """Those warnings that no reason of a verdict says already, if without a code behind them."""
+    said = {reason.sentence for reason in verdict.reasons} if verdict else set()
+    return tuple(warning for warning in warnings if not {warning, warning.rpartition(" [")[0]} & said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

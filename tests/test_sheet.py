@@ -27,7 +27,7 @@ from crm_cli.export.sheet import (
 )
 from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
-from crm_cli.records import Checks, Failed, WrittenFile
+from crm_cli.records import Checks, Failed, Reason, Verdict, WrittenFile
 
 SUMMARY = SheetSummary(
     started=datetime(2026, 3, 4, 5, 6, tzinfo=UTC),
@@ -424,20 +424,35 @@ def test_a_report_folder_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> 
     assert report.read_text() == "mine"
 
 
-@dataclasses.dataclass(frozen=True)
-class Said:
-    sentence: str
+def graded(grade, *sentences):
+    reasons = (
+        Reason(code="a.b", severity=grade, found=1.0, limit=2.0, sentence=sentence) for sentence in sentences
+    )
+    return Verdict(grade=grade, reasons=tuple(reasons))
 
 
-@dataclasses.dataclass(frozen=True)
-class Graded:
-    grade: str
-    reasons: tuple[Said, ...] = ()
+def test_what_a_verdict_says_is_not_said_again_as_a_warning(tmp_path):
+    warnings = ("it touches the frame [W_MATTE_FRAME]", "a.glb: too heavy", "mended: it was heavier")
+    made = entry("a", verdict=graded("review", "it touches the frame", "a.glb: too heavy"), warnings=warnings)
+    page = text(tree_of(tmp_path, [made]))
+    assert page.count("it touches the frame") == page.count("too heavy") == 1
+    assert "mended: it was heavier" in page
+    assert dataclasses.replace(made, verdict=None).remarks == warnings
+
+
+def test_levels_of_detail_are_told_apart(tmp_path):
+    files = [
+        WrittenFile(path=PurePosixPath(f"a_lod{level}{suffix}"), size=9000, sha256="0" * 64)
+        for level in range(2)
+        for suffix in (".glb", ".usdz")
+    ]
+    page = text(tree_of(tmp_path, [entry("a", files=tuple(files))]))
+    assert "GLB lod0 9 kB USDZ lod0 9 kB GLB lod1 9 kB USDZ lod1 9 kB" in page
 
 
 def test_a_verdict_stands_on_the_card_with_its_reasons_and_can_be_searched_for(tmp_path):
-    made = entry("a", verdict=Graded("fail", (Said("The sides are <flat>."),)))
-    tree = tree_of(tmp_path, [made, entry("b", verdict=Graded("pass"))])
+    made = entry("a", verdict=graded("fail", "The sides are <flat>."))
+    tree = tree_of(tmp_path, [made, entry("b", verdict=graded("pass"))])
     assert "a Done Fail" in text(tree)
     assert "The sides are <flat>." in text(tree)
     assert "1 to look at" in text(tree)

@@ -32,7 +32,7 @@ from urllib.parse import quote
 from crm_cli.errors import OutputError
 from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
-from crm_cli.records import Checks, Failed, Verdict, WrittenFile
+from crm_cli.records import Checks, Failed, Verdict, WrittenFile, unsaid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +122,11 @@ class SheetEntry:
         if self.checks and self.checks.confidence == "low":
             return "low"
         return "kept" if self.is_kept else "done"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings beside the verdict's reasons."""
+        return unsaid(self.warnings, self.verdict)
 
     @property
     def edition(self) -> str:
@@ -451,9 +456,12 @@ def _url(path: PurePosixPath) -> str:
 
 
 def _main_files(entry: SheetEntry) -> list[tuple[str, WrittenFile]]:
-    """List the files that a person would open, with the names of their formats."""
+    """List the files that a person would open, with the names of their formats, and of levels of detail."""
     kinds = [(MAIN_SUFFIXES.get(file.path.suffix), file) for file in entry.files]
-    return [(kind, file) for kind, file in kinds if kind]
+    named = [(kind, file) for kind, file in kinds if kind]
+    if len(named) == len({kind for kind, _ in named}):
+        return named
+    return [(f"{kind} {file.path.stem.rpartition('_')[2]}", file) for kind, file in named]
 
 
 def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float, float]]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from crm_cli.names import display_name
-from crm_cli.records import Verdict
+from crm_cli.records import Verdict, unsaid
 from crm_cli.run.events import FAILING, AssetFinished
 from crm_cli.run.wire import from_plain
 
@@ -133,8 +133,9 @@ def _written(case: Case) -> bytes:
         ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {_legal(coded)}"
     elif case.status != CONVERTED:
         ET.SubElement(element, "skipped", {"message": _legal(case.message or case.status)})
-    if case.warnings or reasons:
-        lines = [f"warning: {_legal(warning)}" for warning in case.warnings]
+    warnings = unsaid(case.warnings, case.verdict)
+    if warnings or reasons:
+        lines = [f"warning: {_legal(warning)}" for warning in warnings]
         lines += [f"{reason.severity}: {_legal(reason.sentence)}" for reason in reasons]
         ET.SubElement(element, "system-out").text = "\n".join(lines)
     written: bytes = ET.tostring(element, encoding="utf-8")
