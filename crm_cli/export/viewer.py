@@ -68,11 +68,11 @@ def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
 
 
 def _lighter(textured: TexturedMesh) -> TexturedMesh:
-    """The same with a texture that is no larger than it is shown."""
+    """The same with a texture that is no larger than it is shown, which says no longer what the photo saw."""
     from PIL import Image
 
     if len(textured.texture) <= MODEL_TEXTURE_PX:
         return textured
     side = (MODEL_TEXTURE_PX, MODEL_TEXTURE_PX)
     small = Image.fromarray(textured.texture).resize(side, Image.Resampling.BOX)
-    return replace(textured, texture=np.asarray(small))
+    return replace(textured, texture=np.asarray(small), seen=None)
