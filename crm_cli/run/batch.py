@@ -226,9 +226,8 @@ def _run(
 
 
 def _planner(records: Records, weights: UsedWeights, preset: Preset, options: RunOptions) -> Planner:
-    seeds = {
-        asset: with_seed(preset.seed, times) for asset, times in redone(kept_decisions(options.out)).items()
-    }
+    times = {**redone(kept_decisions(options.out)), **options.redone}
+    seeds = {asset: with_seed(preset.seed, count) for asset, count in times.items()}
     recipes = {
         seed: Recipe.of(replace(preset, seed=seed), weights.stages) for seed in {preset.seed, *seeds.values()}
     }

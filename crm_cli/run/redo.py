@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.names import display_name
 from crm_cli.run.commits import CommitRecord, Records
-from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, with_seed
+from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone, with_seed
 from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.past import asked_of
@@ -80,8 +80,13 @@ def _planned(out: Path, decisions: Sequence[Decision], *, dry_run: bool) -> tupl
             kept[decision.id] = _merged(out, decision, there, kept.get(decision.id))
             if decision.decision == "redo":
                 wanted.append((there.run, there.photo))
+    again = grouped(out, wanted, dry_run=dry_run)
+    if dry_run:
+        # Nothing is kept that the plan could read.
+        times = redone(kept)
+        again = tuple(replace(one, options=replace(one.options, redone=times)) for one in again)
     redo = Redo(
-        again=grouped(out, wanted, dry_run=dry_run),
+        again=again,
         taken=taken,
         unknown=tuple(unknown),
         outdated=tuple(outdated),
