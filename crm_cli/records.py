@@ -7,7 +7,7 @@ imports neither, so that a process which only plans and counts stays light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -287,6 +287,12 @@ class Verdict:
     def codes(self) -> tuple[str, ...]:
         """What the reasons are called."""
         return tuple(reason.code for reason in self.reasons)
+
+
+def unsaid(warnings: Sequence[str], verdict: Verdict | None) -> tuple[str, ...]:
+    """Warnings that are not among a verdict's reasons as well: people need not read a sentence twice."""
+    said = {reason.sentence for reason in verdict.reasons} if verdict else set()
+    return tuple(warning for warning in warnings if warning not in said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

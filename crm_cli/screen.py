@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, Protocol, Self, TextIO, cast
 
 from crm_cli.errors import ExitCode
 from crm_cli.names import display_name
+from crm_cli.records import unsaid
 from crm_cli.run.events import (
     FAILING,
     AssetFinished,
@@ -197,7 +198,13 @@ class PlainScreen(QuietScreen):
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
                 text += _verdict(event)
-                return [text, *(f"warning: {event.path}: {warning}" for warning in event.warnings)]
+                return [
+                    text,
+                    *(
+                        f"warning: {event.path}: {warning}"
+                        for warning in unsaid(event.warnings, event.verdict)
+                    ),
+                ]
             case AssetPlanned():
                 start = f"; from {event.stage}" if event.stage else ""
                 return [f"{event.action:9}{event.path}  ({event.reason}{start})"]
