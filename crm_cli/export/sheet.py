@@ -32,7 +32,7 @@ from urllib.parse import quote
 from crm_cli.errors import OutputError
 from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
-from crm_cli.records import Checks, Failed, Verdict, WrittenFile
+from crm_cli.records import Checks, Failed, Verdict, WrittenFile, unsaid
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,6 +119,16 @@ class SheetEntry:
         if self.checks and self.checks.confidence == "low":
             return "low"
         return "kept" if self.is_kept else "done"
+
+    @property
+    def needs_a_look(self) -> bool:
+        """Whether there is something to decide: a failure, or an asset that did not simply pass."""
+        return self.status in ("failed", "low") or (self.verdict is not None and self.verdict.grade != "pass")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Warnings that the verdict's reasons do not say."""
+        return unsaid(self.warnings, self.verdict)
 
     @property
     def edition(self) -> str:
@@ -233,7 +243,7 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
             (entry, name)
             for name, page in zip(page_names, pages, strict=True)
             for entry in page
-            if entry.status in ("failed", "low") or (entry.verdict and entry.verdict.grade == "fail")
+            if entry.needs_a_look
         ],
     }
     for index, page in enumerate(pages):
