@@ -18,6 +18,7 @@ from crm_cli.run.gc import sweep
 from crm_cli.run.products import Product, match, read_products
 from crm_cli.run.retry import plan_retry
 from crm_cli.run.selection import Selection
+from crm_cli.run.sums import SUMS
 from crm_cli.run.verify import verify
 
 
@@ -40,10 +41,17 @@ def refusal(folder: Path, text: str | bytes) -> str:
     [
         "sku,width_mm,height_mm,depth_mm\nmug,80,95.5,\nbox,,,120\n",
         "\ufeffsku;width_mm;height_mm;depth_mm\r\nmug;80;95,5;\r\n\r\nbox;;;120",
+        "sku\twidth_mm\theight_mm\tdepth_mm\nmug\t80\t95,5\t\nbox\t\t\t120\n",
         'Depth_mm , SKU,price,"height_mm",width_mm\n,mug,"1,99",95.5,80\n120,box\n',
         "sku,file,width_mm,height_mm,depth_mm\n4711,mug,80,95.5\n,,,,\nbox,,,,120\n",
     ],
-    ids=["commas", "semicolons as spreadsheets write them", "columns of others", "file before sku"],
+    ids=[
+        "commas",
+        "semicolons as spreadsheets write them",
+        "tabs as they are copied",
+        "columns of others",
+        "file before sku",
+    ],
 )
 def test_a_table_is_read_as_shops_write_it(tmp_path: Path, text: str) -> None:
     assert read_products(table(tmp_path, text)) == (
@@ -59,8 +67,13 @@ def test_a_table_is_read_as_shops_write_it(tmp_path: Path, text: str) -> None:
         ("name,width_mm\n", "line 1: no column says a photo"),
         ("sku,width\n", "line 1: no column says a length: expected width_mm or height_mm or depth_mm"),
         ("sku,sku,width_mm\n", "line 1: two columns are called sku"),
-        ("sku,width_mm\nmug,\n\nmug2,x\n", "line 4: width_mm: expected millimetres up to 100000, got x"),
-        ("sku,width_mm\nmug,0\n", "line 2: width_mm: expected millimetres up to 100000, got 0"),
+        (
+            "sku,width_mm\nmug,\n\nmug2,x\n",
+            "line 4: width_mm: expected millimetres up to 100000, without a unit",
+        ),
+        ("sku,width_mm\nmug,0\n", "or marks between thousands; got 0"),
+        ("sku,width_mm\n\n", "line 1: no row below the heading"),
+        ("sku;width_mm\nmug;1.234,5\n", "marks between thousands; got 1.234,5"),
         ("sku,width_mm\nmug,-3\n", "line 2: width_mm"),
         ("sku,width_mm\nmug,nan\n", "line 2: width_mm"),
         ("sku,width_mm\nmug,1e9\n", "line 2: width_mm"),
@@ -202,7 +215,7 @@ def test_names_become_slugs_where_the_preset_asks_and_both_are_recorded(
     put_fakes_on_the_path(monkeypatch)
     photos, out = plant(tmp_path / "in", "Küche/皮鞋.webp", "b.jpg"), tmp_path / "out"
     run(photos, out, "limits.slugs=true", "export.formats=glb")
-    assert set(published(out)) == {"kuche/pi-xie.glb", "b.glb"}
+    assert set(published(out)) == {"kuche/pi-xie.glb", "b.glb", SUMS}
     names = {(str(record.asset), str(record.stem)) for record in Records.scan(out).newest()}
     assert names == {("Küche/皮鞋.webp", "kuche/pi-xie"), ("b.jpg", "b")}
     assert set(statuses(run(photos, out, "limits.slugs=true", "export.formats=glb")).values()) == {"cached"}
@@ -215,7 +228,7 @@ def test_two_slugs_that_would_meet_are_told_apart_before_the_first_photo(
     photos = plant(tmp_path / "in", "Red Shoe.jpg", "red shoe.png", "red-shoe.webp")
     run(photos, tmp_path / "all", "limits.slugs=true", "export.formats=glb")
     run(photos, tmp_path / "one", "limits.slugs=true", "export.formats=glb", select=Selection(limit=1))
-    every, first = set(published(tmp_path / "all")), set(published(tmp_path / "one"))
+    every, first = ({*published(tmp_path / part)} - {SUMS} for part in ("all", "one"))
     assert len(every) == 3 and "red-shoe.glb" in every
     assert first < every, "a part of the photos is named as all of them are"
 
@@ -228,16 +241,16 @@ def test_every_level_of_a_chain_belongs_to_its_asset(tmp_path: Path, monkeypatch
     photos, out = plant(tmp_path / "in", "foo.jpg", "foo_lod1.jpg"), tmp_path / "out"
     run(photos, out, *CHAIN)
     chain = {"foo_lod0.glb", "foo_lod1.glb", "foo_lod1_lod0.glb", "foo_lod1_lod1.glb"}
-    assert set(published(out)) == chain
+    assert set(published(out)) == {*chain, SUMS}
     assert verify(out, deep=True).problems == ()
     sweep(out, cache_bytes=0, keep_runs=1, dry_run=False)
-    assert set(published(out)) == chain
+    assert set(published(out)) == {*chain, SUMS}
     assert started(run(photos, out, *CHAIN)) == set()
     (out / "foo_lod1.glb").write_text("edited")
     assert [problem.path.name for problem in verify(out, deep=True).problems] == ["foo_lod1.glb"]
     assert statuses(run(photos, out, *CHAIN)) == {"foo.jpg": "conflict", "foo_lod1.jpg": "cached"}
     run(photos, out, *CHAIN, overwrite=True)
-    chain_before = published(out)
+    chain_before = {name: published(out)[name] for name in chain}
     told = statuses(run(photos, out, "export.formats=glb"))
     assert told == {"foo.jpg": "converted", "foo_lod1.jpg": "conflict"}, "its name is a level of the other"
     assert {name: published(out)[name] for name in chain} == chain_before
