@@ -59,6 +59,16 @@ def test_a_run_becomes_one_suite_with_a_case_for_each_photo() -> None:
     assert [case[0].get("message") for case in suite][3:] == ["up to date", "left"]
 
 
+def test_a_warning_that_is_a_reason_as_well_is_said_once() -> None:
+    reason = Reason(code="limits.aspect", severity="review", found=0.2, limit=0.1, sentence="too wide")
+    verdict = Verdict(grade="review", reasons=(reason,))
+    made = Case(
+        path=PurePosixPath("a.jpg"), status="converted", warnings=("too wide", "dark"), verdict=verdict
+    )
+    [[case]] = read(made)
+    assert case.findtext("system-out") == "warning: dark\nreview: too wide"
+
+
 def test_a_run_without_a_photo_is_still_a_report() -> None:
     [suite] = read()
     assert (suite.get("tests"), len(suite)) == ("0", 0)

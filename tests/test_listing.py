@@ -40,10 +40,17 @@ def refusal(folder: Path, text: str | bytes) -> str:
     [
         "sku,width_mm,height_mm,depth_mm\nmug,80,95.5,\nbox,,,120\n",
         "\ufeffsku;width_mm;height_mm;depth_mm\r\nmug;80;95,5;\r\n\r\nbox;;;120",
+        "sku\twidth_mm\theight_mm\tdepth_mm\nmug\t80\t95,5\t\nbox\t\t\t120\n",
         'Depth_mm , SKU,price,"height_mm",width_mm\n,mug,"1,99",95.5,80\n120,box\n',
         "sku,file,width_mm,height_mm,depth_mm\n4711,mug,80,95.5\n,,,,\nbox,,,,120\n",
     ],
-    ids=["commas", "semicolons as spreadsheets write them", "columns of others", "file before sku"],
+    ids=[
+        "commas",
+        "semicolons as spreadsheets write them",
+        "tabs as they are copied",
+        "columns of others",
+        "file before sku",
+    ],
 )
 def test_a_table_is_read_as_shops_write_it(tmp_path: Path, text: str) -> None:
     assert read_products(table(tmp_path, text)) == (
@@ -59,8 +66,13 @@ def test_a_table_is_read_as_shops_write_it(tmp_path: Path, text: str) -> None:
         ("name,width_mm\n", "line 1: no column says a photo"),
         ("sku,width\n", "line 1: no column says a length: expected width_mm or height_mm or depth_mm"),
         ("sku,sku,width_mm\n", "line 1: two columns are called sku"),
-        ("sku,width_mm\nmug,\n\nmug2,x\n", "line 4: width_mm: expected millimetres up to 100000, got x"),
-        ("sku,width_mm\nmug,0\n", "line 2: width_mm: expected millimetres up to 100000, got 0"),
+        (
+            "sku,width_mm\nmug,\n\nmug2,x\n",
+            "line 4: width_mm: expected millimetres up to 100000, without a unit",
+        ),
+        ("sku,width_mm\nmug,0\n", "or marks between thousands; got 0"),
+        ("sku,width_mm\n\n", "line 1: no row below the heading"),
+        ("sku;width_mm\nmug;1.234,5\n", "marks between thousands; got 1.234,5"),
         ("sku,width_mm\nmug,-3\n", "line 2: width_mm"),
         ("sku,width_mm\nmug,nan\n", "line 2: width_mm"),
         ("sku,width_mm\nmug,1e9\n", "line 2: width_mm"),

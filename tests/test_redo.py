@@ -180,10 +180,12 @@ def test_what_the_folder_does_not_hold_is_told_and_hinders_nothing(out: Path) ->
     assert "f" * 16 not in kept_decisions(out)
 
 
-def test_a_dry_run_writes_nothing(out: Path) -> None:
+def test_a_dry_run_says_what_would_be_redone_and_writes_nothing(out: Path) -> None:
     before = everything(out)
     [one] = take(out, downloaded(out, {"a.jpg": "redo"}), dry_run=True).again
     assert one.options.dry_run
+    [planned] = [event for event in again([one]) if isinstance(event, AssetPlanned)]
+    assert (planned.action, planned.reason) == ("convert", "to be redone, from seed 6 instead of 5")
     assert everything(out) == before
 
 

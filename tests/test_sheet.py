@@ -461,6 +461,18 @@ def test_a_verdict_stands_on_the_card_with_its_reasons_and_can_be_searched_for(t
     assert "the sides are <flat>." in index[0]["text"]
 
 
+def test_what_a_person_should_look_at_heads_the_sheet_with_its_first_reason(tmp_path):
+    review = graded("review", "The sides are flat.", "It is large.")
+    tree = tree_of(tmp_path, [entry("a", verdict=review), entry("b", verdict=graded("pass"))])
+    assert "1 to look at a The sides are flat. a Done Review" in text(tree)
+
+
+def test_a_warning_that_the_verdict_says_as_well_is_shown_once(tmp_path):
+    made = entry("a", verdict=graded("review", "Too wide."), warnings=("Too wide.", "Dark."))
+    card = text(tree_of(tmp_path, [made])).partition("a Done Review")[2]
+    assert (card.count("Too wide."), card.count("Dark.")) == (1, 1)
+
+
 def test_the_share_that_the_photo_shows_is_told_where_it_is_known(tmp_path):
     seen = entry("a", checks=dataclasses.replace(entry("a").checks, seen_share=0.416))
     assert "silhouette 0.95 42 % seen" in text(tree_of(tmp_path, [seen]))

@@ -133,6 +133,18 @@ def test_a_failed_verdict_fails_its_test_case_and_a_reviewed_one_passes(photos: 
         assert cases["review_c.jpg"].findtext("system-out") == "review: the colours are 12.0 away"
 
 
+def test_a_reviewed_asset_fails_its_test_case_where_the_run_fails_on_it(photos: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.xml"
+    run(photos, tmp_path / "out", junit=results, fail_on="review")
+    [suite] = ET.parse(results).getroot()
+    assert suite.attrib["failures"] == "2"
+    failures = {case.attrib["name"]: case.find("failure") for case in suite}
+    assert failures["a.jpg"] is None
+    reviewed = failures["review_c.jpg"]
+    assert reviewed is not None
+    assert reviewed.attrib == {"type": "verdict", "message": "the colours are 12.0 away"}
+
+
 def test_status_counts_verdicts_and_its_table_says_which_and_why(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(photos, out)

@@ -358,7 +358,7 @@
     link.download = "decisions.json";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    say(`${list.length} decisions downloaded. Next: crm redo decisions.json`);
+    say(`${list.length} decisions downloaded. Next: crm redo decisions.json OUT`);
   }
 
   async function bring(file) {

@@ -124,6 +124,11 @@ class SheetEntry:
         return "kept" if self.is_kept else "done"
 
     @property
+    def needs_a_look(self) -> bool:
+        """Whether there is something to decide: a failure, or an asset that did not simply pass."""
+        return self.status in ("failed", "low") or (self.verdict is not None and self.verdict.grade != "pass")
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """Warnings beside the verdict's reasons."""
         return unsaid(self.warnings, self.verdict)
@@ -241,7 +246,7 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
             (entry, name)
             for name, page in zip(page_names, pages, strict=True)
             for entry in page
-            if entry.status in ("failed", "low") or (entry.verdict and entry.verdict.grade == "fail")
+            if entry.needs_a_look
         ],
     }
     for index, page in enumerate(pages):

@@ -1,7 +1,8 @@
 """A run as JUnit XML, which every CI system reads: one test case for each photo.
 
 An asset whose verdict is `fail` is a failure of the type `verdict`, also where an earlier run made it; one
-that a person should look at passes. Either has its verdict and the reasons' codes as properties.
+that a person should look at passes, unless the run was told to fail on it. Either has its verdict and the
+reasons' codes as properties.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree as ET
 
 from crm_cli.names import display_name
-from crm_cli.records import Verdict, unsaid
+from crm_cli.records import Grade, Verdict, unsaid
 from crm_cli.run.events import FAILING, AssetFinished
 from crm_cli.run.wire import from_plain
 
@@ -42,10 +43,9 @@ class Case:
     warnings: tuple[str, ...] = ()
     verdict: Verdict | None = None
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether there is an asset that is not what was asked for."""
-        return self.verdict is not None and self.verdict.grade == "fail"
+    def is_refused(self, fail_on: Grade) -> bool:
+        """Whether there is an asset with such a verdict, or a worse one."""
+        return self.verdict is not None and self.verdict.grade in ("fail", fail_on)
 
 
 def cases_told(events: Path) -> Iterator[Case]:
@@ -70,17 +70,18 @@ def cases_told(events: Path) -> Iterator[Case]:
             )
 
 
-def junit(cases: Iterable[Case], *, name: str, seconds: float, t: str) -> bytes:
+def junit(cases: Iterable[Case], *, name: str, seconds: float, t: str, fail_on: Grade = "fail") -> bytes:
     """Write the outcomes of a run as JUnit XML.
 
     name: what the suite is called. seconds: wall time of the run. t: when it began, in ISO 8601.
+    fail_on: the verdict from which on an asset counts as a failure.
     """
     # Written one by one: a tree of thousands takes ten times the room.
     written: list[bytes] = []
     kinds: Counter[str] = Counter()
     for case in cases:
-        kinds.update([_kind(case)])
-        written.append(_written(case))
+        kinds.update([_kind(case, fail_on)])
+        written.append(_written(case, fail_on))
     totals = {
         "name": _legal(name),
         "tests": str(len(written)),
@@ -95,9 +96,9 @@ def junit(cases: Iterable[Case], *, name: str, seconds: float, t: str) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def _kind(case: Case) -> str:
+def _kind(case: Case, fail_on: Grade) -> str:
     """What JUnit calls an outcome."""
-    if case.status in FAILING or case.is_refused:
+    if case.status in FAILING or case.is_refused(fail_on):
         return "failure"
     return "passed" if case.status == CONVERTED else "skipped"
 
@@ -110,7 +111,7 @@ def _start(tag: str, attributes: Mapping[str, str]) -> bytes:
     return closed.removesuffix(b"</%s>" % tag.encode("ascii"))
 
 
-def _written(case: Case) -> bytes:
+def _written(case: Case, fail_on: Grade) -> bytes:
     """One photo's test case."""
     folder = str(case.path.parent)
     place = {"classname": _legal(folder), "name": _legal(case.path.name), "time": _time(case.seconds)}
@@ -121,7 +122,7 @@ def _written(case: Case) -> bytes:
         properties = ET.SubElement(element, "properties")
         for name, value in known.items():
             ET.SubElement(properties, "property", {"name": name, "value": _legal(value)})
-    if case.is_refused:
+    if case.is_refused(fail_on):
         words = "; ".join(_legal(reason.sentence) for reason in reasons)
         said = {"type": "verdict", "message": words}
         ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {words}"

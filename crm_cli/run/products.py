@@ -63,7 +63,7 @@ class Sized:
 
 
 def read_products(file: Path) -> tuple[Product, ...]:
-    """Read a table with a heading, separated by commas or semicolons.
+    """Read a table with a heading, separated by commas, semicolons or tabs.
 
     UsageError names the file and the line that is wrong.
     """
@@ -81,6 +81,8 @@ def read_products(file: Path) -> tuple[Product, ...]:
         if key in found:
             raise table.wrong(line, f"{display_name(product.name)} stands already in line {found[key][1]}")
         found[key] = product, line
+    if not found:
+        raise table.wrong(line, "no row below the heading")
     return tuple(product for product, _ in found.values())
 
 
@@ -125,7 +127,8 @@ class _Table:
             line = raw[: error.start].count(b"\n") + 1
             raise _refused(f"{shown}, line {line}: not UTF-8", "save it as `CSV UTF-8`") from error
         heading = text.partition("\n")[0]
-        separator = ";" if heading.count(";") > heading.count(",") else ","
+        # Of as many of both the comma: a lone column has none of either.
+        separator = max(",;\t", key=heading.count)
         return cls(shown=shown, text=text, separator=separator)
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
@@ -163,13 +166,12 @@ class _Table:
             return 0.0
         try:
             # Where commas separate no cells, they are what the table's country writes for a point.
-            length = float(text.replace(",", ".") if self.separator == ";" else text)
+            length = float(text if self.separator == "," else text.replace(",", "."))
         except ValueError:
             length = math.nan
         if not 0 < length <= MAX_MM:
-            raise self.wrong(
-                line, f"{column}: expected millimetres up to {MAX_MM:.0f}, got {display_name(text[:40])}"
-            )
+            expected = f"expected millimetres up to {MAX_MM:.0f}, without a unit or marks between thousands"
+            raise self.wrong(line, f"{column}: {expected}; got {display_name(text[:40])}")
         return length
 
     def wrong(self, line: int, problem: str) -> UsageError:

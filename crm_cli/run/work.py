@@ -771,7 +771,13 @@ class Work:
         """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
         seconds = time.monotonic() - self._clock
         with writing(self._options.out):
-            xml = junit(self._cases(), name="crm convert", seconds=seconds, t=self._facts.started.isoformat())
+            xml = junit(
+                self._cases(),
+                name="crm convert",
+                seconds=seconds,
+                t=self._facts.started.isoformat(),
+                fail_on=self._options.fail_on or "fail",
+            )
             write_atomically(self._scene.folder / "junit.xml", xml, run=self._store.run)
         if self._options.junit is not None:
             try:
