@@ -36,7 +36,7 @@ def inline() -> list[str]:
 def shell_lines() -> Iterator[str]:
     """Every command of the fenced blocks and of the prose, one a line."""
     for block in blocks():
-        yield from re.split(r"\s*&&\s*|\n", block.replace("&&\n", "&& "))
+        yield from re.split(r"\s*&&\s*|\n", block.replace("&&\n", "&& ").replace("\\\n", " "))
     yield from inline()
 
 
