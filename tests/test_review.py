@@ -14,7 +14,7 @@ from browser import Browser, browser
 from output import plant, put_fakes_on_the_path, run
 from PIL import Image
 from test_retry import again
-from test_sheet import SUMMARY, Graded, Said, entry, failed
+from test_sheet import SUMMARY, entry, failed, graded
 from test_viewer import tetrahedron
 
 from crm_cli.export.preview import render_front
@@ -59,9 +59,9 @@ def entries() -> list[SheetEntry]:
                 each.checks, silhouette_iou=1 - number / 1000, faces=(number * 7) % COUNT
             ),
             seconds={"bake": float((number * 11) % COUNT)},
-            verdict=Graded("review", (Said(f"It leans by {number} degrees."),))
+            verdict=graded("review", f"It leans by {number} degrees.")
             if number % 10 == 3
-            else Graded("pass"),
+            else graded("pass"),
         )
         made.append(each)
     made[5] = failed(name(5))

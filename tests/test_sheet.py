@@ -504,3 +504,6 @@ def test_the_viewer_is_beside_the_page_unchanged_only_where_there_is_something_t
     assert b"Apache License" in (report / "model-viewer.LICENSE.txt").read_bytes()
     [index] = called(report / "entries.js", "entries")
     assert [each["model"] for each in index] == [True, False]
+    (report / "thumbs" / f"{entry('a').id}-model.js").unlink()
+    write_sheet(tmp_path, [entry("a")], SUMMARY)
+    assert not list(report.glob("model-viewer*"))

@@ -63,7 +63,8 @@ ENTRIES_PER_PAGE = 100
 PICTURE = re.compile(r"([0-9a-f]{16})-(?:(?:photo|cutout|front|views|ccm|turn|seen)\.webp|model\.js)")
 """What a worker leaves of an asset for the sheet, with the asset's id."""
 
-_NUMBERED = re.compile(r"page-\d{3,}\.html|cards-\d{3,}\.js")
+_PASSING = re.compile(r"page-\d{3,}\.html|cards-\d{3,}\.js|model-viewer\.(js|LICENSE\.txt)")
+"""What some sheets have and others do without."""
 
 _LESS = r"\u003c"
 """The sign < as JSON may have it: inside a page, it could begin a tag."""
@@ -233,7 +234,7 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     environment = _environment(pictures)
     template, card = environment.get_template("sheet.html"), environment.get_template("card.html")
     cards = {entry.id: _trusted(card.render(entry=entry)) for entry in entries}
-    _write_scripts(report, pages, cards, pictures)
+    scripts = _write_scripts(report, pages, cards, pictures)
     common = {
         "summary": summary,
         "counts": Counter(entry.status for entry in entries),
@@ -252,9 +253,9 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     for index, page in enumerate(pages):
         _replace(report / page_names[index], template.render(common, entries=page, page_index=index).encode())
     _sync(report)
-    written = {*page_names, *(_cards_name(index) for index in range(len(pages)))}
+    written = {*page_names, *scripts}
     for stale in report.iterdir():
-        is_stale = _NUMBERED.fullmatch(stale.name) and stale.name not in written
+        is_stale = _PASSING.fullmatch(stale.name) and stale.name not in written
         if is_stale and _is_ours(stale):
             stale.unlink()
     return report / page_names[0]
@@ -265,18 +266,21 @@ def _write_scripts(
     pages: Sequence[Sequence[SheetEntry]],
     cards: Mapping[str, Any],
     pictures: Collection[str],
-) -> None:
-    """Write what the pages' script loads: index, cards, and the viewer where there is something to view."""
+) -> set[str]:
+    """Write what the pages' script loads, and name it: index, cards, a viewer where it is needed."""
     index = [
         _indexed(entry, has_model=f"{entry.id}-model.js" in pictures) for page in pages for entry in page
     ]
     _replace(report / "entries.js", _call("entries", index))
     for number, page in enumerate(pages):
         _replace(report / _cards_name(number), _call("cards", number, [cards[entry.id] for entry in page]))
+    written = {"entries.js", *map(_cards_name, range(len(pages)))}
     if any(each["model"] for each in index):
         viewer = vendored_viewer()
-        _replace(report / _VIEWER, _SCRIPT_MARK + viewer.script.read_bytes())
-        _replace(report / _VIEWER_LICENCE, _SCRIPT_MARK + viewer.licence_file.read_bytes())
+        for name, file in ((_VIEWER, viewer.script), (_VIEWER_LICENCE, viewer.licence_file)):
+            _replace(report / name, _SCRIPT_MARK + file.read_bytes())
+            written.add(name)
+    return written
 
 
 def _call(name: str, *arguments: Any) -> bytes:
