@@ -52,11 +52,11 @@ def toolbox() -> Toolbox:
 def make(toolbox: Toolbox, name: str) -> Made:
     path = PurePosixPath(name)
     job = Job(root=PHOTOS, path=path, stem=path, id="0123", scratch=PHOTOS, max_mpixels=64)
-    _, cutout = Prepare(toolbox, PRESET)(job)
+    photo, cutout = Prepare(toolbox, PRESET)(job)
     [views] = Imagine(toolbox, PRESET)([cutout])
     drawn = Reconstruct(toolbox, PRESET)(views, cutout)
     unwrapped = Unwrap(toolbox, PRESET)(drawn)
-    return Made(cutout, views, Bake(toolbox, PRESET)(unwrapped, drawn.field, views))
+    return Made(cutout, views, Bake(toolbox, PRESET)(unwrapped, drawn.field, views, photo, cutout))
 
 
 @pytest.fixture(scope="module")

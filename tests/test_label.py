@@ -61,7 +61,7 @@ def fronts(
 
 
 def write(textured: TexturedMesh, folder: Path, name: str) -> Path:
-    write_asset(build_scene(textured, provenance={}), folder, name, ("glb",))
+    write_asset(build_scene(textured, provenance={}), folder, name, replace(PRESET.export, formats=("glb",)))
     return folder / f"{name}.glb"
 
 

@@ -159,7 +159,7 @@ def peak_bytes(base: Path) -> int:
         tracemalloc.stop()
 
 
-def test_a_finished_photo_takes_at_most_two_kilobytes_until_the_end(few: Path, many: Path) -> None:
+def test_a_finished_photo_takes_three_kilobytes_at_most_until_the_end(few: Path, many: Path) -> None:
     # In a process of its own: others' leftovers must not be counted. The first run imports what it needs.
     code = (
         "import sys; from pathlib import Path; from test_scale import peak_bytes\n"
@@ -168,7 +168,7 @@ def test_a_finished_photo_takes_at_most_two_kilobytes_until_the_end(few: Path, m
     command = [sys.executable, "-c", code, *map(str, (few, few, many))]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     small, large = json.loads(done.stdout)
-    assert 500 < (large - small) / (MANY - FEW) < 2000
+    assert 500 < (large - small) / (MANY - FEW) < 3000
 
 
 def looks_of(base: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:

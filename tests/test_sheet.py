@@ -434,9 +434,9 @@ def graded(grade, *sentences):
 def test_what_a_verdict_says_is_not_said_again_as_a_warning(tmp_path):
     warnings = ("it touches the frame [W_MATTE_FRAME]", "a.glb: too heavy", "mended: it was heavier")
     made = entry("a", verdict=graded("review", "it touches the frame", "a.glb: too heavy"), warnings=warnings)
-    page = text(tree_of(tmp_path, [made]))
-    assert page.count("it touches the frame") == page.count("too heavy") == 1
-    assert "mended: it was heavier" in page
+    card = text(tree_of(tmp_path, [made])).partition("a Done Review")[2]
+    assert card.count("it touches the frame") == card.count("too heavy") == 1
+    assert "mended: it was heavier" in card
     assert dataclasses.replace(made, verdict=None).remarks == warnings
 
 
