@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SHOWN_AS_THEY_ARE = frozenset({"\u200d", "\ufe0f"})
 """Joiners inside emoji: format characters, but harmless ones."""
@@ -31,6 +31,9 @@ def _displayed(character: str) -> str:
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
+
+SUFFIXES: Mapping[str, str] = {"glb": ".glb", "obj": ".obj", "usd": ".usdc", "usdz": ".usdz"}
+"""Format as a preset names it → suffix of its main file."""
 
 SLUG = re.compile("[a-z0-9_-]+")
 """What shops, engines and URLs all take."""

@@ -412,11 +412,15 @@ class Line:
         return cls(toolbox, preset)
 
     def forecast_s(self) -> float | None:
-        """Seconds one photo will take, measured in a moment; None where that is not worth saying."""
+        """Seconds one photo will take, measured in a moment; None where that is not worth saying.
+
+        As if every seed were tried: which one will be good enough, nobody knows.
+        """
         architecture = self._tools.weights.architecture
         if architecture == EMBEDDED or self._tools.device != "cpu":
             return None
-        return forecast_s(architecture, self._preset, device="cpu", dtype=self._tools.dtype)
+        once_s = forecast_s(architecture, self._preset, device="cpu", dtype=self._tools.dtype)
+        return once_s * len(self._seeded)
 
     def convert(
         self,

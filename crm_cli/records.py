@@ -7,7 +7,7 @@ imports neither, so that a process which only plans and counts stays light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -285,14 +285,14 @@ class Verdict:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """What the reasons are called."""
-        return tuple(reason.code for reason in self.reasons)
+        """What the reasons are called, each once: of a limit there is one for every file that breaks it."""
+        return tuple(dict.fromkeys(reason.code for reason in self.reasons))
 
 
-def unsaid(warnings: Sequence[str], verdict: Verdict | None) -> tuple[str, ...]:
-    """Warnings that are not among a verdict's reasons as well: people need not read a sentence twice."""
+def unsaid(warnings: Iterable[str], verdict: Verdict | None) -> tuple[str, ...]:
+    """Those warnings that no reason of a verdict says already, if without a code behind them."""
     said = {reason.sentence for reason in verdict.reasons} if verdict else set()
-    return tuple(warning for warning in warnings if warning not in said)
+    return tuple(warning for warning in warnings if not {warning, warning.rpartition(" [")[0]} & said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +310,8 @@ class RealSize:
 
     def __str__(self) -> str:
         """Width, height, depth in millimetres, `-` for what nobody said: `250 - 80.5`."""
-        return " ".join(f"{length:.10g}" if length else "-" for length in self.in_mm)
+        # Exactly: an asset that is made again from these words has the same size.
+        return " ".join(repr(length).removesuffix(".0") if length else "-" for length in self.in_mm)
 
     @classmethod
     def from_text(cls, text: str) -> RealSize:

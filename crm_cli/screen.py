@@ -198,13 +198,8 @@ class PlainScreen(QuietScreen):
                 text = f"[{self._count}/{self._total}] {event.path}: {event.status}"
                 text += f" in {event.seconds:.1f} s" if event.status == "converted" else ""
                 text += _verdict(event)
-                return [
-                    text,
-                    *(
-                        f"warning: {event.path}: {warning}"
-                        for warning in unsaid(event.warnings, event.verdict)
-                    ),
-                ]
+                warnings = unsaid(event.warnings, event.verdict)
+                return [text, *(f"warning: {event.path}: {warning}" for warning in warnings)]
             case AssetPlanned():
                 start = f"; from {event.stage}" if event.stage else ""
                 return [f"{event.action:9}{event.path}  ({event.reason}{start})"]

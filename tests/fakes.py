@@ -148,10 +148,12 @@ class FakeLine:
             verdict=VERDICTS.get(job.path.name.partition("_")[0], PASSED),
         )
 
+    def _preset_of(self, job: Job) -> Preset:
+        return self._preset if job.seed is None else replace(self._preset, seed=job.seed)
+
     def _write(self, job: Job, data: bytes, suffix: str) -> WrittenFile:
         path = PurePosixPath(f"{job.stem}.{suffix}")
-        preset = self._preset if job.seed is None else replace(self._preset, seed=job.seed)
-        recipe = f"{suffix} {preset.fingerprint()} {self._threads}".encode()
+        recipe = f"{suffix} {self._preset_of(job).fingerprint()} {self._threads}".encode()
         text = hashlib.sha256(data + recipe).hexdigest() * 50
         file = job.scratch / path
         _make_folders(job)
@@ -168,7 +170,8 @@ class SeedsLine(FakeLine):
         for folder in (job.cache, *job.other_caches):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MARK).write_bytes(b"{}")
-        return replace(super().convert(job, report_stage, report_step), seed=self._preset.seeds()[-1])
+        made = super().convert(job, report_stage, report_step)
+        return replace(made, seed=self._preset_of(job).seeds()[-1])
 
 
 class KeepingLine(FakeLine):

@@ -178,7 +178,7 @@ def test_of_many_changed_settings_a_few_are_named_and_without_a_run_to_ask_the_s
     assert reasons(run(photos, "seed=5", engine=weights, dry_run=True)) == {"seed 0 → 5, other weights": 3}
     shutil.rmtree(photos.parent / "out" / ".crm" / "runs")
     assert reasons(run(photos, "seed=5", dry_run=True)) == {
-        "settings or weights changed, from the views on": 3
+        "settings, weights or crm itself changed, from the views on": 3
     }
 
 
@@ -374,7 +374,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     photos = plant(tmp_path / "in", "a.jpg", "space_b.jpg", "z.jpg")
     with pytest.raises(OutputError, match="No space left"):
         run(photos)
-    assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd"}
+    assert set(published(tmp_path / "out")) == {"a.glb", "a.obj", "a.usd", SUMS}
     Store.open(tmp_path / "out", run="r").close()
 
 

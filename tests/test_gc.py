@@ -66,6 +66,7 @@ def litter(out: Path) -> dict[str, str]:
         "report/.crm-1-index.html.part": ("scratch", None),
         ".crm/cache/aa/.aa1-7.part/views.safetensors": ("scratch", ".crm/cache/aa/.aa1-7.part"),
         "report/thumbs/0123456789abcdef-photo.webp": ("picture", None),
+        "report/thumbs/0123456789abcdef-seen.webp": ("picture", None),
         f"{shelf.relative_to(out)}/{shelf.name}23456789abcdef.0123456789ab.intent": ("record", None),
     }
     expected = {}
@@ -215,7 +216,7 @@ def test_the_command_says_what_goes(out: Path) -> None:
     assert told.returncode == 0
     assert "picture: report/thumbs/0123456789abcdef-photo.webp (6 B)" in told.stdout.splitlines()
     assert "cache: .crm/cache/aa/aa1 (100 B)" in told.stdout.splitlines()
-    words = "6 leftovers, 1 old record, 1 picture, 1 cached photo, 148 B; the cache holds 0 B"
+    words = "6 leftovers, 1 old record, 2 pictures, 1 cached photo, 154 B; the cache holds 0 B"
     assert told.stdout.splitlines()[-1] == f"would remove {words}"
     assert crm("gc", out, "--cache-size", "0").stdout == f"removed {words}\n"
     assert crm("gc", out).stdout == "removed nothing, 0 B; the cache holds 0 B\n"

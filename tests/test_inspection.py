@@ -227,6 +227,7 @@ def test_reasons_of_others_count_and_failures_come_first() -> None:
     verdict = judge(replace(GOOD, degenerate_faces=1), PRESET, [small, large])
     assert verdict.grade == "fail"
     assert verdict.codes == ("limits.bytes", "limits.texture", "geometry.degenerate")
+    assert judge(GOOD, PRESET, [large, large]).codes == ("limits.bytes",), "one for each file"
 
 
 def test_a_better_grade_beats_a_better_score_which_decides_among_equals() -> None:

@@ -84,10 +84,13 @@ def test_a_photo_in_quarantine_is_a_failure() -> None:
 def cases(name: str) -> list[Case]:
     """One text in every place that takes one."""
     path = PurePosixPath(f"folder {name}/{name}.jpg")
+    heavy = Reason(code="a.b", severity="fail", found=2, limit=1, sentence=f"heavy: {name}")
+    verdict = Verdict(grade="fail", reasons=(heavy,))
     return [
         Case(path=path, status="converted", warnings=(f"odd: {name}", name)),
         Case(path=path, status="failed", kind=name, code=name, message=f"{name}: damaged"),
         Case(path=path, status="left", message=name),
+        Case(path=path, status="converted", verdict=verdict, warnings=(f"heavy: {name} [W_X]",)),
     ]
 
 
@@ -108,11 +111,14 @@ def test_no_name_changes_the_elements_and_each_can_be_read_back() -> None:
         assert element.get("name") == display_name(case.path.name)
         assert element.get("classname") == display_name(case.path.parent)
     told = [element.text.splitlines() for element in root.iter("system-out") if element.text]
-    assert told == [[f"warning: odd: {display_name(n)}", f"warning: {display_name(n)}"] for n in names(300)]
+    shown = [display_name(name) for name in names(300)]
+    assert told[::2] == [[f"warning: odd: {name}", f"warning: {name}"] for name in shown]
+    # What the verdict says is no warning as well.
+    assert told[1::2] == [[f"fail: heavy: {name}"] for name in shown]
 
 
 @pytest.mark.parametrize(
     "name", names(300), ids=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 )
 def test_every_name_alone_is_well_formed(name: str) -> None:
-    assert len(read(*cases(name), name=name)[0]) == 3
+    assert len(read(*cases(name), name=name)[0]) == 4

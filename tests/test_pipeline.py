@@ -643,6 +643,14 @@ def test_only_what_takes_long_has_a_forecast(published_line: Line, line: Line) -
     assert line.forecast_s() is None
 
 
+def test_a_forecast_counts_every_seed_that_may_be_tried(
+    published_line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "forecast_s", lambda *words, **more: 10.0)
+    preset = replace(published_line._preset, checks=replace(published_line._preset.checks, best_of=4))
+    assert (published_line.forecast_s(), Line(published_line._tools, preset).forecast_s()) == (10.0, 40.0)
+
+
 def test_a_whole_canvas_is_asked_for_by_name(toolbox: Toolbox, tmp_path: Path) -> None:
     job = job_for(PHOTOS, "bottle.png", tmp_path)
     photo, subject = Prepare(toolbox, PRESET)(job)

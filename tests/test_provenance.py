@@ -15,7 +15,8 @@ from crm_cli.errors import NoInput, UsageError
 from crm_cli.export import provenance
 from crm_cli.export.provenance import LIBRARIES, Provenance, read_label, versions
 from crm_cli.export.scene import Scene, build_scene
-from crm_cli.export.writers import SUFFIXES, write_asset
+from crm_cli.export.writers import write_asset
+from crm_cli.names import SUFFIXES
 from crm_cli.preset import load_preset, read_json
 
 PRESET = load_preset("tiny").preset

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fakes
 import pytest
 from output import HERE, everything, plant, put_fakes_on_the_path, run, started, statuses
 from test_gc import crm
@@ -120,6 +121,22 @@ def test_every_redo_takes_the_next_seed(out: Path) -> None:
     assert len(made) == 4
 
 
+def test_a_redo_tries_as_many_seeds_as_before_and_none_that_was_tried(photos: Path, tmp_path: Path) -> None:
+    out, engine = tmp_path / "out", fakes.engine("SeedsLine")
+    wanted = ("seed=5", GLB, "checks.best_of=3")
+    photos = photos / "a.jpg"
+    run(photos, out, *wanted, engine=engine, report=True)
+    assert record(out, "a.jpg").seed == 7
+    for winner in (10, 13):
+        rewrite_report(out)
+        assert statuses(again(take(out, downloaded(out, {"a.jpg": "redo"})).again, engine))
+        assert record(out, "a.jpg").seed == winner
+    # What else changes is told by its name.
+    planned = run(photos, out, *wanted, "texture.size_px=256", engine=engine, dry_run=True)
+    [reason] = [event.reason for event in planned if isinstance(event, AssetPlanned)]
+    assert reason == "texture.size_px 128 → 256"
+
+
 def test_a_failed_photo_is_tried_again(out: Path) -> None:
     events = again(take(out, downloaded(out, {"input_d.jpg": "redo"})).again)
     assert statuses(events) == {"input_d.jpg": "converted"}
@@ -226,6 +243,15 @@ def test_damaged_kept_decisions_end_a_run_rather_than_undo_a_redo(photos: Path, 
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UsageError, match=r"\.crm/decisions\.json: not a decisions file"):
         run(photos, out, "seed=5", GLB)
+
+
+def test_a_dry_run_of_the_command_says_what_would_be_made(out: Path, tmp_path: Path) -> None:
+    file = tmp_path / "decisions.json"
+    file.write_bytes(downloaded(out, {"a.jpg": "redo", "b.jpg": "approve"}))
+    done = crm("redo", file, out, "--dry-run")
+    assert done.returncode == 0
+    assert "to be redone, from seed 6 instead of 5" in done.stderr
+    assert "1 to convert" in done.stderr
 
 
 def test_the_command_takes_over_tells_and_converts(out: Path, tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ def test_decisions_are_taken_over_into_a_store_and_its_sheet_is_written_over(
     assert done.returncode == 0, done.stderr
     seeds = {record.asset.as_posix(): record.seed for record in records(store, bucket)}
     assert seeds == {name: int(name == "a.jpg") for name in NAMES}
-    assert command("status", out).stdout.splitlines()[1] == "1 approved"
+    assert "1 approved" in command("status", out).stdout.splitlines()
     assert b'"decision":"approve"' in store.get(bucket, "out/report/entries.js")
     assert set(statuses(run(bucket)).values()) == {"cached"}
     assert litter(store, bucket) == []

@@ -18,6 +18,7 @@ from PIL import Image
 from crm_cli.errors import OutputError
 from crm_cli.export.sheet import (
     ENTRIES_PER_PAGE,
+    PICTURE,
     SheetEntry,
     SheetSummary,
     _nearby,
@@ -26,7 +27,7 @@ from crm_cli.export.sheet import (
 )
 from crm_cli.export.vendored import vendored_viewer
 from crm_cli.names import display_name
-from crm_cli.records import Checks, Failed, WrittenFile
+from crm_cli.records import Checks, Failed, Reason, Verdict, WrittenFile
 
 SUMMARY = SheetSummary(
     started=datetime(2026, 3, 4, 5, 6, tzinfo=UTC),
@@ -363,6 +364,18 @@ def test_what_was_seen_has_a_strip_of_its_own_where_somebody_says_so(tmp_path):
     np.testing.assert_allclose(strip[25, 25::50], [0, 80, 160], atol=4)
 
 
+def test_every_picture_that_is_made_is_shown_and_known_as_ours(tmp_path):
+    grey = np.full((20, 20, 3), 128, dtype=np.uint8)
+    files = write_thumbs(
+        tmp_path / "report" / "thumbs", entry("a").id, photo=grey, cutout=grey, views_rgb=[grey],
+        views_ccm=[grey], turns=[grey], front=grey, seen=[grey],
+    )  # fmt: skip
+    shown = tree_of(tmp_path, [entry("a")]).of("img", "src")
+    # The front is loaded when it is laid over the cut-out.
+    assert {Path(source).name for source in shown} == {file.name for file in files}
+    assert all(PICTURE.fullmatch(file.name) for file in files)
+
+
 def test_pictures_are_shrunk_keep_their_alpha_and_carry_no_metadata(tmp_path):
     photo = Image.fromarray(np.zeros((900, 1600, 3), dtype=np.uint8))
     photo.getexif()[0x013B] = "owner"
@@ -411,20 +424,35 @@ def test_a_report_folder_that_is_a_link_or_a_file_is_refused(tmp_path: Path) -> 
     assert report.read_text() == "mine"
 
 
-@dataclasses.dataclass(frozen=True)
-class Said:
-    sentence: str
+def graded(grade, *sentences):
+    reasons = (
+        Reason(code="a.b", severity=grade, found=1.0, limit=2.0, sentence=sentence) for sentence in sentences
+    )
+    return Verdict(grade=grade, reasons=tuple(reasons))
 
 
-@dataclasses.dataclass(frozen=True)
-class Graded:
-    grade: str
-    reasons: tuple[Said, ...] = ()
+def test_what_a_verdict_says_is_not_said_again_as_a_warning(tmp_path):
+    warnings = ("it touches the frame [W_MATTE_FRAME]", "a.glb: too heavy", "mended: it was heavier")
+    made = entry("a", verdict=graded("review", "it touches the frame", "a.glb: too heavy"), warnings=warnings)
+    page = text(tree_of(tmp_path, [made]))
+    assert page.count("it touches the frame") == page.count("too heavy") == 1
+    assert "mended: it was heavier" in page
+    assert dataclasses.replace(made, verdict=None).remarks == warnings
+
+
+def test_levels_of_detail_are_told_apart(tmp_path):
+    files = [
+        WrittenFile(path=PurePosixPath(f"a_lod{level}{suffix}"), size=9000, sha256="0" * 64)
+        for level in range(2)
+        for suffix in (".glb", ".usdz")
+    ]
+    page = text(tree_of(tmp_path, [entry("a", files=tuple(files))]))
+    assert "GLB lod0 9 kB USDZ lod0 9 kB GLB lod1 9 kB USDZ lod1 9 kB" in page
 
 
 def test_a_verdict_stands_on_the_card_with_its_reasons_and_can_be_searched_for(tmp_path):
-    made = entry("a", verdict=Graded("fail", (Said("The sides are <flat>."),)))
-    tree = tree_of(tmp_path, [made, entry("b", verdict=Graded("pass"))])
+    made = entry("a", verdict=graded("fail", "The sides are <flat>."))
+    tree = tree_of(tmp_path, [made, entry("b", verdict=graded("pass"))])
     assert "a Done Fail" in text(tree)
     assert "The sides are <flat>." in text(tree)
     assert "1 to look at" in text(tree)
@@ -434,13 +462,13 @@ def test_a_verdict_stands_on_the_card_with_its_reasons_and_can_be_searched_for(t
 
 
 def test_what_a_person_should_look_at_heads_the_sheet_with_its_first_reason(tmp_path):
-    review = Graded("review", (Said("The sides are flat."), Said("It is large.")))
-    tree = tree_of(tmp_path, [entry("a", verdict=review), entry("b", verdict=Graded("pass"))])
+    review = graded("review", "The sides are flat.", "It is large.")
+    tree = tree_of(tmp_path, [entry("a", verdict=review), entry("b", verdict=graded("pass"))])
     assert "1 to look at a The sides are flat. a Done Review" in text(tree)
 
 
 def test_a_warning_that_the_verdict_says_as_well_is_shown_once(tmp_path):
-    made = entry("a", verdict=Graded("review", (Said("Too wide."),)), warnings=("Too wide.", "Dark."))
+    made = entry("a", verdict=graded("review", "Too wide."), warnings=("Too wide.", "Dark."))
     card = text(tree_of(tmp_path, [made])).partition("a Done Review")[2]
     assert (card.count("Too wide."), card.count("Dark.")) == (1, 1)
 

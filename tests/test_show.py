@@ -12,7 +12,7 @@ from output import plant, put_fakes_on_the_path, records
 from output import run as convert
 from test_provenance import PRESET, SAID, write
 
-from crm_cli.export.writers import SUFFIXES
+from crm_cli.names import SUFFIXES
 from crm_cli.run.commits import CommitRecord
 from crm_cli.run.files import hash_file
 

@@ -188,6 +188,22 @@ def test_a_record_comes_back_as_it_was_and_no_changed_byte_is_believed(store: St
             CommitRecord.from_bytes(raw[:index])
 
 
+def test_pictures_of_an_earlier_try_never_show_another_asset(out: Path) -> None:
+    thumbs = out / "report" / "thumbs"
+    for number, kinds in enumerate((("turn.webp", "seen.webp", "model.js"), ("turn.webp",))):
+        store = Store.open(out, run=f"r{number}")
+        record, scratch = attempt(store)
+        (scratch / "report" / "thumbs").mkdir(parents=True)
+        for kind in kinds:
+            (scratch / "report" / "thumbs" / f"{record.id}-{kind}").write_text(kind)
+        store.publish(record, scratch)
+        store.close()
+        (thumbs / f"{record.id}-mine.txt").write_text("somebody's")
+        (thumbs / f"{'0' * 16}-seen.webp").write_text("another asset's")
+    left = {f"{record.id}-turn.webp", f"{record.id}-mine.txt", f"{'0' * 16}-seen.webp"}
+    assert {path.name for path in thumbs.iterdir()} == left
+
+
 def test_a_published_asset_stands_with_its_record(store: Store, out: Path) -> None:
     record, scratch = attempt(store)
     (scratch / "report" / "thumbs").mkdir(parents=True)
@@ -496,7 +512,7 @@ def test_pictures_do_not_make_a_vanished_folder_again(store: Store, out: Path, t
     store.close()
     shutil.rmtree(out)
     with pytest.raises(FileNotFoundError):
-        store._move_pictures(tmp_path / "elsewhere")
+        store._move_pictures(tmp_path / "elsewhere", "0" * 16)
     assert not out.exists()
 
 

@@ -12,6 +12,7 @@ from output import records as record_files
 from typer.testing import CliRunner
 
 from crm_cli.cli.app import app
+from crm_cli.errors import EnvironmentProblem
 from crm_cli.run import sums
 from crm_cli.run.commits import Records
 from crm_cli.run.events import Event, Warned
@@ -95,6 +96,15 @@ def test_it_names_what_earlier_runs_finished_and_follows_what_is_made_anew(tmp_p
     assert listed(out) == 6
     run(photos, out, "seed=7", "export.formats=glb")
     assert listed(out) == 2
+
+
+def test_a_run_that_breaks_off_lists_what_it_has_made_anew(tmp_path: Path) -> None:
+    photos, out = plant(tmp_path / "in", "a.jpg", "b.jpg"), tmp_path / "out"
+    run(photos, out)
+    plant(photos, "lacking_c.jpg")
+    with pytest.raises(EnvironmentProblem):
+        run(photos, out, "texture.size_px=256")
+    assert listed(out) == 6
 
 
 def test_a_run_with_nothing_to_do_leaves_it_alone_and_brings_it_back(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def redo(
         if not dry_run and not taken.again:
             rewrite_report(folder)
     _tell(taken)
-    raise typer.Exit(convert_again(taken.again, out, told, context.obj, endpoint=endpoint_url))
+    # A dry run has kept nothing that the runs could read.
+    raise typer.Exit(
+        convert_again(taken.again, out, told, context.obj, endpoint=endpoint_url, times=taken.times)
+    )
 
 
 def _read(file: str) -> bytes:

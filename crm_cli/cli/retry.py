@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,9 +65,18 @@ def retry(
 
 
 def convert_again(
-    planned: Sequence[Again], out: str, told: telling.Telling, engine: Engine | None, *, endpoint: str
+    planned: Sequence[Again],
+    out: str,
+    told: telling.Telling,
+    engine: Engine | None,
+    *,
+    endpoint: str,
+    times: Mapping[str, int] | None = None,
 ) -> ExitCode:
-    """Make runs once more, one after the other, until something ends them; returns the exit code of all."""
+    """Make runs once more, one after the other, until something ends them; returns the exit code of all.
+
+    times: how often each asset was redone, by id; None: as the folder keeps it.
+    """
     from crm_cli.run.batch import convert as run_batch
     from crm_cli.run.options import PRODUCTION
     from crm_cli.run.remote import is_url
@@ -78,7 +87,12 @@ def convert_again(
     with listening() as stop:
         for again in planned:
             run = run_batch(
-                again.preset, again.options, stop=stop, engine=engine or PRODUCTION, only=again.photos
+                again.preset,
+                again.options,
+                stop=stop,
+                engine=engine or PRODUCTION,
+                only=again.photos,
+                times=times,
             )
             try:
                 finished = told.follow(run, stop)

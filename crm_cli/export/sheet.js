@@ -229,7 +229,7 @@
     $("review-told").replaceChildren(...Array.from(
       card.querySelectorAll(".failure, .reasons, .warnings, footer > .facts, .time, .files"), (told) => told.cloneNode(true)));
     $("review-told").querySelector(".time")?.setAttribute("open", "");
-    $("review-strip").replaceChildren(...["photo", "cutout", "views", "ccm", "turn"].flatMap((kind) =>
+    $("review-strip").replaceChildren(...["photo", "cutout", "views", "ccm", "turn", "seen"].flatMap((kind) =>
       Array.from(card.querySelectorAll(`figure.${kind}`), (figure) => figure.cloneNode(true))));
     for (const image of $("review-strip").querySelectorAll("img")) image.loading = "eager";
     const compare = review.querySelector(".compare");

@@ -5,7 +5,7 @@
     OUT/report/entries.js       what all photos are filtered and sorted by
     OUT/report/cards-001.js     the first hundred photos as they stand on their page, for when they are sorted
     OUT/report/model-viewer.js  the 3D view, loaded when one is opened
-    OUT/report/thumbs           <id>-photo.webp, -cutout, -front, -views, -ccm, -turn, <id>-model.js
+    OUT/report/thumbs           <id>-photo.webp, -cutout, -front, -views, -ccm, -turn, -seen, <id>-model.js
 
 The worker that makes an asset leaves its small pictures; the page is built from plain records and whichever
 pictures it finds. So a sheet of thousands can be written again at any time without making anything again.
@@ -59,6 +59,9 @@ DECIDED: Mapping[Decision, str] = {"approve": "Approved", "reject": "Rejected", 
 GRADES: Mapping[str, str] = {"pass": "Pass", "review": "Review", "fail": "Fail"}
 
 ENTRIES_PER_PAGE = 100
+
+PICTURE = re.compile(r"([0-9a-f]{16})-(?:(?:photo|cutout|front|views|ccm|turn|seen)\.webp|model\.js)")
+"""What a worker leaves of an asset for the sheet, with the asset's id."""
 
 _NUMBERED = re.compile(r"page-\d{3,}\.html|cards-\d{3,}\.js")
 
@@ -126,8 +129,8 @@ class SheetEntry:
         return self.status in ("failed", "low") or (self.verdict is not None and self.verdict.grade != "pass")
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """Warnings that the verdict's reasons do not say."""
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings beside the verdict's reasons."""
         return unsaid(self.warnings, self.verdict)
 
     @property
@@ -458,9 +461,12 @@ def _url(path: PurePosixPath) -> str:
 
 
 def _main_files(entry: SheetEntry) -> list[tuple[str, WrittenFile]]:
-    """List the files that a person would open, with the names of their formats."""
+    """List the files that a person would open, with the names of their formats, and of levels of detail."""
     kinds = [(MAIN_SUFFIXES.get(file.path.suffix), file) for file in entry.files]
-    return [(kind, file) for kind, file in kinds if kind]
+    named = [(kind, file) for kind, file in kinds if kind]
+    if len(named) == len({kind for kind, _ in named}):
+        return named
+    return [(f"{kind} {file.path.stem.rpartition('_')[2]}", file) for kind, file in named]
 
 
 def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float, float, float]]:

@@ -12,6 +12,7 @@ from crm_cli.export.obj import write_obj
 from crm_cli.export.scene import Scene
 from crm_cli.export.textures import Picture, TextureFormat, encode_texture
 from crm_cli.export.usd import write_usd, write_usdz
+from crm_cli.names import SUFFIXES
 from crm_cli.preset import Exporting
 
 
@@ -23,9 +24,6 @@ class Writer(Protocol):
 
     def __call__(self, scene: Scene, path: Path, *, picture: Picture) -> list[Path]: ...  # noqa: D102
 
-
-SUFFIXES: Mapping[str, str] = {"glb": ".glb", "obj": ".obj", "usd": ".usdc", "usdz": ".usdz"}
-"""Format as a preset names it → suffix of its main file."""
 
 PLAIN_WRITERS: Mapping[str, Writer] = {"obj": write_obj, "usd": write_usd, "usdz": write_usdz}
 """Of the formats whose readers know PNG and JPEG alone, and no compression."""

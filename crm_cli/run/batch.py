@@ -7,7 +7,7 @@ once, also while every worker is deep inside a native library.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from crm_cli.export.sheet import refuse_foreign
 from crm_cli.preset import AUTO, Preset
 from crm_cli.run.commits import Recipe, Records
 from crm_cli.run.conveyor import Conveyor, Spare, deadlines
-from crm_cli.run.decisions import kept_decisions, redone, with_seed
+from crm_cli.run.decisions import kept_decisions, redone, redone_preset
 from crm_cli.run.events import AssetPlanned, Event, RunFinished, Warned
 from crm_cli.run.files import writing
 from crm_cli.run.journal import Journal, last_failures, unfinished_attempts
@@ -56,24 +56,26 @@ def convert(
     stop: Stop | None = None,
     engine: Engine = PRODUCTION,
     only: Collection[PurePosixPath] | None = None,
+    times: Mapping[str, int] | None = None,
 ) -> Generator[Event, None, None]:
     """Convert what is missing, and yield what happens; the last event is RunFinished.
 
     One photo's failure is an event. A CrmError is raised where the run itself cannot go on; what can be
     known to be wrong before the output folder is touched is raised before that.
 
-    only: photos to take of those found; the contact sheet then is of the whole folder.
+    only: photos to take of those found; the contact sheet then is of the whole folder. times: how often each
+    asset was redone, by id; None: as the folder keeps it.
     """
     stop, since = stop or Stop(), time.monotonic()
     if not options.place:
-        yield from _convert(preset, options, stop, engine, only, since)
+        yield from _convert(preset, options, stop, engine, only, times, since)
         return
     # A folder on a disk needs nothing of it.
     from crm_cli.run.elsewhere import mirrored
 
     try:
         with mirrored(options, is_unwanted=lambda: stop.signal is not None) as (here, mirror):
-            yield from _convert(preset, here, stop, engine, only, since, mirror)
+            yield from _convert(preset, here, stop, engine, only, times, since, mirror)
     except Locked:
         if stop.signal is None:
             raise
@@ -86,6 +88,7 @@ def _convert(
     stop: Stop,
     engine: Engine,
     only: Collection[PurePosixPath] | None,
+    times: Mapping[str, int] | None,
     since: float,
     mirror: Mirror | None = None,
 ) -> Iterator[Event]:
@@ -137,7 +140,7 @@ def _convert(
         # Workers must read what was found now, also where better weights arrive while the run goes on.
         preset = replace(preset, weights=weights.name)
     if options.dry_run:
-        planner = _planner(Records.scan(options.out), weights, preset, options)
+        planner = _planner(Records.scan(options.out), weights, preset, options, times)
         for folder in lost:
             yield Warned(message=f"{folder.path}: {folder.reason}")
         yield from _announce([planner.decide(photo) for photo in found.photos], weights)
@@ -159,7 +162,7 @@ def _convert(
         yield RunFinished(exit_code=128 + stop.signal, counts={}, failures={}, seconds=0.0, left=left)
         return
     try:
-        planner = _planner(store.records, weights, preset, options)
+        planner = _planner(store.records, weights, preset, options, times)
         yield from _run(
             found.photos, lost, planner, store, preset, options, stop, engine, weights, is_part, since
         )
@@ -225,15 +228,21 @@ def _run(
         conveyor.close()
 
 
-def _planner(records: Records, weights: UsedWeights, preset: Preset, options: RunOptions) -> Planner:
-    times = {**redone(kept_decisions(options.out)), **options.redone}
-    seeds = {asset: with_seed(preset.seed, count) for asset, count in times.items()}
+def _planner(
+    records: Records,
+    weights: UsedWeights,
+    preset: Preset,
+    options: RunOptions,
+    times: Mapping[str, int] | None,
+) -> Planner:
+    if times is None:
+        times = redone(kept_decisions(options.out))
     recipes = {
-        seed: Recipe.of(replace(preset, seed=seed), weights.stages) for seed in {preset.seed, *seeds.values()}
+        often: Recipe.of(redone_preset(preset, often), weights.stages) for often in {0, *times.values()}
     }
     return Planner(
-        recipe=recipes[preset.seed],
-        redone={asset: recipes[seed] for asset, seed in seeds.items()},
+        recipe=recipes[0],
+        redone={asset: recipes[often] for asset, often in times.items()},
         records=records,
         failures=last_failures(options.out),
         interruptions=unfinished_attempts(options.out),

@@ -59,13 +59,19 @@ class Recipe:
     weights: Mapping[str, str]
     """Digest of the weights that a stage reads, for the stages that read any."""
     params_sha: str
-    seed: int
+    seeds: tuple[int, ...]
+    """Those that are tried, in their order; the settings name the first."""
+
+    @property
+    def seed(self) -> int:
+        """The first of them."""
+        return self.seeds[0]
 
     @classmethod
     def of(cls, preset: Preset, weights: Mapping[str, str]) -> Recipe:
         """Digest a preset once for a whole run."""
         settings = {stage: _settings_digest(preset, sections) for stage, sections in STAGE_SECTIONS.items()}
-        return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seed=preset.seed)
+        return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seeds=preset.seeds())
 
     def keys(self, input_sha256: str, extras: Mapping[str, str] = NO_EXTRAS) -> Keys:
         """Hash input, settings, weights and stage numbers together, stage after stage.

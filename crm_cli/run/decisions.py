@@ -3,8 +3,9 @@
     decisions.json           {"schema": "crm.decisions/1", "decisions": [{"id", "photo", "decision", …}]}
     OUT/.crm/decisions.json  the same for all that was ever taken over, with how often each was redone
 
-A redo asks for another seed: the run's own plus how often the asset was redone. That is kept here, so that
-any later run asks for it as well, and a redo that was interrupted is finished by `crm convert`.
+A redo asks for seeds that were not tried: the run's own, plus how often the asset was redone times how many a
+run tries. That is kept here, so that any later run asks for them as well, and a redo that was interrupted is
+finished by `crm convert`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from crm_cli.errors import UsageError
+from crm_cli.preset import Preset
 from crm_cli.run.files import read_whole, write_atomically
 from crm_cli.run.wire import from_plain, to_plain
 
@@ -130,6 +132,6 @@ def redone(decisions: Mapping[str, Decision]) -> dict[str, int]:
     return {id: decision.redone for id, decision in decisions.items() if decision.redone}
 
 
-def with_seed(seed: int, times: int) -> int:
-    """The seed of a photo that was redone so often."""
-    return (seed + times) % 2**32
+def redone_preset(preset: Preset, times: int) -> Preset:
+    """The preset of a photo that was redone so often: it tries no seed that was tried before."""
+    return replace(preset, seed=(preset.seed + times * preset.checks.best_of) % 2**32)

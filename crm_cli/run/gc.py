@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from crm_cli.export.sheet import PICTURE
 from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.journal import last_failures
 from crm_cli.run.keeping import Trimmed, trim, would_trim
@@ -26,8 +27,6 @@ Kind = Literal["scratch", "record", "picture", "run"]
 
 KEPT_RUNS = 20
 """Logs and events of so many runs stay; the journal stays whole, since it knows what failed."""
-
-PICTURE = re.compile(r"([0-9a-f]{16})-(?:(?:photo|cutout|front|views|ccm|turn)\.webp|model\.js)")
 
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
 

@@ -134,8 +134,9 @@ def _written(case: Case, fail_on: Grade) -> bytes:
         ET.SubElement(element, "failure", said).text = f"{_legal(case.path)}: {_legal(coded)}"
     elif case.status != CONVERTED:
         ET.SubElement(element, "skipped", {"message": _legal(case.message or case.status)})
-    if case.warnings or reasons:
-        lines = [f"warning: {_legal(warning)}" for warning in unsaid(case.warnings, case.verdict)]
+    warnings = unsaid(case.warnings, case.verdict)
+    if warnings or reasons:
+        lines = [f"warning: {_legal(warning)}" for warning in warnings]
         lines += [f"{reason.severity}: {_legal(reason.sentence)}" for reason in reasons]
         ET.SubElement(element, "system-out").text = "\n".join(lines)
     written: bytes = ET.tostring(element, encoding="utf-8")

@@ -121,8 +121,6 @@ class RunOptions:
     min_free_bytes: int | None = None
     """Space without which no photo is begun; None: what so many photos may need, see space.py."""
     dry_run: bool = False
-    redone: Mapping[str, int] = field(default_factory=dict)
-    """Asset id → how often it was redone, where the output folder does not keep that yet: for a dry run."""
     allow_empty: bool = False
     report: bool = True
     junit: Path | None = None

@@ -237,15 +237,15 @@ class Planner:
             return "output renamed"
         part = next(key for key in PARTS if getattr(latest.keys, key) != getattr(keys, key))
         parts = [self.past.changes_since(latest.run)] if self.past else []
-        seed = self.recipe_of(found).seed
-        if found.id in self.redone and latest.seed != seed:
-            parts = [f"to be redone, from seed {seed} instead of {latest.seed}"]
+        recipe = self.recipe_of(found)
+        if found.id in self.redone and latest.seed not in recipe.seeds:
+            parts = [f"to be redone, from seed {recipe.seed} instead of {latest.seed}"]
         if latest.size != found.size:
             parts.append(f"real size {latest.size or 'unknown'} → {found.size or 'unknown'} mm")
         if self.recipe.weights.get(part, "") != latest.weights.get(part, ""):
             parts.append("other weights")
         told = ", ".join(part for part in parts if part)
-        return told or f"settings or weights changed, from the {PARTS[part]} on"
+        return told or f"settings, weights or crm itself changed, from the {PARTS[part]} on"
 
 
 def _kept(found: Found, record: Glance, reason: str) -> Planned:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.names import display_name
 from crm_cli.run.commits import CommitRecord, Records
-from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone, with_seed
+from crm_cli.run.decisions import Decision, keep_decisions, kept_decisions, redone, redone_preset
 from crm_cli.run.files import output_error
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.past import asked_of
@@ -26,6 +26,8 @@ class Redo:
 
     again: tuple[Again, ...]
     """Runs to make once more, of the photos that are to be redone."""
+    times: Mapping[str, int]
+    """How often each asset was redone with those, by id."""
     taken: Mapping[str, int]
     """How many decisions of each kind count now."""
     unknown: tuple[str, ...]
@@ -80,13 +82,9 @@ def _planned(out: Path, decisions: Sequence[Decision], *, dry_run: bool) -> tupl
             kept[decision.id] = _merged(out, decision, there, kept.get(decision.id))
             if decision.decision == "redo":
                 wanted.append((there.run, there.photo))
-    again = grouped(out, wanted, dry_run=dry_run)
-    if dry_run:
-        # Nothing is kept that the plan could read.
-        times = redone(kept)
-        again = tuple(replace(one, options=replace(one.options, redone=times)) for one in again)
     redo = Redo(
-        again=again,
+        again=grouped(out, wanted, dry_run=dry_run),
+        times=redone(kept),
         taken=taken,
         unknown=tuple(unknown),
         outdated=tuple(outdated),
@@ -130,4 +128,4 @@ def _is_pending(out: Path, there: _Standing, before: Decision | None) -> bool:
     if before is None or before.decision != "redo" or there.record is None:
         return False
     asked = asked_of(out, there.record.run)
-    return asked is not None and there.record.seed != with_seed(asked.preset.seed, before.redone)
+    return asked is not None and there.record.seed not in redone_preset(asked.preset, before.redone).seeds()

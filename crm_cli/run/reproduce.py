@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, NoInput, UsageError
+from crm_cli.names import SUFFIXES
 from crm_cli.preset import Preset, read_json
 from crm_cli.records import RealSize
 from crm_cli.run.files import hash_file, hash_photo
@@ -25,8 +25,6 @@ from crm_cli.run.products import Product
 if TYPE_CHECKING:
     from crm_cli.export.provenance import Format, Labelled, Provenance
     from crm_cli.models.weights import WeightsSet
-
-SUFFIXES: Mapping[Format, str] = {"glb": ".glb", "obj": ".obj", "usd": ".usdc", "usdz": ".usdz"}
 
 MOST_MPIXELS = 1e6
 """The photo was taken once."""

@@ -26,11 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from crm_cli.errors import NoInput, OutputError, PhotoError, UsageError
-from crm_cli.run.commits import (
-    CommitRecord,
-    Output,
-    Records,
-)
+from crm_cli.export.sheet import PICTURE
+from crm_cli.run.commits import CommitRecord, Output, Records
 from crm_cli.run.files import (
     FULL_OR_GONE,
     listed,
@@ -220,7 +217,7 @@ class Store:
             self.records.names[record.id] = (*self.records.names.get(record.id, ()), intent.name)
             self._place.write(intent, record.as_bytes(), run=self.run)
             record = self._place.move_in(record, scratch)
-            folders += self._move_pictures(scratch)
+            folders += self._move_pictures(scratch, record.id)
             for folder in folders:
                 sync_folder(folder)
             self._place.commit(record, intent, final)
@@ -289,8 +286,11 @@ class Store:
                     sync_folder(parent)
         return sorted(wanted)
 
-    def _move_pictures(self, scratch: Path) -> list[Path]:
-        """Move the contact sheet's pictures; the sheet can do without one, so no record names them."""
+    def _move_pictures(self, scratch: Path, asset: str) -> list[Path]:
+        """Move the contact sheet's pictures; the sheet can do without one, so no record names them.
+
+        What an earlier try has left of a kind that is not made any more would show another asset.
+        """
         folders = (self.out / REPORT, self.out / REPORT / "thumbs")
         if any(os.path.lexists(folder) and not stat.S_ISDIR(folder.lstat().st_mode) for folder in folders):
             return []  # a link could lead anywhere, and a file cannot be written under
@@ -302,6 +302,10 @@ class Store:
         for file in pictures:
             sync_file(file)
             file.replace(folders[-1] / file.name)
+        made = {file.name for file in pictures}
+        for old in folders[-1].glob(f"{asset}-*"):
+            if old.name not in made and PICTURE.fullmatch(old.name) and _is_plain(old):
+                self._place.remove(old)
         return [self.out, *folders]
 
     def _drop_superseded(self, record: CommitRecord) -> None:

@@ -177,7 +177,7 @@ class Work:
                 "run_end", exit_code=int(error.exit_code), counts=dict(self._counts), error=why
             )
             self._write_file("summary.json", finished.as_json())
-            for _ in self._write_junit():
+            for _ in (*self._write_junit(), *self._write_sums()):
                 pass  # nobody is warned any more of what is told already
         return finished
 
@@ -341,8 +341,8 @@ class Work:
         """Where the views of all seeds after the recipe's are kept: as if each were tried alone."""
         if not self._options.cache_bytes:
             return ()
-        preset = replace(self._scene.preset, seed=recipe.seed)
-        others = (Recipe.of(preset.of_seed(seed), recipe.weights) for seed in preset.seeds()[1:])
+        preset = self._scene.preset
+        others = (Recipe.of(preset.of_seed(seed), recipe.weights) for seed in recipe.seeds[1:])
         return tuple(folder_of(self._options.out, other.keys(sha256).views) for other in others)
 
     def _fail_unread(self, turn: Turn, error: OSError) -> Iterator[Event]:
