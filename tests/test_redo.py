@@ -10,13 +10,14 @@ import fakes
 import pytest
 from output import HERE, everything, plant, put_fakes_on_the_path, run, started, statuses
 from test_gc import crm
-from test_retry import again
+from test_retry import KIND, again
 from test_sheet import called
 
 from crm_cli.errors import UsageError
 from crm_cli.pipeline import Line
 from crm_cli.preset import Override, load_preset
 from crm_cli.records import Job
+from crm_cli.run.batch import convert
 from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.decisions import SCHEMA, Decision, kept_decisions, read_decisions
 from crm_cli.run.events import AssetPlanned
@@ -185,9 +186,11 @@ def test_what_the_folder_does_not_hold_is_told_and_hinders_nothing(out: Path) ->
 
 def test_a_dry_run_says_what_would_be_redone_and_writes_nothing(out: Path) -> None:
     before = everything(out)
-    [one] = take(out, downloaded(out, {"a.jpg": "redo"}), dry_run=True).again
+    redo = take(out, downloaded(out, {"a.jpg": "redo"}), dry_run=True)
+    [one] = redo.again
     assert one.options.dry_run
-    [planned] = [event for event in again([one]) if isinstance(event, AssetPlanned)]
+    events = convert(one.preset, one.options, engine=KIND, only=one.photos, times=redo.times)
+    [planned] = [event for event in events if isinstance(event, AssetPlanned)]
     assert (planned.action, planned.reason) == ("convert", "to be redone, from seed 6 instead of 5")
     assert everything(out) == before
 
