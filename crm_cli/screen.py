@@ -396,12 +396,23 @@ def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
     may_retry = any(kind not in ("conflict", "input") for kind in event.failures)
     if event.left:
         say(console, f"{event.left} left: the same command again does what is left")
-    elif event.exit_code == ExitCode.SOME_FAILED and not event.failures:
-        say(console, "--fail-on: there are assets with such a verdict, see above or the contact sheet")
+    elif _is_refused(event):
+        show_refusal(console, event)
     elif event.exit_code and not event.failures and event.counts:
         say(console, "nothing is left to do")
     if may_retry:
         say(console, f"what failed can be tried once more: {retry}")
+
+
+def show_refusal(console: Console, event: RunFinished) -> None:
+    """Say why a run failed in which no photo did; otherwise nothing."""
+    if _is_refused(event):
+        told = f" ({verdicts_label(event.verdicts)})" if event.verdicts else ""
+        say(console, f"--fail-on: there are assets with such a verdict{told}, see the contact sheet")
+
+
+def _is_refused(event: RunFinished) -> bool:
+    return event.exit_code == ExitCode.SOME_FAILED and not event.failures
 
 
 def _verdict(event: AssetFinished) -> str:

@@ -36,7 +36,8 @@ def inline() -> list[str]:
 def shell_lines() -> Iterator[str]:
     """Every command of the fenced blocks and of the prose, one a line."""
     for block in blocks():
-        yield from re.split(r"\s*&&\s*|\n", block.replace("&&\n", "&& ").replace("\\\n", " "))
+        joined = re.sub(r"\\\n\s*", " ", block).replace("&&\n", "&& ")
+        yield from re.split(r"\s*&&\s*|\n", joined)
     yield from inline()
 
 

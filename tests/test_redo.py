@@ -24,6 +24,7 @@ from crm_cli.run.events import AssetPlanned
 from crm_cli.run.redo import Redo, take_over
 from crm_cli.run.report import rewrite_report
 from crm_cli.run.status import status
+from crm_cli.run.table import read_rows
 from crm_cli.run.walk import asset_id
 
 NAMES = ("a.jpg", "b.jpg", "sub/c.jpg", "input_d.jpg")
@@ -151,9 +152,11 @@ def test_the_sheet_and_the_status_tell_what_was_decided_of_what_stands(out: Path
     assert {each["photo"]: each["decision"] for each in index} == {**verbs, "input_d.jpg": ""}
     assert "Approved" in (out / "report" / "index.html").read_text("utf-8")
     assert status(out).decided == {"approve": 1, "reject": 1, "redo": 1}
+    assert [row.decision for row in read_rows(out)] == ["redo", "approve", "", "reject"]
     again(take(out, downloaded(out, {"a.jpg": "redo"})).again)
     # Of the asset that was made now, nothing has been decided.
     assert status(out).decided == {"approve": 1, "reject": 1}
+    assert [row.decision for row in read_rows(out)] == ["", "approve", "", "reject"]
 
 
 def test_an_idle_run_tells_new_decisions_on_its_sheet(photos: Path, out: Path) -> None:

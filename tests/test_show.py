@@ -1,6 +1,7 @@
 """`crm show`: where a lone file came from, and whether it is still as crm left it."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,14 @@ def test_a_lone_file_tells_all_that_made_it(tmp_path: Path, crm: Crm, name: str)
     assert said["preset"] == json.loads(PRESET.as_json())
     assert (said["format"], said["seed"], said["state"], said["record"]) == (name, 7, "unknown", None)
     assert said["libraries"] == SAID.libraries and said["more"]["size_mm"] == "250 - 80.5"
+
+
+def test_in_a_pipe_every_row_is_one_line(tmp_path: Path, crm: Crm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    words = {**SAID.as_words(), "camera": '{"kind":"orthographic","px_per_unit":708.125}'}
+    told = crm("show", write(tmp_path, "glb", words)).out
+    assert re.search(f"^photo sha256 +{'a' * 64}$", told, re.MULTILINE)
+    assert re.search("^camera +kind orthographic, px_per_unit 708.125$", told, re.MULTILINE)
 
 
 def test_a_file_that_is_not_ours_or_not_there_is_no_input(tmp_path: Path, crm: Crm) -> None:
@@ -71,6 +80,7 @@ def test_beside_its_records_a_file_is_known_as_intact_or_changed(made: Path, crm
     told = crm("show", made)
     assert "as crm left it" in told.out and "sub/a.jpg" in told.out
     record = json.loads(crm("show", made, "--json").out)["record"]
+    assert re.search("^verdict +pass$", told.out, re.MULTILINE) and record["verdict"]["grade"] == "pass"
     assert record["photo"] == "sub/a.jpg" and record["checks"]["faces"] == 12 and record["run"]
     made.write_bytes(made.read_bytes() + b"\0\0\0\0")
     assert "edited since crm wrote it" in crm("show", made).out

@@ -44,7 +44,8 @@ def test_a_folder_becomes_a_row_for_each_photo(tmp_path: Path) -> None:
     assert rows[0] == {
         "photo": "b/a.jpg", "assets": "b/a.glb; b/a.obj", "status": "finished", "faces": "12",
         "confidence": "ok", "silhouette_iou": "0.9000", "code": "", "reason": "",
-        "verdict": "pass", "flags": "", "colour_distance": "0.00",
+        "verdict": "pass", "flags": "", "colour_distance": "0.00", "seen_share": "0.000",
+        "decision": "", "note": "",
     }  # fmt: skip
     assert rows[1]["reason"] == "input_c.jpg: nothing in the picture [E_EMPTY]; another photo"
     assert "missing" in rows[3]["reason"]
@@ -67,15 +68,15 @@ def test_a_folder_of_something_else_has_no_table(tmp_path: Path) -> None:
 
 
 def test_an_empty_table_has_its_head() -> None:
-    head = "photo,assets,status,faces,confidence,silhouette_iou,code,reason,verdict,flags,colour_distance\n"
-    assert as_csv([]) == head
+    head = "photo,assets,status,faces,confidence,silhouette_iou,code,reason,verdict,flags,colour_distance,"
+    assert as_csv([]) == head + "seen_share,decision,note\n"
 
 
 def test_no_cell_of_a_hostile_name_is_a_formula_or_spans_lines_and_each_can_be_read_back() -> None:
     rows = [
         Row(
             photo=PurePosixPath(f"{name}.jpg"), assets=(PurePosixPath(f"{name}.glb"), PurePosixPath("b.obj")),
-            status="failed", confidence=name, code=name, reason=name,
+            status="failed", confidence=name, code=name, reason=name, note=name,
         )
         for name in names(300)
     ]  # fmt: skip
@@ -86,7 +87,8 @@ def test_no_cell_of_a_hostile_name_is_a_formula_or_spans_lines_and_each_can_be_r
     assert [without_mark(row["photo"]) for row in back] == [
         display_name(f"{name}.jpg") for name in names(300)
     ]
-    assert [without_mark(row["reason"]) for row in back] == [display_name(name) for name in names(300)]
+    for column in ("reason", "note"):
+        assert [without_mark(row[column]) for row in back] == [display_name(name) for name in names(300)]
     for cell in (cell for row in back for cell in row.values()):
         assert cell.strip()[:1] not in tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 

@@ -194,3 +194,7 @@ def test_the_last_table_counts_verdicts_and_lines_say_why(photos: Path, tmp_path
     assert "poor_b.jpg: converted in" in done.stderr
     assert "; fail: the surface has holes; the colours are 12.0 away" in done.stderr
     assert "--fail-on" in done.stderr and "nothing is left to do" not in done.stderr
+    quiet = crm("convert", photos, "-o", tmp_path / "out", "--quiet", "--fail-on", "fail", check=3)
+    assert quiet.stderr.splitlines() == [
+        "--fail-on: there are assets with such a verdict (1 pass, 1 review, 1 fail), see the contact sheet"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Annotated
 
@@ -45,11 +46,15 @@ def _show_licences(*, as_json: bool) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "name", "version"):
+    for heading in ("name", "version"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("licence", "for", "note"):
+    # Sentences need the room that is left in 80 columns: the kind is a line of its own.
+    for heading in ("licence", "for"):
         table.add_column(heading, overflow="fold", ratio=1)
-    for one in found:
-        cells = (one.kind, one.name, one.version or "–", one.licence, one.used_for, one.note)
-        table.add_row(*(Text(cell) for cell in cells), style="yellow" if one.forbids_commerce else "")
+    for kind, group in itertools.groupby(found, key=lambda one: one.kind):
+        table.add_row(Text(kind, style="bold"))
+        for one in group:
+            use = "; ".join(filter(None, (one.used_for, one.note)))
+            cells = (f"  {one.name}", one.version or "–", one.licence, use)
+            table.add_row(*(Text(cell) for cell in cells), style="yellow" if one.forbids_commerce else "")
     open_console(to_stdout=True).print(table)

@@ -11,6 +11,7 @@ import typer
 from crm_cli.cli.console import JsonOption, open_console
 
 if TYPE_CHECKING:
+    from crm_cli.records import Verdict
     from crm_cli.run.origin import Origin
 
 FileArgument = Annotated[
@@ -69,24 +70,33 @@ def _as_plain(origin: Origin) -> dict[str, Any]:
             "run": record.run,
             "seconds": dict(record.seconds),
             "checks": to_plain(record.checks),
+            "verdict": to_plain(record.verdict),
             "warnings": list(record.warnings),
         }
     return plain
 
 
 def _print(origin: Origin) -> None:
-    """What a person is told: a table of two columns."""
+    """What a person is told: a table of two columns; in a file or a pipe each row is one line."""
     from rich.table import Table
     from rich.text import Text
 
     from crm_cli.names import display_name
 
+    rows = [(display_name(name), display_name(value)) for name, value in _rows(origin)]
+    console = open_console(to_stdout=True)
+    if not console.is_terminal:
+        # Whoever looks for a digest must find it in one piece.
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            console.print(Text(f"{name:<{width}}  {value}"), soft_wrap=True)
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(origin):
-        table.add_row(display_name(name), Text(display_name(value)))
-    open_console(to_stdout=True).print(table)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    console.print(table)
 
 
 def _rows(origin: Origin) -> list[tuple[str, str]]:
@@ -97,6 +107,7 @@ def _rows(origin: Origin) -> list[tuple[str, str]]:
         ("sha256", origin.sha256),
         ("state", STATES[origin.state]),
         ("made by", f"crm {said.crm_version}, on {said.device or 'an unknown device'}"),
+        ("verdict", _verdict(entry.record.verdict) if entry else ""),
         ("photo", str(entry.record.asset) if entry else ""),
         ("photo sha256", said.photo_sha256),
         ("weights", said.weights),
@@ -105,7 +116,7 @@ def _rows(origin: Origin) -> list[tuple[str, str]]:
         ("precision", said.precision),
         ("rasteriser", said.rasteriser),
         ("surface", said.surface),
-        *((name.replace("_", " "), value) for name, value in said.more.items()),
+        *((name.replace("_", " "), _in_words(value)) for name, value in said.more.items()),
         ("libraries", ", ".join(f"{name} {version}" for name, version in said.libraries.items())),
         ("preset sha256", said.preset_sha256),
     ]
@@ -115,6 +126,25 @@ def _rows(origin: Origin) -> list[tuple[str, str]]:
     elif said.preset:
         rows.append(("preset", "not the one that its digest was taken of"))
     return [(name, value) for name, value in rows if value]
+
+
+def _verdict(verdict: Verdict | None) -> str:
+    """The grade and what speaks against the asset; nothing where nobody judged it."""
+    if verdict is None:
+        return ""
+    sentences = "; ".join(reason.sentence for reason in verdict.reasons)
+    return f"{verdict.grade}: {sentences}" if sentences else verdict.grade
+
+
+def _in_words(value: str) -> str:
+    """A value that a file says: of a JSON object, its members side by side."""
+    if not value.startswith("{"):
+        return value
+    try:
+        members = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return ", ".join(f"{name} {_plain(member)}" for name, member in members.items())
 
 
 def _in_line(name: str, value: object) -> str:

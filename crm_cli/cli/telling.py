@@ -91,7 +91,7 @@ class Telling:
     def follow(self, events: Generator[Event, None, None], stop: Stop) -> RunFinished:
         """Tell of events until the last one, and return it. stop: whether anybody still waits for us."""
         from crm_cli.run.events import AssetPlanned, RunFinished, RunStarted
-        from crm_cli.screen import open_screen, show_summary
+        from crm_cli.screen import open_screen, show_refusal, show_summary
 
         console = open_console(color=self.color)
         is_dry = False
@@ -123,6 +123,8 @@ class Telling:
         assert isinstance(event, RunFinished)
         if self.level >= 0 and not is_dry:
             show_summary(console, event, retry=self._retry(out))
+        else:
+            show_refusal(console, event)
         return event
 
     def _retry(self, out: Path | str | None) -> str:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from crm_cli.export.sheet import edition_of
 from crm_cli.names import display_name
 from crm_cli.run.commits import CommitRecord, Records
+from crm_cli.run.decisions import Decision, kept_decisions, of_edition
 from crm_cli.run.journal import LastFailure, last_failures
 from crm_cli.run.status import answer
 from crm_cli.run.store import refuse_newer, refuse_none
 
 HEAD = (
     "photo", "assets", "status", "faces", "confidence", "silhouette_iou", "code", "reason",
-    "verdict", "flags", "colour_distance",
+    "verdict", "flags", "colour_distance", "seen_share", "decision", "note",
 )  # fmt: skip
 """New columns come last: some who read a table count."""
 
@@ -48,6 +50,10 @@ class Row:
     flags: tuple[str, ...] = ()
     """Codes of the verdict's reasons."""
     colour_distance: float | None = None
+    seen_share: float | None = None
+    decision: str = ""
+    """What `crm redo` took over of this very asset, if anything."""
+    note: str = ""
 
 
 def read_rows(out: Path) -> list[Row]:
@@ -56,7 +62,7 @@ def read_rows(out: Path) -> list[Row]:
     refuse_newer(out)
     # Before the records: an asset finished meanwhile then answers its failure, never the other way round.
     failures = last_failures(out)
-    rows = {row.photo: row for row in _finished(Records.scan(out), failures)}
+    rows = {row.photo: row for row in _finished(Records.scan(out), failures, kept_decisions(out))}
     rows |= {failure.asset: _failed(failure) for failure in failures.values()}
     return sorted(rows.values(), key=lambda row: os.fsencode(row.photo))
 
@@ -74,9 +80,11 @@ def as_csv(rows: Iterable[Row]) -> str:
         texts = [str(row.photo), assets, row.status, row.confidence, row.code, row.reason]
         photo, assets, status, confidence, code, reason = map(_cell, texts)
         flags = "; ".join(row.flags)
-        table.writerow(
-            [photo, assets, status, faces, confidence, iou, code, reason, row.verdict, flags, colour]
-        )
+        seen = "" if row.seen_share is None else f"{row.seen_share:.3f}"
+        table.writerow([
+            photo, assets, status, faces, confidence, iou, code, reason, row.verdict, flags, colour, seen,
+            row.decision, _cell(row.note),
+        ])  # fmt: skip
     return stream.getvalue()
 
 
@@ -88,16 +96,19 @@ def _cell(text: str) -> str:
     return TEXT_MARK + shown if is_risky else shown
 
 
-def _finished(records: Records, failures: dict[PurePosixPath, LastFailure]) -> Iterator[Row]:
+def _finished(
+    records: Records, failures: dict[PurePosixPath, LastFailure], decisions: Mapping[str, Decision]
+) -> Iterator[Row]:
     """Rows of the assets that have a record; failures that these have answered are taken out."""
     for record in records.newest():
         is_intact = records.intact(record)
         if is_intact:
             answer(failures, record)
-        yield _row(record, is_intact=is_intact)
+        edition = edition_of(output.sha256 for output in record.outputs)
+        yield _row(record, of_edition(decisions, record.id, edition), is_intact=is_intact)
 
 
-def _row(record: CommitRecord, *, is_intact: bool) -> Row:
+def _row(record: CommitRecord, decision: Decision | None, *, is_intact: bool) -> Row:
     verdict = record.verdict
     return Row(
         photo=record.asset,
@@ -111,6 +122,9 @@ def _row(record: CommitRecord, *, is_intact: bool) -> Row:
         flags=verdict.codes if verdict else (),
         # Who was not judged was not measured.
         colour_distance=record.checks.colour_distance if verdict else None,
+        seen_share=record.checks.seen_share if verdict else None,
+        decision=decision.decision if decision else "",
+        note=decision.note if decision else "",
     )
 
 
