@@ -31,8 +31,9 @@ WALL_STEPS = 3
 WALL_COVERAGE = 0.75
 """What a view covers of a wall at least: solid, yet soft enough that enlarging rounds the voxels' corners."""
 
-ENOUGH = 0.55
-"""Coverage to which the likeliest place behind a pixel of the photo is raised: just solid, however faint."""
+ENOUGH = 0.6
+"""Coverage to which the likeliest place behind a pixel of the photo is raised, however faint: a little more
+than solid, so that it does not come out as thin as a pixel."""
 
 FAINT = 0.02
 """Coverage below which one place is as likely as another: what networks leave on an empty background."""
@@ -156,7 +157,8 @@ def show_photo(alpha: Tensor) -> Tensor:
     y = centres(alpha.shape[-1])
     middle = _smooth(y[_around(likely).argmax(1)], shown)
     beyond = (y[:, None] - middle[:, None]).abs() - _smooth(_half_thickness(shown), shown)[:, None]
-    likely = likely.clamp_min(FAINT) * torch.exp(-beyond.clamp_min(0) / FADE)
+    # The root flattens the peak: a part is as deep as it is wide, not as the network is sure of it.
+    likely = likely.clamp_min(FAINT).sqrt() * torch.exp(-beyond.clamp_min(0) / FADE)
     raised = ENOUGH * likely / likely.amax(1, keepdim=True) * hidden[:, None]
     widened = alpha.clone()
     for view, grown in ((LEFT, raised.amax(0)), (TOP, raised.amax(2))):
