@@ -114,6 +114,57 @@ def test_a_view_that_lost_half_of_the_object_does_not_cut_it_off(broken: int) ->
     assert torch.equal(mended, wanted)
 
 
+def test_what_one_view_draws_faintly_becomes_solid() -> None:
+    alpha, _ = ball_views()
+    faint = alpha.clone()
+    for view in (LEFT, RIGHT):
+        faint[view, :, : SIZE // 2] *= 0.3
+    far = torch.ones(6, SIZE, SIZE)
+    wanted = alpha[FRONT, 0] > 0.5
+    assert front_outline(hull_of(faint, far))[: SIZE // 2].sum() == 0
+    assert torch.equal(front_outline(hull_of(agree.show_photo(faint), far)), wanted)
+
+
+def test_a_faint_part_becomes_solid_where_it_is_likeliest_and_no_deeper_than_it_is_wide() -> None:
+    alpha = torch.zeros(6, 1, SIZE, SIZE)
+    alpha[[FRONT, BACK], 0, 10:54, 30:34] = 1  # a pole, four pixels wide
+    alpha[[TOP, BOTTOM]] = 1
+    grid = agree.centres(SIZE)
+    likely = 0.3 * torch.exp(-(((grid - 0.25) / 0.3) ** 2))
+    alpha[LEFT, 0, 10:54] = likely  # its columns grow with y
+    alpha[RIGHT] = agree.mirror(alpha[LEFT], LEFT)
+    shown = agree.show_photo(alpha)
+    y = grid[shown[LEFT, 0, 32] > 0.5]
+    assert y.mean().item() == pytest.approx(0.25, abs=2 / SIZE)
+    assert 2 <= len(y) <= 8
+    assert torch.equal(shown[RIGHT], shown[LEFT].flip(-1))
+
+
+def test_outlines_that_hide_nothing_of_the_photo_are_left_alone() -> None:
+    alpha, _ = ball_views()
+    assert torch.equal(agree.show_photo(alpha), alpha)
+
+
+def test_steps_of_voxels_vanish_from_depth_while_edges_stay() -> None:
+    alpha, depth = ball_views()
+    voxel = 2 / SIZE
+    stepped = (depth / voxel).round() * voxel
+    in_the_middle = (agree.centres(SIZE)[:, None] ** 2 + agree.centres(SIZE) ** 2) < (0.7 * RADIUS) ** 2
+    steady = agree.steady(stepped, alpha)
+    before, after = ((d - depth).abs()[:, in_the_middle].mean() for d in (stepped, steady))
+    assert after < 0.6 * before
+    cliff = torch.where(agree.centres(SIZE) > 0, 0.5, 0.0).expand(6, SIZE, SIZE)
+    assert torch.allclose(agree.steady(cliff, alpha), cliff, atol=1e-6)
+
+
+def test_a_wall_that_is_put_back_is_thin() -> None:
+    alpha, depth = ball_views()
+    alpha[LEFT, :, : SIZE // 2] = 0
+    put_back = hull_of(*agree.keep_photo(alpha, depth)) & ~hull_of(alpha, depth)
+    thickness = put_back.sum(1)[:, 40:]  # well above the middle, where nothing was left
+    assert 1 <= thickness[thickness > 0].float().median() <= 5
+
+
 def test_front_and_back_depth_that_cross_leave_a_wall_instead_of_a_hole() -> None:
     alpha, depth = ball_views()
     depth[FRONT] = -0.2

@@ -25,12 +25,27 @@ SOLID = 0.5
 WALL = 0.06
 """World units kept at least behind every pixel of the photo: two cells of a grid of 64, so that it meshes."""
 
+WALL_STEPS = 3
+"""Voxels across a wall; at 64 px it is two voxels thick."""
+
+WALL_COVERAGE = 0.75
+"""What a view covers of a wall at least: solid, yet soft enough that enlarging rounds the voxels' corners."""
+
+ENOUGH = 0.6
+"""Coverage to which the likeliest place behind a pixel of the photo is raised, however faint: a little more
+than solid, so that it does not come out as thin as a pixel."""
+
+FAINT = 0.02
+"""Coverage below which one place is as likely as another: what networks leave on an empty background."""
+
+FADE = 0.15
+"""World units beyond an inflated outline at which a place counts 1/e as likely to belong to the object."""
 
 THICKEST = 0.3
-"""World units that a slab put back behind the photo has at most: an eighth of the largest object's depth."""
+"""World units that an outline is inflated to at most: an eighth of the largest object's depth."""
 
-SLAB_STEPS = 7
-"""Voxels across a slab; at 64 px the thickest one is ten voxels, and views as coarse close the gaps."""
+STEP = 0.08
+"""World units by which neighbours of one surface differ at most: two and a half voxels of the hull."""
 
 MIDDLE_PULL = 0.25
 """World units of contradiction that one unit away from the middle between front and back is worth."""
@@ -126,25 +141,67 @@ def agree_outlines(alpha: Tensor, photo_alpha: Tensor) -> Tensor:
     return torch.stack(agreed, dim=-4)
 
 
+def show_photo(alpha: Tensor) -> Tensor:
+    """Widen the outlines beside and above wherever the two together hide something that the photo shows.
+
+    alpha: [6 1 S S], agreed. Networks that are not sure where a thin part is draw it faintly over all its
+    likely places, and solidly in none. The likeliest of them become just solid, hardly deeper than the
+    photo's outline is wide there; edges stay soft, so that no voxel's steps are seen on the surface.
+    """
+    beside, above = _to_world(alpha[LEFT, 0], LEFT), _to_world(alpha[TOP, 0], TOP)  # [y z], [x y]
+    shown = _to_world(alpha[FRONT, 0], FRONT) > SOLID  # [x z]
+    likely = torch.minimum(beside[None], above[:, :, None])  # [x y z]
+    hidden = shown & (likely.amax(1) < ENOUGH)
+    if not hidden.any():
+        return alpha.clone()
+    y = centres(alpha.shape[-1])
+    middle = _smooth(y[_around(likely).argmax(1)], shown)
+    beyond = (y[:, None] - middle[:, None]).abs() - _smooth(_half_thickness(shown), shown)[:, None]
+    # The root flattens the peak: a part is as deep as it is wide, not as the network is sure of it.
+    likely = likely.clamp_min(FAINT).sqrt() * torch.exp(-beyond.clamp_min(0) / FADE)
+    raised = ENOUGH * likely / likely.amax(1, keepdim=True) * hidden[:, None]
+    widened = alpha.clone()
+    for view, grown in ((LEFT, raised.amax(0)), (TOP, raised.amax(2))):
+        widened[view, 0] = torch.maximum(alpha[view, 0], _to_picture(grown, view))
+        widened[OPPOSITE[view]] = mirror(widened[view], view)
+    return widened
+
+
+def steady(depth: Tensor, alpha: Tensor) -> Tensor:
+    """Smooth depth [6 S S] within each surface that outlines [6 1 S S] enclose; its edges stay sharp.
+
+    Depth is drawn inwards from a hull of voxels, whose steps would be seen as ridges.
+    """
+    size_px = depth.shape[-1]
+    solid = (alpha > SOLID).to(depth)
+    bell = torch.tensor([1.0, 2.0, 1.0])
+    weights = (bell[:, None] * bell).flatten()[:, None] * functional.unfold(solid, 3, padding=1)  # [6 9 N]
+    flat = depth.flatten(1)[:, None]  # [6 1 N]
+    for _ in range(2):
+        near = functional.unfold(flat.view(6, 1, size_px, size_px), 3, padding=1)
+        alike = weights * ((near - flat).abs() < STEP)
+        mean = (alike * near).sum(1, keepdim=True) / alike.sum(1, keepdim=True).clamp_min(1)
+        flat = torch.where(solid.flatten(2) > 0, mean, flat)
+    return flat.view_as(depth)
+
+
 def keep_photo(alpha: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Mend the views wherever, taken together, they would cut away something that the photo shows.
 
-    alpha: [6 1 S S]; depth: [6 S S]. Behind every pixel that is cut away a slab is put back where the views
-    contradict it least, as thick as the outline is wide there, and every view is moved to contain it.
+    alpha: [6 1 S S]; depth: [6 S S]. Behind every pixel that is cut away a wall is put back where the views
+    contradict it least, no thicker than it takes to be seen, and every view is moved to contain it.
     """
     size_px = depth.shape[-1]
     outside = _outside(alpha, depth)
-    shown = _as_world(alpha[FRONT, 0] > SOLID)  # [S S] over x, z
+    shown = _to_world(alpha[FRONT, 0], FRONT) > SOLID  # [S S] over x, z
     missing = shown & (outside.amin(1) > -WALL / 2)
     if not missing.any():
         return alpha.clone(), depth.clone()
-    middle = _smooth(_likeliest(outside, alpha, depth), shown)
-    half = _smooth(_half_thickness(shown), shown)
+    middle = _smooth(_likeliest(outside, depth), shown)
     at_x, at_z = torch.nonzero(missing, as_tuple=True)
-    steps = torch.linspace(-1, 1, SLAB_STEPS)[:, None]
-    y = middle[at_x, at_z] + steps * half[at_x, at_z]  # [K M]
+    y = middle[at_x, at_z] + torch.linspace(-WALL / 2, WALL / 2, WALL_STEPS)[:, None]  # [K M]
     at_y = ((y + 1) * (size_px / 2) - 0.5).round().long().clamp(0, size_px - 1).flatten()
-    voxels = torch.stack((at_x.repeat(SLAB_STEPS), at_y, at_z.repeat(SLAB_STEPS)))
+    voxels = torch.stack((at_x.repeat(WALL_STEPS), at_y, at_z.repeat(WALL_STEPS)))
     return _contain(alpha, depth, centres(size_px)[voxels])
 
 
@@ -228,23 +285,26 @@ def _outside(alpha: Tensor, depth: Tensor) -> Tensor:
     return strictest
 
 
-def _likeliest(outside: Tensor, alpha: Tensor, depth: Tensor) -> Tensor:
+def _likeliest(outside: Tensor, depth: Tensor) -> Tensor:
     """World y behind each pixel of the front, [x z], where something most likely is.
 
     The depths of front and back are drawn upon the photo's own outline; where the views beside them
     say little, the middle between the two decides.
     """
-    size_px = depth.shape[-1]
-    middle = _as_world((depth[FRONT] - mirror(depth[BACK], FRONT)) / 2)
-    around = functional.avg_pool2d(outside.transpose(0, 1)[:, None], 5, stride=1, padding=2)[:, 0].transpose(
-        0, 1
-    )
-    y = centres(size_px)[None, :, None]
-    return centres(size_px)[(around + MIDDLE_PULL * (y - middle[:, None]).abs()).argmin(1)]
+    y = centres(depth.shape[-1])
+    middle = _to_world((depth[FRONT] - mirror(depth[BACK], FRONT)) / 2, FRONT)
+    away = (y[:, None] - middle[:, None]).abs()  # [x y z]
+    return y[(_around(outside) + MIDDLE_PULL * away).argmin(1)]
+
+
+def _around(volume: Tensor) -> Tensor:
+    """Mean of a volume [x y z] over neighbours of the same depth, so that one voxel decides nothing alone."""
+    slices = volume.transpose(0, 1)[:, None]  # [y 1 x z]
+    return functional.avg_pool2d(slices, 5, stride=1, padding=2)[:, 0].transpose(0, 1)
 
 
 def _half_thickness(shown: Tensor) -> Tensor:
-    """Half of how thick a slab behind each pixel should be: as an inflated outline is, within limits."""
+    """Half of how deep the object is behind each pixel if it is as round as its outline, within limits."""
     from scipy.ndimage import distance_transform_edt
 
     inside = torch.from_numpy(distance_transform_edt(shown.numpy())).float() * (2 / len(shown))
@@ -252,7 +312,7 @@ def _half_thickness(shown: Tensor) -> Tensor:
 
 
 def _smooth(values: Tensor, shown: Tensor) -> Tensor:
-    """Blur [x z] within the outline alone, so that neighbours get nearly the same slab."""
+    """Blur [x z] within the outline alone, so that neighbours get nearly the same value."""
     weights = shown.float()[None, None]
     total = values[None, None] * weights
     for _ in range(3):  # three boxes make a bell
@@ -275,13 +335,21 @@ def _contain(alpha: Tensor, depth: Tensor, voxels: Tensor) -> tuple[Tensor, Tens
             torch.zeros(size_px * size_px, dtype=torch.bool).index_fill(0, flat, True).view(size_px, size_px)
         )
         depth[index] = torch.where(touched, raised.view(size_px, size_px), depth[index])
-        alpha[index, 0] = torch.where(touched, torch.ones(()), alpha[index, 0])
+        alpha[index, 0] = torch.where(touched, alpha[index, 0].clamp_min(WALL_COVERAGE), alpha[index, 0])
     return alpha, depth
 
 
-def _as_world(front: Tensor) -> Tensor:
-    """Picture of the front view [row column] as [x z]: x falls along columns, z down the rows."""
-    return front.flip(0, 1).T
+def _to_world(picture: Tensor, view: int) -> Tensor:
+    """Turn a picture [S S] so that its dimensions are the two world axes it shows, in their order, growing.
+
+    For the front [x z], left [y z] and top [x y] and their opposites.
+    """
+    return picture[None].flip(_falling(VIEWS[view]))[0].T
+
+
+def _to_picture(plane: Tensor, view: int) -> Tensor:
+    """Turn it back."""
+    return plane.T[None].flip(_falling(VIEWS[view]))[0]
 
 
 def _look(view: View, x: Tensor, y: Tensor, z: Tensor, size_px: int) -> Pixels:

@@ -230,7 +230,7 @@ class EmbeddedImagination:
         return [
             agree.lift(
                 colour,
-                *agree.keep_photo(outline, deep),
+                *agree.keep_photo(outline, agree.steady(deep, outline)),
                 cutout,
                 size_px=self._preset.views.size_px,
                 use_photo=self._preset.views.use_photo,
@@ -249,8 +249,7 @@ class EmbeddedImagination:
         drawn = self._codec.decode(to_views(self._diffuse("rgb", self._preset.rgb, shown, cutouts, progress)))
         drawn[:, FRONT] = on_grey
         outlines = agree.agree_outlines(drawn[:, :, 3:], on_grey[:, 3:])
-        far = torch.ones(6, *photos.shape[-2:])  # nothing is cut away but by outlines
-        return drawn[:, :, :3], torch.stack([agree.keep_photo(outline, far)[0] for outline in outlines])
+        return drawn[:, :, :3], torch.stack([agree.show_photo(outline) for outline in outlines])
 
     def _draw_depth(
         self, rgb: Tensor, alpha: Tensor, cutouts: Sequence[Cutout], progress: Progress
