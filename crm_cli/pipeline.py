@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -270,7 +271,7 @@ class Deliver:
         from crm_cli.export.publish import publish
         from crm_cli.export.sheet import FRONT_PX, write_thumbs
         from crm_cli.export.viewer import write_model
-        from crm_cli.mesh.lods import coarser
+        from crm_cli.mesh.lods import coarser_apart
 
         folder = job.scratch / job.stem.parent
         # No folder above the scratch folder: where that has vanished, so has the output folder.
@@ -286,7 +287,7 @@ class Deliver:
                 **self._provenance(cutout, self._preset.of_seed(kept.seed)),
                 **_taken_from(kept.textured.camera),
             },
-            coarser=coarser,
+            coarser=partial(coarser_apart, raster=self._tools.raster, size_px=self._preset.texture.size_px),
             size=job.size,
         )
         kept = self._as_published(kept, published, cutout)

@@ -1,6 +1,7 @@
 """A lighter mesh under the same texture: sound, with its seams, its colours and its outline."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from crm_cli.fragments import interpolate, project
 from crm_cli.frame import VIEWS
+from crm_cli.mesh import lods
 from crm_cli.mesh.bake import bake, uv_usage
 from crm_cli.mesh.clean import clean
 from crm_cli.mesh.inspect import shape_of
@@ -220,3 +222,26 @@ def test_a_mesh_within_its_budget_stays_as_it_is() -> None:
     same = coarser(fine, len(fine.mesh.faces))
     assert np.array_equal(same.mesh.vertices[same.mesh.faces], fine.mesh.vertices[fine.mesh.faces])
     assert np.array_equal(same.uv[same.uv_faces], fine.uv[fine.uv_faces])
+
+
+def test_levels_that_would_paint_a_texel_twice_keep_more_faces(
+    raster: WarpRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solid = mesh_of(trimesh.creation.icosphere(subdivisions=3, radius=0.8))
+    ball = unwrap(solid, method="box", size_px=256, padding_px=4)
+    asked: list[int] = []
+
+    def clumsy(unwrapped: UnwrappedMesh, faces: int) -> UnwrappedMesh:
+        asked.append(faces)
+        if faces >= enough:
+            return unwrapped
+        doubled = np.concatenate([unwrapped.uv_faces[:1], unwrapped.uv_faces[:-1]])  # two faces in one place
+        return replace(unwrapped, uv_faces=doubled)
+
+    monkeypatch.setattr(lods, "coarser", clumsy)
+    enough = 120
+    assert lods.coarser_apart(ball, 100, raster, size_px=256) is ball
+    assert asked == [100, 105, 120]
+    enough = 1000
+    assert lods.coarser_apart(ball, 100, raster, size_px=256) is ball
+    assert asked[3:] == [100, 105, 120, 150, 200]
