@@ -28,6 +28,7 @@ SEE_PAGE = "see its page"
 DISTRIBUTION = "crm-cli"
 
 USES: Mapping[str, str] = {
+    "anyascii": "names of plain letters",
     "dracopy": "smaller GLB",
     "fast-simplification": "fewer triangles",
     "fsspec": "object stores",
