@@ -175,6 +175,17 @@ def test_a_growing_course_sees_what_it_would_see_if_all_were_there(data: Path, t
     assert checkpoint(again) == checkpoint(course)
 
 
+def test_reconstruction_refuses_examples_without_distances(data: Path, tmp_path: Path) -> None:
+    course = course_of("reconstruction", data, tmp_path / "run")
+    with pytest.raises(UsageError, match="E_TRAIN_GROW"):
+        list(run_course(replace(course, grow=0.5), SETTINGS))
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    write_shard(tmp_path / "data" / "train" / "0000000.npz", range(4), WarpRaster(), 16, has_field=False)
+    with pytest.raises(UsageError, match="E_TRAIN_DATA"):
+        list(run_course(replace(course, data=tmp_path / "data"), SETTINGS))
+    assert not course.folder.exists()
+
+
 def test_the_second_stage_learns_from_what_the_first_one_draws(data: Path, tmp_path: Path) -> None:
     first = course_of("rgb", data, tmp_path / "rgb")
     list(run_course(first, SETTINGS))

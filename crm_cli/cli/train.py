@@ -51,6 +51,7 @@ def train(
     from crm_cli.learn.course import Course, check_precision, run_course
     from crm_cli.learn.course import ship as write_weights
     from crm_cli.learn.train import TrainSettings
+    from crm_cli.toolbox import resolve_device
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -61,7 +62,7 @@ def train(
         examples=examples,
         held_out=held_out,
         workers=workers,
-        device=device,
+        device=resolve_device(device),
         grow=grow,
         first=first,
         commit=commit,

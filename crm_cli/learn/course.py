@@ -52,7 +52,7 @@ class Course:
     @property
     def has_field(self) -> bool:
         """Whether its examples hold distances; the denoisers learn from pictures alone."""
-        return self.network == "reconstruction" or not self.grow
+        return not self.grow
 
 
 def open_task(network: str, seed: int, *, device: str = "cpu", first: Path | None = None) -> Task:
@@ -112,6 +112,12 @@ def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> S
     for shard in build(folder, count, workers, first_seed=first_seed, has_field=course.has_field):
         log.info("examples: %s", shard)
     shards = Shards(folder, count)
+    if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
+        raise UsageError(
+            f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
+            code="E_TRAIN_DATA",
+            remedy="give another --data folder: this one was rendered with --grow",
+        )
     if len(shards) < count:
         raise UsageError(
             f"{folder}: {len(shards)} examples, not {count}: a finished file is never added to",
@@ -136,6 +142,12 @@ def check_precision(name: str) -> Precision:
 
 def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
     """Train to the last step, continuing where an earlier run of the same course stopped."""
+    if course.network == "reconstruction" and course.grow:
+        raise UsageError(
+            "--grow: only pictures are rendered meanwhile, and reconstruction learns from distances too",
+            code="E_TRAIN_GROW",
+            remedy="leave --grow out",
+        )
     # First: a wrong name should not cost an hour of rendering.
     task = open_task(course.network, settings.seed, device=course.device, first=course.first)
     yield from train(task, training_examples(course, settings), settings, course.folder)
