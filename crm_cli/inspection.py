@@ -85,7 +85,7 @@ def measure(
         **asdict(shape_of(textured.mesh)),
         uv_overlap=usage.overlap,
         uv_coverage=usage.coverage,
-        silhouette_iou=front_iou(textured.mesh, cutout, raster),
+        silhouette_iou=silhouette_iou(drawn[FRONT], _shown(cutout)),
         confidence=confidence,
         colour_distance=front_colour_distance(textured, cutout, raster),
         views_iou=float(np.mean([silhouette_iou(drawn[side], promised[side]) for side in sides])),
@@ -115,8 +115,13 @@ def _spread(outline: Outline, axis: int) -> float:
 
 def front_iou(mesh: Mesh, cutout: Cutout, raster: Raster) -> float:
     """Compare the front outline of a mesh with that of its photo: intersection over union."""
-    shown = agree.place_photo(cutout, SILHOUETTE_PX)[3] > agree.SOLID
-    return silhouette_iou(render_silhouette(mesh, raster, VIEWS[FRONT], SILHOUETTE_PX), shown.numpy())
+    return silhouette_iou(render_silhouette(mesh, raster, VIEWS[FRONT], SILHOUETTE_PX), _shown(cutout))
+
+
+def _shown(cutout: Cutout) -> Outline:
+    """The outline [S S] that a photo shows, at the size it is compared."""
+    outline: Outline = (agree.place_photo(cutout, SILHOUETTE_PX)[3] > agree.SOLID).numpy()
+    return outline
 
 
 def front_colour_distance(textured: TexturedMesh, cutout: Cutout, raster: Raster) -> float:
