@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.nn.functional import interpolate as resize
 
-from crm_cli.export.preview import sample
-from crm_cli.fragments import Raster, interpolate, project
+from crm_cli.export.preview import sample, see_front
+from crm_cli.fragments import Raster
 from crm_cli.frame import FRONT, LEFT, TOP, VIEWS
 from crm_cli.mesh.bake import uv_usage
 from crm_cli.mesh.inspect import shape_of
@@ -134,14 +134,12 @@ def front_colour_distance(textured: TexturedMesh, cutout: Cutout, raster: Raster
 
 def draw_front(textured: TexturedMesh, raster: Raster) -> Tensor:
     """Draw the front as its texture has it, without light: sRGB and coverage [4 S S] in [0, 1]."""
-    side = SILHOUETTE_PX * SUPERSAMPLING
-    positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], side)
-    flat = raster.rasterize(positions, torch.from_numpy(textured.mesh.faces), height=side, width=side)
-    uv, uv_faces = (torch.from_numpy(a) for a in (textured.unwrapped.uv, textured.unwrapped.uv_faces))
+    flat, uv = see_front(textured, raster, size_px=SILHOUETTE_PX * SUPERSAMPLING)
     texture = (torch.from_numpy(textured.texture).float() / 255).permute(2, 0, 1)[None]
-    rgb = sample(texture, interpolate(uv, uv_faces, flat)).permute(2, 0, 1)
     covered = flat.covered.float()[None]
-    small = avg_pool2d(torch.cat([rgb * covered, covered]), SUPERSAMPLING)
+    rgb = covered.repeat(3, 1, 1)
+    rgb[:, flat.covered] = sample(texture, uv)[0].T
+    small = avg_pool2d(torch.cat([rgb, covered]), SUPERSAMPLING)
     return torch.cat([small[:3] / small[3:].clamp_min(1 / SUPERSAMPLING**2), small[3:]])
 
 

@@ -87,16 +87,20 @@ def render_previews(textured: TexturedMesh, raster: Raster, *, size_px: int, tur
     ]
 
 
+def see_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> tuple[Fragments, Tensor]:
+    """What the front view sees of an asset: its fragments, and where in the texture each hit lies [1 N 2]."""
+    positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], size_px)
+    faces, uv_faces = (torch.from_numpy(f) for f in (textured.mesh.faces, textured.unwrapped.uv_faces))
+    flat = raster.rasterize(positions, faces, height=size_px, width=size_px)
+    return flat, interpolate(torch.from_numpy(textured.unwrapped.uv), uv_faces, flat.hits())
+
+
 def render_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> Image.Image:
     """Draw an asset as the front view sees it, RGBA: its pixels lie on those of the cut-out's canvas.
 
     It is not lit: the photo's light is in the texture already, and the two are to be compared.
     """
-    side = size_px * SUPERSAMPLING
-    positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], side)
-    flat = raster.rasterize(positions, torch.from_numpy(textured.mesh.faces), height=side, width=side)
-    uv_faces = torch.from_numpy(textured.unwrapped.uv_faces)
-    uv = interpolate(torch.from_numpy(textured.unwrapped.uv), uv_faces, flat.hits())  # [1 N 2]
+    flat, uv = see_front(textured, raster, size_px=size_px * SUPERSAMPLING)
     texture = torch.from_numpy(textured.texture).float() / 255
     albedo = _to_linear(texture).permute(2, 0, 1)[None]
     return _develop(sample(albedo, uv)[0], flat.covered)
