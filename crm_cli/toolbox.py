@@ -209,6 +209,13 @@ def accelerators() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]  # noqa: TID251
 
 
+def free_bytes(devices: Sequence[str]) -> int:
+    """Memory that is free on the fullest of some accelerators."""
+    import torch
+
+    return int(min(torch.cuda.mem_get_info(device)[0] for device in devices))  # noqa: TID251
+
+
 def survey(device: str = "cpu") -> list[ToolRow]:
     """List every implementation and what keeps it from working here."""
     from crm_cli.mesh.raster import RASTERS

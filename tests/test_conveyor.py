@@ -1,6 +1,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -173,6 +174,26 @@ def test_where_memory_runs_out_a_pool_of_the_cpu_shrinks_to_one(tmp_path: Path) 
     belt.close()
 
 
+def test_where_memory_runs_out_accelerators_are_shared_no_more(tmp_path: Path) -> None:
+    devices = ["cuda:0", "cuda:1"]
+    launch = Launch(preset=PRESET, device="cuda:0", threads=1, line="fakes:FakeLine")
+    belt = Conveyor(launch, devices=devices, workers=6, deadlines_s=LIMITS, logs=tmp_path)
+    for name in "abcdef":
+        belt.submit(job(tmp_path, f"{name}.jpg"))
+    assert Counter(worker.launch.device for worker in belt._workers()) == {"cuda:0": 3, "cuda:1": 3}
+    assert {worker.launch.sharers for worker in belt._workers()} == {3} and belt.shares_accelerators
+    until_finished(belt, 6)
+    assert belt.economize() == "2 at a time" and not belt.shares_accelerators
+    for name in "gh":
+        belt.submit(job(tmp_path, f"{name}.jpg"))
+    # Each has a device of its own, whichever seats were taken before, and all of its memory.
+    assert sorted(worker.launch.device for worker in belt._workers()) == devices
+    assert {worker.launch.sharers for worker in belt._workers()} == {1}
+    until_finished(belt, 2)
+    assert belt.economize() == "one network at a time, in smaller pieces" and belt.economize() is None
+    belt.close()
+
+
 def test_where_memory_runs_out_workers_of_an_accelerator_become_frugal_once(tmp_path: Path) -> None:
     launch = Launch(preset=PRESET, device="cuda:0", threads=1, line="fakes:FakeLine")
     spare = Spare(threads=3, deadlines_s=LIMITS)
@@ -266,7 +287,30 @@ def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.Monkey
     for memory, expected in ((100e9, 8), (6.5e9, 4), (1e8, 1)):
         monkeypatch.setattr(machine, "usable_memory", lambda memory=memory: int(memory))
         assert default_workers(["cpu"]) == expected
+    # Where there is memory for one worker alone, nobody asks what accelerators have.
     assert default_workers(["cuda:0", "cuda:1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("free", "weights", "cores", "expected"),
+    [
+        (24e9, 0, 4, 2 * 2),  # as many as there are cores
+        (24e9, 0, 99, 2 * 12),
+        (24e9, 5.5e9, 16, 2 * 3),  # as many as there is memory for
+        (8e9, 5.5e9, 16, 2),
+        (4e9, 5.5e9, 16, 2),  # the one takes its networks in turns
+        (80e9, 5.5e9, 3, 2),
+    ],
+)
+def test_workers_share_accelerators_as_far_as_memory_and_cores_go(
+    free: float, weights: float, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(machine, "ask", lambda code: asked.append(code) or int(free))
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
+    assert default_workers(["cuda:0", "cuda:1"], weights_bytes=int(weights)) == expected
+    assert all("free_bytes(['cuda:0', 'cuda:1'])" in code for code in asked)
 
 
 def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(
@@ -275,7 +319,6 @@ def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
     assert default_workers(["cpu"], is_small=False) == 1
-    assert default_workers(["cuda:0", "cuda:1"], is_small=False) == 2
     shares = {jobs: threads_each(["cpu"], is_small=False, jobs=jobs) for jobs in (None, 1, 3, 8, 20)}
     assert shares == {None: 8, 1: 8, 3: 2, 8: 1, 20: 1}
     assert threads_each(["cuda:0"], is_small=False, jobs=None) == 1

@@ -23,6 +23,7 @@ from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
     AssetFinished,
     AssetPlanned,
+    AssetStarted,
     AttemptFailed,
     Event,
     Plan,
@@ -175,13 +176,30 @@ def test_out_of_memory_on_an_accelerator_steps_down_to_frugal_workers_and_then_t
 ) -> None:
     monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
     photos = plant(tmp_path / "in", "big_a.jpg", "big_b.jpg", "huge_c.jpg", "z.jpg")
-    events = run(photos, device="cuda")
+    events = run(photos, device="cuda", jobs=1)
     assert set(statuses(events).values()) == {"converted"} and exit_code(events) == 0
     # The first photo finds out; the second is spared, and the third goes on to the CPU at once.
     assert Counter(started(events)) == {"big_a.jpg": 2, "big_b.jpg": 1, "huge_c.jpg": 2, "z.jpg": 1}
     assert warned(events) == [
         "out of memory: going on with one network at a time, in smaller pieces",
         "huge_c.jpg: out of memory again; trying on the CPU",
+    ]
+
+
+def test_out_of_memory_beside_others_on_an_accelerator_costs_no_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "oom_a.jpg", "big_b.jpg", "c.jpg", "d.jpg")
+    events = run(photos, device="cuda", jobs=3)
+    assert Counter(statuses(events).values()) == {"converted": 3, "failed": 1} and exit_code(events) == 3
+    # Beside others; alone; with less at once; on the CPU.
+    attempts = [e.attempt for e in events if isinstance(e, AssetStarted) and str(e.path) == "oom_a.jpg"]
+    assert attempts == [1, 1, 2, 3]
+    messages = [message for message in warned(events) if message.startswith("out of memory")]
+    assert messages == [
+        "out of memory: going on with 1 at a time",
+        "out of memory: going on with one network at a time, in smaller pieces",
     ]
 
 

@@ -190,7 +190,10 @@ def _run(
     # Asking for devices may take seconds: not where there is nothing to do.
     devices = find_devices(options.device) if to_convert and stop.signal is None else ("cpu",)
     is_small = weights.is_small
-    workers = min(options.jobs or default_workers(devices, is_small=is_small), to_convert)
+    workers = options.jobs or 1
+    if options.jobs is None and to_convert > 1:
+        workers = default_workers(devices, is_small=is_small, weights_bytes=weights.half_bytes)
+    workers = min(workers, to_convert)
     if workers and not is_small and devices[0] == "cpu":
         is_half = options.precision in ("bfloat16", "float16")
         problem = memory_problem(weights.largest_bytes // (2 if is_half else 1), workers=workers)

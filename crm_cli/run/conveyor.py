@@ -168,6 +168,11 @@ class Conveyor:
         """How many photos may run at a time."""
         return self._room
 
+    @property
+    def shares_accelerators(self) -> bool:
+        """Whether several workers take turns at one accelerator."""
+        return self._devices[0] != "cpu" and self._room > len(self._devices)
+
     def submit(self, job: Job, *, on_cpu: bool = False) -> bool:
         """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it.
 
@@ -188,9 +193,14 @@ class Conveyor:
     def economize(self) -> str | None:
         """Need less memory from now on; says how, or None where nothing is left to save.
 
-        Workers with an accelerator keep one network on it at a time and ask for fewer points at once; on the
-        CPU half as many photos are made at the same time. Workers that are busy are not disturbed.
+        First no accelerator is shared any more; then workers keep one network on it at a time and ask for
+        fewer points at once. On the CPU half as many photos are made at the same time. Workers that are busy
+        are not disturbed.
         """
+        if self.shares_accelerators:
+            self._room = len(self._devices)
+            self._dismiss_surplus()
+            return f"{self._room} at a time"
         if self._devices[0] != "cpu":
             if self._is_frugal:
                 return None

@@ -55,6 +55,8 @@ class UsedWeights:
     """Digest of the weights that a stage reads, by stage."""
     largest_bytes: int = 0
     """What the largest part takes in single precision; 0 where that is not worth a thought."""
+    half_bytes: int = 0
+    """What all parts take in half precision; likewise."""
 
     @property
     def is_small(self) -> bool:
@@ -212,18 +214,20 @@ def used_weights(preset: Preset) -> UsedWeights:
     found = find(preset.weights)
     require_intact(found)
     views = [part for part in found.parts if part != "reconstruction"]
+    wide = [0] if found.architecture == EMBEDDED else _part_bytes(found)
     return UsedWeights(
         name=found.name,
         architecture=found.architecture,
         digest=found.digest,
         stages={"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")},
-        largest_bytes=0 if found.architecture == EMBEDDED else _largest_bytes(found),
+        largest_bytes=max(wide),
+        half_bytes=sum(wide) // 2,
     )
 
 
-def _largest_bytes(weights: WeightsSet) -> int:
-    """What the largest part takes in single precision, whatever it is stored in."""
-    return max(sum(_wide_bytes(file.path) for file in files) for files in weights.parts.values())
+def _part_bytes(weights: WeightsSet) -> list[int]:
+    """What each part takes in single precision, whatever it is stored in."""
+    return [sum(_wide_bytes(file.path) for file in files) for files in weights.parts.values()]
 
 
 def _wide_bytes(file: Path) -> int:

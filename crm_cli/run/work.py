@@ -329,7 +329,11 @@ class Work:
         )
         self._journal.write("attempt_start", asset=found.path, key=key, attempt=turn.number)
         self._attempts[job.id] = Attempt(
-            turn=replace(turn, planned=planned), job=job, key=key, room=self._conveyor.room
+            turn=replace(turn, planned=planned),
+            job=job,
+            key=key,
+            room=self._conveyor.room,
+            is_sharing=self._conveyor.shares_accelerators and not turn.on_cpu,
         )
         with writing(self._options.out):  # a new worker opens its log there
             is_new = self._conveyor.submit(job, on_cpu=turn.on_cpu)
@@ -494,10 +498,13 @@ class Work:
     def _economize(self, turn: Turn, attempt: Attempt, report: Finished) -> Generator[Event, None, Turn]:
         """Make the next try need less memory, and the other photos as well, as far as that goes."""
         if self._scene.device != "cpu":
+            if attempt.is_sharing:
+                # Others may have had what it lacked: no try of its own.
+                turn = replace(turn, number=attempt.turn.number)
             if report.was_frugal and not turn.on_cpu:
                 yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
                 return replace(turn, on_cpu=True)
-            has_tried = report.was_frugal
+            has_tried = report.was_frugal or self._conveyor.room < attempt.room
         else:
             # Others may have made room since; and one photo alone must not make a run slow for ever.
             has_tried = attempt.turn.number > 1 or self._conveyor.room < attempt.room
