@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +35,8 @@ class RunFacts:
     """What the head of the sheet says."""
 
     started: datetime
-    clock: float
-    """time.monotonic() when the run began."""
+    seconds: float
+    """Since the run began."""
     device: str
     weights: str
     """Label of the set that was really used."""
@@ -71,7 +70,7 @@ def write_report(
     """
     summary = SheetSummary(
         started=facts.started,
-        wall_s=time.monotonic() - facts.clock,
+        wall_s=facts.seconds,
         weights=facts.weights,
         preset=options.preset_name,
         device=facts.device,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -13,22 +12,19 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from crm_cli import __version__
-from crm_cli.errors import CrmError, EnvironmentProblem, ExitCode, OutputError, PhotoError
+from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, PhotoError
 from crm_cli.export.sheet import SheetEntry
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Failed, Grade, Job, Verdict
+from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
 from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
 from crm_cli.run.events import (
-    FAILING,
     AssetFinished,
     AssetStarted,
     AttemptFailed,
     Event,
-    Progress,
-    RunFinished,
     RunStarted,
     StageFinished,
     StageProgress,
@@ -36,23 +32,21 @@ from crm_cli.run.events import (
     Status,
     Warned,
     WeightsLoading,
-    weights_label,
 )
-from crm_cli.run.files import hash_photo, identities, looks_unchanged, output_error, write_atomically, writing
+from crm_cli.run.files import hash_photo, identities, looks_unchanged, output_error, writing
 from crm_cli.run.forecast import about, forecast
-from crm_cli.run.journal import Journal, append_line
-from crm_cli.run.junit import Case, cases_told, junit
+from crm_cli.run.journal import Journal
 from crm_cli.run.keeping import folder_of, trim
 from crm_cli.run.options import RunOptions, Stop, UsedWeights, makes_views_anew
+from crm_cli.run.papers import Papers
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
-from crm_cli.run.report import RunFacts, sheet_entry, write_report, write_whole
-from crm_cli.run.search import PassedOver, absolute
+from crm_cli.run.report import sheet_entry
+from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
-from crm_cli.run.store import REPORT, Store
-from crm_cli.run.sums import write_sums
-from crm_cli.run.wire import dumps
+from crm_cli.run.store import Store
+from crm_cli.run.tally import Tally
 from crm_cli.run.worker import NO_SPACE
 
 MAX_UNOPENED = 3
@@ -60,9 +54,6 @@ MAX_UNOPENED = 3
 
 MAX_KILLED_UNOPENED = 20
 """The same for workers that somebody killed: whoever kills them all wants no run."""
-
-EVENTS = "events.ndjson"
-"""Where a run keeps what it has told."""
 
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
@@ -113,27 +104,26 @@ class Work:
         self._weights = scene.weights
         self._stop = stop
         self._ending = Ending(scene.options, stop, photos=len(plan), since=since)
-        self._found = found + len(lost)
         self._lost = lost
-        self._clock = time.monotonic()
-        self._facts = RunFacts(
-            started=datetime.now().astimezone(),
-            clock=self._clock,
-            device=scene.device,
-            weights=weights_label(scene.weights.name, scene.weights.digest),
-        )
         self._plan = plan
+        self._tally = Tally(scene.weights, found=found + len(lost), planned=len(plan))
+        self._papers = Papers(
+            folder=scene.folder,
+            options=scene.options,
+            preset=scene.preset,
+            weights=scene.weights,
+            store=scene.store,
+            plan=plan,
+            tally=self._tally,
+            started=datetime.now().astimezone(),
+            device=scene.device,
+            is_part=scene.is_part,
+        )
         self._queue: deque[Turn] = deque()
         self._attempts: dict[str, Attempt] = {}
-        self._entries: dict[str, SheetEntry] = {}
-        """What the sheet says of each photo that was converted or failed, by asset id."""
-        self._counts: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
-        self._verdicts: Counter[Grade] = Counter()
         self._unopened = 0
         self._killed_unopened = 0
         self._unread = 0
-        self._last_progress = 0.0
         self._has_announced_end = False
         self._has_forecast = False
 
@@ -148,43 +138,26 @@ class Work:
     def _logged(self) -> Iterator[Event]:
         """Work, with every event kept beside the run."""
         self._journal.write("run_start", crm=__version__, inputs=self._options.inputs, photos=len(self._plan))
-        about_run = {
-            "run": self._store.run,
-            "started": self._facts.started.isoformat(),
-            "device": self._facts.device,
-            # Whoever reads it may stand in another folder.
-            "preset": {**asdict(self._scene.preset), "weights": _placed(self._scene.preset.weights)},
-            "options": replace(self._options, inputs=tuple(map(absolute, self._options.inputs))),
-            "weights": self._weights,
-        }
-        self._write_file("run.json", dumps(about_run))
-        with writing(self._options.out):
-            lines = (self._scene.folder / EVENTS).open("ab", buffering=0)
-        with lines:
+        self._papers.open_run()
+        with self._papers.keeping_events() as keep:
             for event in self._events():
-                with writing(self._options.out):
-                    append_line(lines.fileno(), event.as_json().encode("ascii") + b"\n")
+                keep(event)
                 yield event
 
     def _leave_word(self, error: CrmError) -> Event:
         """Put down why the run ends, as far as the disk still takes it; returns the last event."""
         self._store.drop_reserve()
-        finished = self._finished(error.exit_code)
+        finished = self._tally.finished(error.exit_code)
         with suppress(OutputError):
             self._give_up_running()
             why = {"code": error.code, "msg": error.cause}
             self._journal.write(
-                "run_end", exit_code=int(error.exit_code), counts=dict(self._counts), error=why
+                "run_end", exit_code=int(error.exit_code), counts=self._tally.counts, error=why
             )
-            self._write_file("summary.json", finished.as_json())
-            for _ in (*self._write_junit(), *self._write_sums()):
+            self._papers.close_run(finished)
+            for _ in (*self._papers.write_junit(), *self._papers.write_sums()):
                 pass  # nobody is warned any more of what is told already
         return finished
-
-    def _write_file(self, name: str, text: str) -> None:
-        """Write a file of the run's folder."""
-        with writing(self._options.out):
-            write_atomically(self._scene.folder / name, text.encode("ascii"), run=self._store.run)
 
     def _events(self) -> Iterator[Event]:
         yield RunStarted(
@@ -202,46 +175,19 @@ class Work:
                 yield self._settle_at_once(planned)
         self._queue.extend(self._turns())
         yield from self._work()
-        failed = sum(self._counts[status] for status in FAILING)
-        exit_code = self._ending.exit_code(failed=failed, left=self._left, refused=self._refused)
+        tally, papers = self._tally, self._papers
+        exit_code = self._ending.exit_code(
+            failed=tally.failed, left=tally.left, refused=tally.refused(self._options.fail_on)
+        )
         if self._options.cache_bytes:
             trim(self._options.out, limit_bytes=self._options.cache_bytes)
-        report: Path | str | None = self._write_report()
-        yield from self._write_sums()
-        if report and self._options.place:
-            report = f"{self._options.place}/{REPORT}/index.html"
-        yield from self._write_junit()
-        self._journal.write("run_end", exit_code=int(exit_code), counts=dict(self._counts))
-        finished = self._finished(exit_code, report=report)
-        self._write_file("summary.json", finished.as_json())
+        report = papers.write_report()
+        yield from papers.write_sums()
+        yield from papers.write_junit()
+        self._journal.write("run_end", exit_code=int(exit_code), counts=tally.counts)
+        finished = tally.finished(exit_code, report=report)
+        papers.close_run(finished)
         yield finished
-
-    @property
-    def _left(self) -> int:
-        """Photos that nothing was decided about."""
-        return self._found - self._counts.total()
-
-    @property
-    def _refused(self) -> int:
-        """Assets whose verdict is as bad as the caller wants to hear of."""
-        if self._options.fail_on is None:
-            return 0
-        reviewed = self._verdicts["review"] if self._options.fail_on == "review" else 0
-        return self._verdicts["fail"] + reviewed
-
-    def _finished(self, exit_code: ExitCode, *, report: Path | str | None = None) -> RunFinished:
-        """The run's last event."""
-        return RunFinished(
-            exit_code=exit_code,
-            counts=dict(self._counts),
-            failures=dict(self._failures),
-            seconds=round(time.monotonic() - self._clock, 3),
-            left=self._left,
-            report=report,
-            weights=self._weights.name,
-            weights_digest=self._weights.digest,
-            verdicts=dict(self._verdicts),
-        )
 
     def _turns(self) -> Iterator[Turn]:
         """Photos in the order they are taken; those that may take the machine down come last, and alone."""
@@ -270,7 +216,7 @@ class Work:
                 self._give_up_running()
                 return
             yield from self._heed_end()
-            yield from self._progress()
+            yield from self._tell_progress()
 
     def _may_dispatch(self) -> bool:
         """Whether the next photo may start now."""
@@ -471,7 +417,7 @@ class Work:
 
     def _fail(self, attempt: Attempt, failed: Failed, report: Finished) -> Iterator[Event]:
         """Decide what a failed try means for its photo and for the run."""
-        self._keep_words(attempt, report.traceback or report.log)
+        self._papers.keep_words(attempt, report.traceback or report.log)
         self._journal.failed(failed, key=attempt.key, signal=report.signal)
         turn = attempt.turn
         if failed.kind == "crash":
@@ -600,19 +546,19 @@ class Work:
         """Count a photo that needs no worker."""
         path = planned.found.path
         if planned.action == "skipped":
-            self._counts["skipped"] += 1
-            return AssetFinished(path=path, status="skipped", reason=planned.reason)
+            return self._tally.count(AssetFinished(path=path, status="skipped", reason=planned.reason))
         if planned.action == "cached":
             if planned.failure is not None and planned.failure.t > planned.made:
                 # A forced try failed, or one with other settings: what stands is what was asked for now.
                 self._journal.write("asset_done", asset=path, key=planned.failure.key, attempt=0)
-            self._counts["cached"] += 1
-            return AssetFinished(
-                path=path,
-                status="cached",
-                reason=planned.reason,
-                outputs=planned.outputs,
-                verdict=self._counted(planned.verdict),
+            return self._tally.count(
+                AssetFinished(
+                    path=path,
+                    status="cached",
+                    reason=planned.reason,
+                    outputs=planned.outputs,
+                    verdict=planned.verdict,
+                )
             )
         if planned.failure is not None:
             failure = planned.failure
@@ -629,34 +575,26 @@ class Work:
 
     def _settle_lost(self, folder: PassedOver) -> Event:
         """Count a folder that may hold photos as a failure: what nobody can see must not pass for nothing."""
-        self._counts["failed"] += 1
-        self._failures["io"] += 1
         self._ending.note_failure()
         reason = f"{folder.path}: {folder.reason}; see to its rights, then run again"
-        return AssetFinished(
-            path=PurePosixPath(folder.path), status="failed", reason=reason, kind="io", code="E_FOLDER"
+        path = PurePosixPath(folder.path)
+        return self._tally.count(
+            AssetFinished(path=path, status="failed", reason=reason, kind="io", code="E_FOLDER")
         )
 
     def _settle_done(self, attempt: Attempt, record: CommitRecord) -> Event:
         self._journal.write("asset_done", asset=record.asset, key=attempt.key, attempt=attempt.turn.number)
         quarantine.release(self._options.out, record.id)
-        self._counts["converted"] += 1
-        self._entries[record.id] = sheet_entry(record)
-        return AssetFinished(
+        end = AssetFinished(
             path=record.asset,
             status="converted",
             outputs=tuple(output.path for output in record.outputs),
             warnings=record.warnings,
             seconds=round(attempt.seconds, 3),
             seed=record.seed,
-            verdict=self._counted(record.verdict),
+            verdict=record.verdict,
         )
-
-    def _counted(self, verdict: Verdict | None) -> Verdict | None:
-        """Count a verdict where somebody has judged."""
-        if verdict is not None:
-            self._verdicts[verdict.grade] += 1
-        return verdict
+        return self._tally.count(end, sheet_entry(record))
 
     def _settle_failed(
         self, planned: Planned, failed: Failed, *, key: str | None, is_quarantined: bool = False
@@ -669,25 +607,12 @@ class Work:
             status = "conflict"
         elif is_quarantined:
             status = "quarantined"
-        self._counts[status] += 1
-        self._failures[failed.kind] += 1
         if planned.failure is None:
             self._ending.note_failure()
-        asset = planned.found.id
-        self._entries[asset] = SheetEntry(id=asset, photo=failed.path, failure=failed)
-        return AssetFinished(
+        end = AssetFinished(
             path=failed.path, status=status, reason=failed.message, kind=failed.kind, code=failed.code
         )
-
-    def _keep_words(self, attempt: Attempt, text: str) -> None:
-        """Keep a traceback, or a dead worker's last words, in the run's folder."""
-        if not text:
-            return
-        folder = self._scene.folder / "errors"
-        name = f"{attempt.job.id}-{attempt.turn.number}.txt"
-        with writing(self._options.out):
-            folder.mkdir(exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        return self._tally.count(end, SheetEntry(id=planned.found.id, photo=failed.path, failure=failed))
 
     def _give_up_running(self) -> None:
         """Leave running photos to the next run; being interrupted is not their fault."""
@@ -719,85 +644,11 @@ class Work:
         if left_s > 0:
             yield f"about {about(left_s)}"
 
-    def _progress(self) -> Iterator[Event]:
-        total, now = len(self._plan), time.monotonic()
-        if now - self._last_progress < 1.0:
-            return
-        self._last_progress = now
-        self._store.refuse_gone()
-        done, converted = self._counts.total(), self._counts["converted"]
-        rate = converted * 3600 / (now - self._clock)
-        yield Progress(
-            done=done,
-            total=total,
-            failed=sum(self._counts[status] for status in FAILING),
-            rate=round(rate, 1),
-            eta_s=round((total - done) * 3600 / rate, 1) if rate else None,
-        )
-
-    def _write_report(self) -> Path | None:
-        """Write the contact sheet of everything that the plan names; a shard would wipe out the others'."""
-        if not self._options.report or not self._plan or self._options.select.shard:
-            return None
-        with writing(self._options.out):
-            if self._scene.is_part:
-                so_far_s = {self._store.run: time.monotonic() - self._clock}
-                return write_whole(self._options.out, so_far_s=so_far_s).sheet
-            shown = [planned for planned in self._plan if planned.action != "skipped"]
-            entries = [entry for entry in map(self._entry, shown) if entry is not None]
-            return write_report(
-                entries,
-                self._store.records,
-                left=len(shown) - len(entries),
-                is_idle=all(planned.action != "convert" for planned in self._plan),
-                options=self._options,
-                facts=self._facts,
-            )
-
-    def _write_sums(self) -> Iterator[Event]:
-        """List the digests of everything that stands.
-
-        Not as a shard of an object store: it knows of the others only what stood when it began.
-        """
-        if self._options.place and self._options.select.shard:
-            return
-        is_idle = all(planned.action != "convert" for planned in self._plan)
-        with writing(self._options.out):
-            problem = write_sums(self._options.out, run=self._store.run, is_idle=is_idle)
-        if problem:
-            yield Warned(message=problem)
-
-    def _entry(self, planned: Planned) -> SheetEntry | None:
-        """A photo's place on the sheet; None where it was not reached."""
-        asset = planned.found.id
-        if planned.action == "cached":
-            return SheetEntry(id=asset, photo=planned.found.path, is_kept=True, made=planned.made)
-        return self._entries.get(asset)
-
-    def _write_junit(self) -> Iterator[Event]:
-        """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
-        seconds = time.monotonic() - self._clock
-        with writing(self._options.out):
-            xml = junit(
-                self._cases(),
-                name="crm convert",
-                seconds=seconds,
-                t=self._facts.started.isoformat(),
-                fail_on=self._options.fail_on or "fail",
-            )
-            write_atomically(self._scene.folder / "junit.xml", xml, run=self._store.run)
-        if self._options.junit is not None:
-            try:
-                write_atomically(self._options.junit.resolve(), xml, run=self._store.run)
-            except OSError as error:  # the assets stand, and are worth more
-                yield Warned(message=f"--junit {self._options.junit}: not written: {error.strerror}")
-
-    def _cases(self) -> Iterator[Case]:
-        """How every photo ended, and those that were not reached."""
-        yield from cases_told(self._scene.folder / EVENTS)
-        for planned in self._plan:
-            if planned.action == "convert" and planned.found.id not in self._entries:
-                yield Case(path=planned.found.path, status="left", message="not reached")
+    def _tell_progress(self) -> Iterator[Event]:
+        progress = self._tally.progress()
+        if progress is not None:
+            self._store.refuse_gone()
+            yield progress
 
 
 def _no_worker(reason: str) -> EnvironmentProblem:
@@ -805,12 +656,6 @@ def _no_worker(reason: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"workers die before their first photo: {reason}", code="E_WORKER", remedy="see `crm doctor`"
     )
-
-
-def _placed(weights: str) -> str:
-    """The weights as they are called from any folder."""
-    is_folder = os.sep in weights and not weights.startswith("~")
-    return str(absolute(Path(weights))) if is_folder else weights
 
 
 def _unreadable(planned: Planned, error: OSError, number: int) -> Failed:
