@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from typer.core import TyperCommand
-
-if TYPE_CHECKING:
-    import click
 
 
 class Sections(TyperCommand):
     """A command whose flags stand under the titles that their `rich_help_panel` gives."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    # Typer has a click of its own, or the one that is installed: a question of its version.
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each title, in the order in which titles first appear."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):

@@ -98,9 +98,11 @@ class Ranks:
                 tensor.copy_(total.view_as(tensor))
 
     def add_gradients(self, network: nn.Module) -> None:
-        """Add up the gradients of a network; nought where a process has none."""
-        if self.count == 1:
-            return
+        """Add up the gradients of a network; nought where a parameter has none.
+
+        Also with one process: an optimiser passes over a parameter without a gradient, and whether it does
+        must not depend on who calculates what.
+        """
         trained = [p for p in network.parameters() if p.requires_grad]
         for parameter in trained:
             if parameter.grad is None:
