@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import get_args
@@ -16,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from crm_cli import __version__
-from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn import course as module
 from crm_cli.learn.course import (
     Course,
@@ -29,7 +32,7 @@ from crm_cli.learn.course import (
     ship,
     training_examples,
 )
-from crm_cli.learn.data import HELD_OUT, Shards, write_shard
+from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
 from crm_cli.learn.train import Batch, Progress, Terms, TrainSettings, averaged
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
@@ -222,3 +225,46 @@ def test_a_precision_is_taken_by_its_name() -> None:
     with pytest.raises(UsageError, match="float8") as caught:
         check_precision("float8")
     assert "float32" in caught.value.remedy
+
+
+def growing_from_nothing(tmp_path: Path) -> Course:
+    """Two files of examples, which nobody has rendered yet."""
+    return Course(network="rgb", data=tmp_path / "new", folder=tmp_path / "run", examples=300, grow=1.0)
+
+
+def test_a_growing_course_that_is_stopped_ends_its_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "build", partial(build, size_px=16))
+    course = growing_from_nothing(tmp_path)
+    before = set(threading.enumerate())
+    # Stopped while the first step waits for its examples.
+    began = iter([False] * 20)
+    assert list(run_course(course, SETTINGS, is_stopped=lambda: next(began, True))) == []
+    assert set(threading.enumerate()) <= before
+    for child in multiprocessing.active_children():
+        child.join(timeout=30)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_growing_course_fails_as_its_rendering_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Iterator[Path]:
+        yield tmp_path
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "build", fail)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        list(run_course(growing_from_nothing(tmp_path), SETTINGS))
+    assert "--data" in str(caught.value)
+
+
+def test_examples_that_nobody_renders_are_told(data: Path, tmp_path: Path) -> None:
+    course = replace(growing_from_nothing(tmp_path), workers=0)
+    impatient = training_examples(course, SETTINGS)
+    assert isinstance(impatient, Growing)
+    impatient._patience_s = 0
+    with pytest.raises(EnvironmentProblem, match="not written within 0 s") as caught, module._blaming(data):
+        impatient.at_step(0)
+    assert "--workers" in caught.value.remedy

@@ -30,7 +30,9 @@ def train(
     ],
     folder: Annotated[
         Path,
-        typer.Option("-o", "--out", help="Checkpoint and logs; continued where it is.", rich_help_panel=TOLD),
+        typer.Option(
+            "-o", "--out", help="Checkpoint and logs; continued where it is.", rich_help_panel=PLACE
+        ),
     ],
     data: Annotated[
         Path, typer.Option(help="Folder of examples; missing ones are rendered.", rich_help_panel=DATA)

@@ -131,10 +131,9 @@ def _leave_interrupts() -> None:
 
 def _end(pool: ProcessPoolExecutor) -> None:
     """End those who work, in the middle of it; a pool left to itself finishes all that was asked of it."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
+    for worker in list((pool._processes or {}).values()):
         worker.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _render(file: Path, seeds: range, size_px: int, has_field: bool) -> None:
