@@ -249,12 +249,9 @@ def _step(
         loss = loss + one
         terms = {name: term + terms.get(name, 0.0) for name, term in its_terms.items()}
     ranks.add_gradients(state.network)
-    _descend(state)
+    descend(state)
     state.step += 1
-    decay = min(settings.average, state.step / (state.step + 10))  # a young average follows quickly
-    with torch.no_grad():
-        current = state.network.state_dict()
-        torch._foreach_lerp_([state.average[name] for name in current], list(current.values()), 1 - decay)
+    follow(state, settings)
     return loss, terms
 
 
@@ -265,20 +262,21 @@ def _part(
     device = state.diverged_at.device
     random = torch.Generator(device).manual_seed(seed)
     moved = {name: tensor.to(device) for name, tensor in batch.items()}
-    with _calculating(settings.precision, device):
+    with calculating(settings.precision, device):
         loss, terms = task.loss(moved, random)
     share = 1 / settings.accumulate
     state.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
     return loss.detach() * share, {name: term.detach() * share for name, term in terms.items()}
 
 
-def _calculating(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def calculating(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Let products and convolutions be calculated in this precision."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
 
 
-def _descend(state: TrainState) -> None:
+def descend(state: TrainState) -> None:
     """Let the optimiser go down the gradients, and remember when they first led nowhere."""
     state.scaler.unscale_(state.optimiser)
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
@@ -287,6 +285,14 @@ def _descend(state: TrainState) -> None:
         state.diverged_at = torch.where(is_first, state.step + 1, state.diverged_at)
     state.scaler.step(state.optimiser)
     state.scaler.update()
+
+
+def follow(state: TrainState, settings: TrainSettings) -> None:
+    """Let the average come a little after the parameters."""
+    decay = min(settings.average, state.step / (state.step + 10))  # a young average follows quickly
+    with torch.no_grad():
+        current = state.network.state_dict()
+        torch._foreach_lerp_([state.average[name] for name in current], list(current.values()), 1 - decay)
 
 
 def _require_finite(state: TrainState, folder: Path) -> None:
