@@ -260,11 +260,19 @@ def test_a_growing_course_fails_as_its_rendering_does(
     assert "--data" in str(caught.value)
 
 
-def test_examples_that_nobody_renders_are_told(data: Path, tmp_path: Path) -> None:
-    course = replace(growing_from_nothing(tmp_path), workers=0)
-    impatient = training_examples(course, SETTINGS)
-    assert isinstance(impatient, Growing)
-    impatient._patience_s = 0
-    with pytest.raises(EnvironmentProblem, match="not written within 0 s") as caught, module._blaming(data):
-        impatient.at_step(0)
+def test_examples_that_nobody_renders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Growing", partial(Growing, patience_s=0))
+    with pytest.raises(EnvironmentProblem, match="not written within 0 s") as caught:
+        list(run_course(replace(growing_from_nothing(tmp_path), workers=0), SETTINGS))
     assert "--workers" in caught.value.remedy
+
+
+def test_a_mistake_of_a_loss_is_not_blamed_on_the_examples(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(*_: object) -> None:
+        raise ValueError("mine")
+
+    monkeypatch.setattr(module.RgbTask, "loss", mistake)
+    with pytest.raises(ValueError, match="mine"):
+        list(run_course(course_of("rgb", data, tmp_path / "run"), SETTINGS))

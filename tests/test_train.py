@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crm_cli.errors import ExitCode, OutputError, StoppedEarly, UsageError
+from crm_cli.errors import EnvironmentProblem, ExitCode, OutputError, StoppedEarly, UsageError
 from crm_cli.learn import logs
 from crm_cli.learn.checkpoint import NAME, averaged, saved_step
 from crm_cli.learn.train import Batch, Task, Terms, TrainSettings, begin, learning_rate_at, train
@@ -349,3 +349,14 @@ def test_a_folder_that_cannot_be_made_is_told_apart_from_a_bug(tmp_path: Path) -
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match="--out"):
             run(folder)
+
+
+def test_a_device_with_too_little_memory_is_told_apart_from_a_bug(tmp_path: Path) -> None:
+    class Large(LineTask):
+        def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee more.")
+
+    with pytest.raises(EnvironmentProblem, match="E_TRAIN_MEMORY") as caught:
+        run(tmp_path, task=Large())
+    assert "step 1:" in caught.value.cause and "20.00 GiB." in caught.value.cause
+    assert "--accumulate" in caught.value.remedy

@@ -92,6 +92,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert (tmp_path / "run" / NAME).read_bytes() == (tmp_path / "straight" / NAME).read_bytes()
 
 
+def test_an_interrupt_while_weights_are_shipped_has_its_code(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(course, "ship", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    result = train("rgb", data, tmp_path / "run", ["--ship", tmp_path / "rgb.safetensors"])
+    assert result.exit_code == 130
+    assert saved_step(tmp_path / "run") == 9
+
+
 def test_a_loss_that_is_no_number_ends_with_the_code_for_stopping_early(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crm_cli.cli.console import say
-from crm_cli.cli.listening import listening
+from crm_cli.cli.listening import leaving, listening
+from crm_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from crm_cli.learn.train import Progress
@@ -173,7 +174,11 @@ def train(
             say(f"{stop.name}: stopped at step {step} of {steps}; the same command goes on from there")
         raise typer.Exit(128 + stop.signal)
     if ship is not None and ranks.is_first:
-        scores = write_weights(course, settings, ship)
+        with leaving():
+            try:
+                scores = write_weights(course, settings, ship)
+            except KeyboardInterrupt:
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
         say(f"{ship}: " + ", ".join(f"{name} {score}" for name, score in scores.items()), to_stdout=True)
 
 

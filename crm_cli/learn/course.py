@@ -128,9 +128,16 @@ def _examples(
             is_stopped=is_stopped,
         )
         deque(made, 0)
-        if is_stopped():
-            raise Stopped
+    if is_stopped():
+        raise Stopped
+    try:
         shards = Shards(folder, count)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UsageError(
+            f"{folder}: an example file is damaged: {error}",
+            code="E_TRAIN_DATA",
+            remedy="remove it there: it is rendered again",
+        ) from error
     if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
         raise UsageError(
             f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
@@ -184,7 +191,7 @@ def rendering(course: Course) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _blaming(folder: Path) -> Iterator[None]:
-    """Say what is to be done where examples can be neither written nor read."""
+    """Say what is to be done where examples cannot be rendered."""
     try:
         yield
     except BrokenProcessPool as error:
@@ -192,16 +199,6 @@ def _blaming(folder: Path) -> Iterator[None]:
             f"{folder}: a process that rendered examples was ended by the system",
             code="E_TRAIN_DATA",
             remedy="give fewer --workers, if memory is short; what is finished is kept",
-        ) from error
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UsageError(
-            f"{folder}: an example file is damaged: {error}",
-            code="E_TRAIN_DATA",
-            remedy="remove it there: it is rendered again",
-        ) from error
-    except TimeoutError as error:
-        raise EnvironmentProblem(
-            str(error), code="E_TRAIN_DATA", remedy="give --workers, or let another run render them"
         ) from error
     except OSError as error:
         raise OutputError(
@@ -253,12 +250,15 @@ def run_course(
                 "training", lambda: training_examples(course, settings, is_stopped=is_over), is_over
             )
             watch = _watch(course, ranks, is_over)
-            with _blaming(course.data / "train"):
-                yield from train(
-                    task, examples, settings, course.folder, ranks=ranks, watch=watch, is_stopped=is_over
-                )
+            yield from train(
+                task, examples, settings, course.folder, ranks=ranks, watch=watch, is_stopped=is_over
+            )
         except Stopped:
             return
+        except TimeoutError as error:  # of examples that grow
+            raise EnvironmentProblem(
+                str(error), code="E_TRAIN_DATA", remedy="give --workers, or let another run render them"
+            ) from error
 
 
 def _watch(course: Course, ranks: Ranks, is_stopped: Callable[[], bool]) -> Watch | None:

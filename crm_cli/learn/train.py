@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crm_cli.errors import OutputError, StoppedEarly, UsageError
+from crm_cli.errors import EnvironmentProblem, OutputError, StoppedEarly, UsageError
 from crm_cli.learn.checkpoint import NAME, restore, save_checkpoint
 from crm_cli.learn.checkpoint import averaged as averaged
 from crm_cli.learn.logs import open_logs
@@ -197,7 +197,8 @@ def train(
     task.network.train()
     with open_logs(folder, state.step) if ranks.is_first else contextlib.nullcontext() as logs:
         while state.step < last:
-            loss, terms = _step(state, task, examples, settings, ranks)
+            with _enough_memory(state.step + 1):
+                loss, terms = _step(state, task, examples, settings, ranks)
             ends = ranks.any(is_stopped()) or state.step == last
             is_told = state.step % settings.log_every == 0 or state.step == last
             is_saved = state.step % settings.save_every == 0 or ends
@@ -225,6 +226,18 @@ def _make(folder: Path) -> None:
     except OSError as error:
         raise OutputError(
             f"--out {folder}: {error.strerror}", code="E_OUTPUT", remedy="give a folder that can be made"
+        ) from error
+
+
+@contextlib.contextmanager
+def _enough_memory(step: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentProblem(
+            f"step {step}: the device has too little memory: {str(error).splitlines()[0]}",
+            code="E_TRAIN_MEMORY",
+            remedy="give half the --batch and twice the --accumulate, in another --out folder",
         ) from error
 
 
