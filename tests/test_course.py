@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn import course as module
+from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.course import (
     Course,
     NetworkName,
@@ -33,11 +34,12 @@ from crm_cli.learn.course import (
     training_examples,
 )
 from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
-from crm_cli.learn.train import Batch, Progress, Terms, TrainSettings, averaged
+from crm_cli.learn.train import Batch, Precision, Progress, Terms, TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
 from crm_cli.models.reconstruction import TINY
+from crm_cli.toolbox import accelerators
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 SETTINGS = TrainSettings(steps=4, batch=2, warmup=2, save_every=1, log_every=1)
@@ -276,3 +278,31 @@ def test_a_mistake_of_a_loss_is_not_blamed_on_the_examples(
     monkeypatch.setattr(module.RgbTask, "loss", mistake)
     with pytest.raises(ValueError, match="mine"):
         list(run_course(course_of("rgb", data, tmp_path / "run"), SETTINGS))
+
+
+needs_gpu = pytest.mark.skipif(not accelerators(), reason="needs a GPU that torch can use")
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_gpu_trains_resumes_and_shows_in_every_precision(
+    network: str, precision: Precision, data: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, precision=precision, accumulate=2)
+    course = replace(
+        course_of(network, data, tmp_path / "straight"), device="cuda", sample_every=4, measure_every=4
+    )
+    losses = [line.loss for line in run_course(course, settings)]
+    assert np.isfinite(losses).all()
+    resumed = replace(course, folder=tmp_path / "resumed")
+    interrupted(run_course(resumed, settings), 3)
+    list(run_course(resumed, settings))
+    one, other = (averaged(folder / NAME) for folder in (course.folder, resumed.folder))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+    assert (course.folder / "samples" / "step-000004.png").exists()
+    on_cpu = replace(course, folder=tmp_path / "cpu", device="cpu")
+    slow = [line.loss for line in run_course(on_cpu, replace(settings, precision="float32"))]
+    # Noise is drawn on the device, so that only the size can be compared.
+    assert losses[0] == pytest.approx(slow[0], rel=0.5)

@@ -21,6 +21,7 @@ from crm_cli.learn.data import HELD_OUT, write_shard
 from crm_cli.learn.ranks import ALONE, Ranks
 from crm_cli.learn.train import TrainSettings, train
 from crm_cli.mesh.raster import WarpRaster
+from crm_cli.toolbox import accelerators
 
 HERE = Path(__file__).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -117,3 +118,20 @@ def test_each_process_has_a_gpu_of_its_own() -> None:
         "cuda:1", "cuda:1", "cpu", "cuda:3",
     ]  # fmt: skip
     assert Ranks.of_environment({}).device("cuda") == "cuda"
+    assert Ranks.of_environment({"WORLD_SIZE": "8"}) == ALONE
+
+
+@pytest.mark.skipif(len(accelerators()) < 2, reason="needs two GPUs that torch can use")
+def test_two_gpus_train_what_one_trains(tmp_path: Path) -> None:
+    for name, seeds in (("train", range(6)), ("held-out", range(HELD_OUT, HELD_OUT + 8))):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 16)
+    words = "train rgb --examples 6 --held-out 8 --steps 2 --batch 2 --warmup 1 --seed 4 --device cuda"
+    given = [*words.split(), "--data", tmp_path, "--out"]
+    done = in_two("-m", "crm_cli", *given, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    alone = [sys.executable, "-m", "crm_cli", *map(str, given), str(tmp_path / "one"), "--accumulate", "2"]
+    subprocess.run(alone, check=True, cwd=HERE.parent)
+    one, two = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)

@@ -61,9 +61,10 @@ class Ranks:
     @classmethod
     def of_environment(cls, variables: Mapping[str, str] = os.environ) -> Ranks:
         """What `torchrun` has set; alone where it has set nothing."""
-        if "WORLD_SIZE" not in variables:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if not variables.keys() >= set(names):  # schedulers set one or the other by themselves
             return cls()
-        rank, count, local = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, count, local = (int(variables[name]) for name in names)
         return cls(rank=rank, count=count, local=local)
 
     @property
