@@ -138,7 +138,7 @@ def train(
         examples=examples,
         held_out=held_out,
         workers=workers,
-        device=resolve_device(ranks.device(device)),
+        device=resolve_device(ranks.device(resolve_device(device))),
         grow=grow,
         first=first,
         commit=commit,

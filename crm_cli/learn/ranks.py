@@ -84,8 +84,8 @@ class Ranks:
         return range(self.rank * each, (self.rank + 1) * each)
 
     def device(self, name: str) -> str:
-        """The device of this process: each has a GPU of its own, all share the CPU."""
-        return f"cuda:{self.local}" if self.count > 1 and name in ("auto", "cuda") else name
+        """The device of this process, of the kind of the one named: all share a CPU, none a GPU."""
+        return f"cuda:{self.local}" if self.count > 1 and name != "cpu" else name
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors of one device and kind by their sums over all processes, the same bytes in each."""
