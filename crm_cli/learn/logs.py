@@ -90,8 +90,8 @@ def _board(folder: Path, step: int) -> Any:
     """TensorBoard's writer; None without the extra `train`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        log.info("no TensorBoard: %s", error)
+    except ImportError:
+        log.info("TensorBoard is not installed: curves are in %s alone", folder / TRAINING)
         return None
     with _writing(folder):
         return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
