@@ -277,6 +277,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_to_do(tmp_path: 
     assert (tmp_path / NAME).read_bytes() == (tmp_path / "straight" / NAME).read_bytes()
 
 
+def test_a_checkpoint_that_does_not_reach_the_disk_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("crm_cli.learn.checkpoint.os.fsync", fail)
+    with pytest.raises(OutputError, match="step 7 cannot be written.*No space left on device"):
+        run(tmp_path)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
 def test_how_often_a_run_saves_and_logs_may_change(tmp_path: Path) -> None:
     run(tmp_path, until=7)
     run(tmp_path, settings=replace(SETTINGS, save_every=3, log_every=1))
