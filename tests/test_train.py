@@ -284,7 +284,7 @@ def test_a_checkpoint_that_does_not_reach_the_disk_is_none(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("crm_cli.learn.checkpoint.os.fsync", fail)
-    with pytest.raises(OutputError, match="step 7 cannot be written.*No space left on device"):
+    with pytest.raises(OutputError, match=r"step 7 cannot be written.*No space left on device"):
         run(tmp_path)
     assert not list(tmp_path.glob("checkpoint*"))
 
