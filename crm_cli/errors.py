@@ -61,6 +61,12 @@ class EnvironmentProblem(CrmError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+class StoppedEarly(CrmError):
+    """The work ended by itself before its end; to be looked at before it is tried again."""
+
+    exit_code = ExitCode.STOPPED_EARLY
+
+
 class NoInput(CrmError):
     """No photo matched."""
 

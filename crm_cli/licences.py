@@ -73,8 +73,8 @@ DECLARED: Mapping[str, str] = {
 
 NON_COMMERCIAL = frozenset({"nvdiffrast"})
 
-WORKSHOP = frozenset({"gpu", "test"})
-"""Extras of what builds or tests, and makes no asset."""
+WORKSHOP = frozenset({"gpu", "test", "train"})
+"""Extras of what builds, tests or trains, and makes no asset."""
 
 _ROLES: Mapping[Kind, int] = {"own": 0, "weights": 1, "required": 2, "optional": 3, "vendored": 4}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

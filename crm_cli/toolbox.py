@@ -149,6 +149,23 @@ def resolve_precision(precision: str, device: str) -> str:
     return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"  # noqa: TID251
 
 
+def precision_doubt(precision: str, device: str) -> str | None:
+    """Say why a number format is slow on a device, or None."""
+    import torch
+
+    if precision == "float32":
+        return None
+    if device == "cpu":
+        if precision == "bfloat16" and BFLOAT16_FLAGS & _processor_flags():
+            return None
+        return f"this CPU calculates {precision} many times slower than float32"
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):  # noqa: TID251
+        return "this GPU has no units for bfloat16; float16 is faster"
+    if precision == "float16" and torch.cuda.get_device_capability(device) < (7, 0):  # noqa: TID251
+        return "this GPU has no units for float16; float32 is as fast"
+    return None
+
+
 def _processor_flags() -> set[str]:
     """What the processor says it can do; nothing where the system does not tell."""
     with contextlib.suppress(OSError):

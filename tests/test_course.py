@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import get_args
@@ -16,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from crm_cli import __version__
-from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn import course as module
+from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.course import (
     Course,
     NetworkName,
@@ -29,12 +33,13 @@ from crm_cli.learn.course import (
     ship,
     training_examples,
 )
-from crm_cli.learn.data import HELD_OUT, Shards, write_shard
-from crm_cli.learn.train import Batch, Progress, Terms, TrainSettings, averaged
+from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
+from crm_cli.learn.train import Batch, Precision, Progress, Terms, TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
 from crm_cli.models.reconstruction import TINY
+from crm_cli.toolbox import accelerators
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 SETTINGS = TrainSettings(steps=4, batch=2, warmup=2, save_every=1, log_every=1)
@@ -222,3 +227,82 @@ def test_a_precision_is_taken_by_its_name() -> None:
     with pytest.raises(UsageError, match="float8") as caught:
         check_precision("float8")
     assert "float32" in caught.value.remedy
+
+
+def growing_from_nothing(tmp_path: Path) -> Course:
+    """Two files of examples, which nobody has rendered yet."""
+    return Course(network="rgb", data=tmp_path / "new", folder=tmp_path / "run", examples=300, grow=1.0)
+
+
+def test_a_growing_course_that_is_stopped_ends_its_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "build", partial(build, size_px=16))
+    course = growing_from_nothing(tmp_path)
+    before = set(threading.enumerate())
+    # Stopped while the first step waits for its examples.
+    began = iter([False] * 20)
+    assert list(run_course(course, SETTINGS, is_stopped=lambda: next(began, True))) == []
+    assert set(threading.enumerate()) <= before
+    for child in multiprocessing.active_children():
+        child.join(timeout=30)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_growing_course_fails_as_its_rendering_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Iterator[Path]:
+        yield tmp_path
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "build", fail)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        list(run_course(growing_from_nothing(tmp_path), SETTINGS))
+    assert "--data" in str(caught.value)
+
+
+def test_examples_that_nobody_renders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Growing", partial(Growing, patience_s=0))
+    with pytest.raises(EnvironmentProblem, match="not written within 0 s") as caught:
+        list(run_course(replace(growing_from_nothing(tmp_path), workers=0), SETTINGS))
+    assert "--workers" in caught.value.remedy
+
+
+def test_a_mistake_of_a_loss_is_not_blamed_on_the_examples(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(*_: object) -> None:
+        raise ValueError("mine")
+
+    monkeypatch.setattr(module.RgbTask, "loss", mistake)
+    with pytest.raises(ValueError, match="mine"):
+        list(run_course(course_of("rgb", data, tmp_path / "run"), SETTINGS))
+
+
+needs_gpu = pytest.mark.skipif(not accelerators(), reason="needs a GPU that torch can use")
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_gpu_trains_resumes_and_shows_in_every_precision(
+    network: str, precision: Precision, data: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, precision=precision, accumulate=2)
+    course = replace(
+        course_of(network, data, tmp_path / "straight"), device="cuda", sample_every=4, measure_every=4
+    )
+    losses = [line.loss for line in run_course(course, settings)]
+    assert np.isfinite(losses).all()
+    resumed = replace(course, folder=tmp_path / "resumed")
+    interrupted(run_course(resumed, settings), 3)
+    list(run_course(resumed, settings))
+    one, other = (averaged(folder / NAME) for folder in (course.folder, resumed.folder))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+    assert (course.folder / "samples" / "step-000004.png").exists()
+    on_cpu = replace(course, folder=tmp_path / "cpu", device="cpu")
+    slow = [line.loss for line in run_course(on_cpu, replace(settings, precision="float32"))]
+    # Noise is drawn on the device, so that only the size can be compared.
+    assert losses[0] == pytest.approx(slow[0], rel=0.5)

@@ -1,5 +1,6 @@
 """Shards come from their seeds alone, appear whole, and read back what was rendered."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
 from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.photograph import SAMPLES
 from crm_cli.learn.products import FAMILIES
+from crm_cli.learn.ranks import Stopped
 from crm_cli.mesh.raster import WarpRaster
 
 RASTER = WarpRaster()
@@ -58,6 +60,24 @@ def test_finished_shards_are_kept_and_missing_ones_made(
 
     monkeypatch.setattr(data, "_render", refuse)
     assert len(list(build(tmp_path, 5, 1, first_seed=10, size_px=16, shard=2))) == 3
+
+
+def test_rendering_that_is_stopped_ends_at_once_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    finished: list[Path] = []
+    rendering = build(tmp_path, 50, 1, size_px=16, shard=1, is_stopped=lambda: bool(finished))
+    finished.extend(rendering)
+    assert 1 <= len(finished) < 50
+    # One may have been finished while nobody looked any more.
+    assert len(finished) <= len(list(tmp_path.glob("*.npz"))) < 50
+    for child in multiprocessing.active_children():
+        child.join(timeout=30)
+    assert multiprocessing.active_children() == []
+
+
+def test_waiting_for_examples_ends_when_nobody_wants_them_any_more(tmp_path: Path) -> None:
+    growing = Growing(tmp_path, 5, first=1, per_step=0.5, device="cpu", shard=2, is_stopped=lambda: True)
+    with pytest.raises(Stopped):
+        growing.at_step(0)
 
 
 def test_a_failing_example_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from crm_cli.cli.report import report
 from crm_cli.cli.reproduce import reproduce
 from crm_cli.cli.retry import retry
 from crm_cli.cli.schema import schema
+from crm_cli.cli.sections import Sections
 from crm_cli.cli.show import show
 from crm_cli.cli.status import status
 from crm_cli.cli.train import train
@@ -54,7 +55,7 @@ app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
 app.command()(schema)
-app.command()(train)
+app.command(cls=Sections)(train)
 app.command()(products)
 
 

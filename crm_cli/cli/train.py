@@ -2,57 +2,133 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crm_cli.cli.console import say
+from crm_cli.cli.listening import leaving, listening
+from crm_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from crm_cli.learn.train import Progress
 
+DATA, LENGTH, PLACE, TOLD = "What to learn from", "How long, and how", "Where", "What is told and kept"
+"""Sections of the help."""
+
+LOG_EVERY = 25
+"""Steps between lines of the log: a line costs a wait for the device."""
+
 
 def train(
-    network: Annotated[str, typer.Argument(metavar="rgb|ccm|reconstruction", help="Which network.")],
-    folder: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint and log; continued where it is.")],
-    data: Annotated[Path, typer.Option(help="Folder of examples; missing ones are rendered.")] = Path("data"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 3000,
-    examples: Annotated[int, typer.Option(min=1, help="Procedural products to learn from.")] = 8192,
-    held_out: Annotated[int, typer.Option(min=8, help="Other products to measure on.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0, help="At its highest.")] = 2e-3,
-    precision: Annotated[
-        str, typer.Option(help="float32; or bfloat16, where the processor has it.")
-    ] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of parameters, order and noise.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Cores a step may use.")] = 1,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that render examples.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    network: Annotated[
+        str, typer.Argument(metavar="rgb|ccm|reconstruction", help="Which network.", rich_help_panel=DATA)
+    ],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="Checkpoint and logs; continued where it is.", rich_help_panel=PLACE
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder of examples; missing ones are rendered.", rich_help_panel=DATA)
+    ] = Path("data"),
+    examples: Annotated[
+        int, typer.Option(min=1, help="Procedural products to learn from.", rich_help_panel=DATA)
+    ] = 8192,
+    held_out: Annotated[
+        int, typer.Option(min=8, help="Other products to measure on.", rich_help_panel=DATA)
+    ] = 256,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that render examples.", rich_help_panel=DATA)
+    ] = 1,
     grow: Annotated[
-        float, typer.Option(min=0, max=1, help="Learn while examples are rendered, over this share of steps.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Learn while examples are rendered, over this share of steps.",
+            rich_help_panel=DATA,
+        ),
     ] = 0.0,
     first: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="ccm: rgb weights that draw half of what it sees.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="ccm: rgb weights that draw half of what it sees.", rich_help_panel=DATA
+        ),
     ] = None,
-    average: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average that ships.")] = 0.995,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 50,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in all.", rich_help_panel=LENGTH)] = 3000,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Examples calculated at once.", rich_help_panel=LENGTH)
+    ] = 8,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Learn from N times --batch a step, by turns; one turn for each process, if unsaid.",
+            rich_help_panel=LENGTH,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help="At its highest.", rich_help_panel=LENGTH)
+    ] = 2e-3,
+    warmup: Annotated[
+        int, typer.Option(min=0, help="Steps in which the learning rate rises.", rich_help_panel=LENGTH)
+    ] = 50,
+    average: Annotated[
+        float, typer.Option(min=0, max=1, help="Decay of the average that ships.", rich_help_panel=LENGTH)
+    ] = 0.995,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of parameters, order and noise.", rich_help_panel=LENGTH)
+    ] = 0,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; torchrun gives each process a GPU.", rich_help_panel=PLACE)
+    ] = "cpu",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32 (TF32 on a GPU); bfloat16, or float16 on older GPUs.", rich_help_panel=PLACE
+        ),
+    ] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Cores a step may use.", rich_help_panel=PLACE)] = 1,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TOLD)
+    ] = 100,
+    sample_every: Annotated[
+        int, typer.Option(min=0, help="Steps between sample pictures; 0: none.", rich_help_panel=TOLD)
+    ] = 0,
+    measure_every: Annotated[
+        int,
+        typer.Option(min=0, help="Steps between scores on the held-out products.", rich_help_panel=TOLD),
+    ] = 0,
     ship: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the averaged weights here when done.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the averaged weights here when done.", rich_help_panel=TOLD),
     ] = None,
-    commit: Annotated[str, typer.Option(help="Source revision to note in the weights.")] = "unknown",
+    commit: Annotated[
+        str, typer.Option(help="Source revision to note in the weights.", rich_help_panel=TOLD)
+    ] = "unknown",
 ) -> None:
-    """Train one of the embedded networks; the same command continues a run that was stopped."""
+    """Train one of the embedded networks; the same command continues a run that was stopped.
+
+    Several GPUs: torchrun --nproc-per-node 4 -m crm_cli train rgb --device cuda …
+    """
     import torch
 
-    from crm_cli.learn.course import Course, check_precision, run_course
+    from crm_cli.learn.checkpoint import saved_step
+    from crm_cli.learn.course import Course, check_precision, check_ship, run_course
     from crm_cli.learn.course import ship as write_weights
+    from crm_cli.learn.ranks import Ranks, joined
     from crm_cli.learn.train import TrainSettings
-    from crm_cli.toolbox import resolve_device
+    from crm_cli.toolbox import precision_doubt, resolve_device
 
+    ranks = Ranks.of_environment()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     course = Course(
@@ -62,34 +138,85 @@ def train(
         examples=examples,
         held_out=held_out,
         workers=workers,
-        device=resolve_device(device),
+        device=resolve_device(ranks.device(resolve_device(device))),
         grow=grow,
         first=first,
         commit=commit,
+        sample_every=sample_every,
+        measure_every=measure_every,
     )
     settings = TrainSettings(
         steps=steps,
         batch=batch,
+        accumulate=ranks.count if accumulate is None else accumulate,
         learning_rate=learning_rate,
         seed=seed,
         average=average,
         warmup=warmup,
         precision=check_precision(precision),
         save_every=save_every,
-        log_every=25,
+        log_every=LOG_EVERY,
     )
-    _show_training(run_course(course, settings), steps)
+    if course.device != "cpu":
+        # Products of matrices too in the ten bits that convolutions have by themselves: training bears it.
+        torch.set_float32_matmul_precision("high")
+    doubt = precision_doubt(precision, course.device)
+    if doubt is not None and ranks.is_first:
+        say(f"--precision {precision}: {doubt}", style="yellow")
     if ship is not None:
-        scores = write_weights(course, settings, ship)
+        check_ship(ship)
+    with listening() as stop, joined(ranks, course.device) as together, _telling(is_wanted=ranks.is_first):
+        lines = run_course(course, settings, ranks=together, is_stopped=lambda: stop.signal is not None)
+        _show(lines, begin=saved_step(folder), steps=steps, is_shown=ranks.is_first)
+    if stop.signal is not None:
+        if ranks.is_first:
+            step = saved_step(folder)
+            say(f"{stop.name}: stopped at step {step} of {steps}; the same command goes on from there")
+        raise typer.Exit(128 + stop.signal)
+    if ship is not None and ranks.is_first:
+        with leaving():
+            try:
+                scores = write_weights(course, settings, ship)
+            except KeyboardInterrupt:
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
         say(f"{ship}: " + ", ".join(f"{name} {score}" for name, score in scores.items()), to_stdout=True)
 
 
-def _show_training(lines: Iterator[Progress], steps: int) -> None:
+@contextmanager
+def _telling(*, is_wanted: bool) -> Iterator[None]:
+    """Show what the library logs meanwhile: files rendered, a checkpoint taken up."""
+    from tqdm import tqdm
+
+    class AboveTheBar(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if sys.stderr.isatty():
+                tqdm.write(record.getMessage(), file=sys.stderr)
+            else:
+                say(record.getMessage())
+
+    logger, handler = logging.getLogger("crm_cli.learn"), AboveTheBar()
+    if is_wanted:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _show(lines: Iterator[Progress], *, begin: int, steps: int, is_shown: bool) -> None:
     """Draw a bar on a terminal; a log gets one line a minute at most."""
     from tqdm import tqdm
 
     is_terminal = sys.stderr.isatty()
-    with tqdm(total=steps, unit="step", mininterval=0.1 if is_terminal else 60, ascii=not is_terminal) as bar:
+    with tqdm(
+        total=steps,
+        initial=begin,
+        unit="step",
+        mininterval=0.1 if is_terminal else 60,
+        ascii=not is_terminal,
+        disable=not is_shown,
+    ) as bar:
         for line in lines:
             bar.set_postfix({name: f"{value:.4f}" for name, value in line.terms.items()}, refresh=False)
             bar.update(line.step - bar.n)

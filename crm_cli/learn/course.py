@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import os
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 
 from crm_cli import __version__
-from crm_cli.errors import UsageError
+from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
+from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
+from crm_cli.learn.ranks import ALONE, Ranks, Stopped
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
-from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
+from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, never, train
+from crm_cli.learn.watch import Watch, measure
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
 from crm_cli.models.loading import load, save
 from crm_cli.models.reconstruction import SMALL
 
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,10 @@ class Course:
     """Weights of a trained first stage: half of what the second one learns from is then drawn by it."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
+    sample_every: int = 0
+    """Steps between sample pictures of held-out products; 0: none."""
+    measure_every: int = 0
+    """Steps between scores on all held-out products; 0: none before the end."""
 
     @property
     def has_field(self) -> bool:
@@ -83,15 +90,13 @@ def _first_stage(file: Path, device: str) -> MultiViewUNet:
     return network
 
 
-def training_examples(course: Course, settings: TrainSettings) -> Shards | Growing:
-    """The training set of a course, rendered where it is missing; meanwhile, where it may grow."""
+def training_examples(
+    course: Course, settings: TrainSettings, *, is_stopped: Callable[[], bool] = never
+) -> Shards | Growing:
+    """The training set of a course, rendered where it is missing; where it may grow, see `rendering`."""
     folder = course.data / "train"
     if not course.grow:
-        return _examples(course, folder, course.examples, first_seed=0)
-    # With no worker of its own, a course waits for what another one renders into the folder.
-    if course.workers:
-        rendering = build(folder, course.examples, course.workers, has_field=course.has_field)
-        Thread(target=deque, args=(rendering, 0), daemon=True).start()
+        return _examples(course, folder, course.examples, first_seed=0, is_stopped=is_stopped)
     first = min(course.examples, 16 * SHARD)
     return Growing(
         folder,
@@ -99,19 +104,40 @@ def training_examples(course: Course, settings: TrainSettings) -> Shards | Growi
         first=first,
         per_step=(course.examples - first) / (course.grow * settings.steps),
         device=course.device,
+        is_stopped=is_stopped,
     )
 
 
-def held_out_examples(course: Course) -> Shards:
+def held_out_examples(course: Course, *, is_stopped: Callable[[], bool] = never) -> Shards:
     """The held-out set of a course, rendered where it is missing."""
-    return _examples(course, course.data / "held-out", course.held_out, first_seed=HELD_OUT)
+    folder = course.data / "held-out"
+    return _examples(course, folder, course.held_out, first_seed=HELD_OUT, is_stopped=is_stopped)
 
 
-def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> Shards:
+def _examples(
+    course: Course, folder: Path, count: int, *, first_seed: int, is_stopped: Callable[[], bool]
+) -> Shards:
     workers = max(1, course.workers)
-    for shard in build(folder, count, workers, first_seed=first_seed, has_field=course.has_field):
-        log.info("examples: %s", shard)
-    shards = Shards(folder, count)
+    with _blaming(folder):
+        made = build(
+            folder,
+            count,
+            workers,
+            first_seed=first_seed,
+            has_field=course.has_field,
+            is_stopped=is_stopped,
+        )
+        deque(made, 0)
+    if is_stopped():
+        raise Stopped
+    try:
+        shards = Shards(folder, count)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UsageError(
+            f"{folder}: an example file is damaged: {error}",
+            code="E_TRAIN_DATA",
+            remedy="remove it there: it is rendered again",
+        ) from error
     if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
         raise UsageError(
             f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
@@ -127,6 +153,59 @@ def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> S
     return shards
 
 
+@contextmanager
+def rendering(course: Course) -> Iterator[Callable[[], bool]]:
+    """Render examples beside the training, where the course grows; yields whether that has failed.
+
+    With no worker of its own, a course waits for what another one renders into the folder.
+    """
+    if not course.grow or not course.workers:
+        yield never
+        return
+    over, failures, folder = Event(), list[CrmError](), course.data / "train"
+
+    def render() -> None:
+        try:
+            with _blaming(folder):
+                made = build(
+                    folder,
+                    course.examples,
+                    course.workers,
+                    has_field=course.has_field,
+                    is_stopped=over.is_set,
+                )
+                deque(made, 0)
+        except CrmError as error:
+            failures.append(error)
+
+    thread = Thread(target=render)
+    thread.start()
+    try:
+        yield lambda: bool(failures)
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """Say what is to be done where examples cannot be rendered."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            f"{folder}: a process that rendered examples was ended by the system",
+            code="E_TRAIN_DATA",
+            remedy="give fewer --workers, if memory is short; what is finished is kept",
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"--data {folder}: {error.strerror or error}", code="E_OUTPUT", remedy="free space or fix rights"
+        ) from error
+
+
 def check_precision(name: str) -> Precision:
     """Take a precision by its name, or raise UsageError."""
     known: tuple[Precision, ...] = get_args(Precision)
@@ -140,36 +219,74 @@ def check_precision(name: str) -> Precision:
     )
 
 
-def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
-    """Train to the last step, continuing where an earlier run of the same course stopped."""
+def run_course(
+    course: Course,
+    settings: TrainSettings,
+    *,
+    ranks: Ranks = ALONE,
+    is_stopped: Callable[[], bool] = never,
+) -> Iterator[Progress]:
+    """Train to the last step, continuing where an earlier run of the same course stopped.
+
+    ranks: which process of several this is; the first one alone renders, looks and writes.
+    is_stopped: asked while examples are rendered, and after every step; what is finished is then kept.
+    """
     if course.network == "reconstruction" and course.grow:
         raise UsageError(
             "--grow: only pictures are rendered meanwhile, and reconstruction learns from distances too",
             code="E_TRAIN_GROW",
             remedy="leave --grow out",
         )
+    ranks.share(settings.accumulate)
     # First: a wrong name should not cost an hour of rendering.
     task = open_task(course.network, settings.seed, device=course.device, first=course.first)
-    yield from train(task, training_examples(course, settings), settings, course.folder)
+    with rendering(course if ranks.is_first else replace(course, workers=0)) as has_failed:
+
+        def is_over() -> bool:
+            return is_stopped() or has_failed()
+
+        try:
+            examples = ranks.after_first(
+                "training", lambda: training_examples(course, settings, is_stopped=is_over), is_over
+            )
+            watch = _watch(course, ranks, is_over)
+            yield from train(
+                task, examples, settings, course.folder, ranks=ranks, watch=watch, is_stopped=is_over
+            )
+        except Stopped:
+            return
+        except TimeoutError as error:  # of examples that grow
+            raise EnvironmentProblem(
+                str(error), code="E_TRAIN_DATA", remedy="give --workers, or let another run render them"
+            ) from error
 
 
-def measure(task: Task, examples: Shards, *, batch: int = 8, device: str = "cpu") -> dict[str, float]:
-    """Mean of the task's terms over a held-out set, each batch with its own fixed noise."""
-    task.network.eval()
-    totals: Counter[str] = Counter()
-    with torch.no_grad():
-        for first in range(0, len(examples), batch):
-            indices = np.arange(first, min(first + batch, len(examples)))
-            chosen = {name: tensor.to(device) for name, tensor in examples.batch(indices).items()}
-            _, terms = task.loss(chosen, torch.Generator(device).manual_seed(first))
-            totals.update({term: len(indices) * value.item() for term, value in terms.items()})
-    return {term: round(total / len(examples), 5) for term, total in totals.items()}
+def _watch(course: Course, ranks: Ranks, is_stopped: Callable[[], bool]) -> Watch | None:
+    """What to look at meanwhile, if anything."""
+    if not course.sample_every and not course.measure_every:
+        return None
+    return Watch(
+        examples=ranks.after_first(
+            "held out", lambda: held_out_examples(course, is_stopped=is_stopped), is_stopped
+        ),
+        sample_every=course.sample_every,
+        measure_every=course.measure_every,
+    )
+
+
+def check_ship(file: Path) -> None:
+    """Refuse a place for weights that is none, before there are any."""
+    folder = file.absolute().parent
+    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(
+            f"--ship {file}: cannot be written", code="E_OUTPUT", remedy="give a file in a folder of yours"
+        )
 
 
 def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float]:
     """Write the averaged parameters of a course's checkpoint as a weights file, with what they score."""
     task = open_task(course.network, settings.seed, device=course.device, first=course.first)
-    task.network.load_state_dict(averaged(course.folder / "checkpoint.safetensors"))
+    task.network.load_state_dict(averaged(course.folder / NAME))
     scores = measure(task, held_out_examples(course), device=course.device)
     metadata = {
         "network": course.network,

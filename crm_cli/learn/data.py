@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from crm_cli.fragments import Raster
 from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.products import FAMILIES
+from crm_cli.learn.ranks import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ HELD_OUT = 1_000_000
 
 SHARD = 256
 """Examples per shard: 50 MB at 64 px."""
+
+POLL_S = 0.2
+"""How often one who waits for examples asks whether to go on."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -70,6 +75,7 @@ def build(
     size_px: int = 64,
     shard: int = SHARD,
     has_field: bool = True,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
 
@@ -81,6 +87,7 @@ def build(
         size_px: Side of every picture.
         shard: Examples per file.
         has_field: See `write_shard`.
+        is_stopped: Asked now and then; whoever renders is then ended, and what is not whole is lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
     todo: list[tuple[Path, range]] = []
@@ -92,12 +99,18 @@ def build(
     if not todo:
         return
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts) as pool:
         pending = {pool.submit(_render, file, seeds, size_px, has_field): file for file, seeds in todo}
-        for done in as_completed(pending):
-            done.result()
-            log.info("wrote %s", pending[done])
-            yield pending[done]
+        try:
+            while pending and not is_stopped():
+                for done in wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
+                    done.result()
+                    log.info("wrote %s", pending[done])
+                    yield pending.pop(done)
+        finally:
+            if pending:
+                _end(pool)
 
 
 def shards_of(
@@ -109,6 +122,18 @@ def shards_of(
         (folder / f"{start:07d}.npz", range(start, min(start + shard, end)))
         for start in range(first_seed, end, shard)
     ]
+
+
+def _leave_interrupts() -> None:
+    """Leave an interrupt, which a terminal sends to all, to the process that asked for the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End those who work, in the middle of it; a pool left to itself finishes all that was asked of it."""
+    for worker in list((pool._processes or {}).values()):
+        worker.terminate()
+    pool.shutdown(cancel_futures=True)
 
 
 def _render(file: Path, seeds: range, size_px: int, has_field: bool) -> None:
@@ -178,14 +203,16 @@ class Growing:
         device: str,
         patience_s: float = 120.0,
         shard: int = SHARD,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Reserve room for all of them: 165 KB each at 64 px.
 
         first: how many the first step chooses from; per_step: by how many there are more with each step.
+        is_stopped: asked while it waits; at_step then raises Stopped.
         """
         self._files = shards_of(folder, count, shard=shard)
         self._count, self._first, self._per_step = count, first, per_step
-        self._device, self._patience_s = device, patience_s
+        self._device, self._patience_s, self._is_stopped = device, patience_s, is_stopped
         self._held: dict[str, Tensor] = {}
         self._taken = self._files_taken = 0
 
@@ -194,7 +221,7 @@ class Growing:
         wanted = min(self._count, self._first + int(step * self._per_step))
         while self._taken < wanted:
             file, seeds = self._files[self._files_taken]
-            self._take(_when_written(file, self._patience_s), len(seeds))
+            self._take(_when_written(file, self._patience_s, self._is_stopped), len(seeds))
         return wanted
 
     def _take(self, file: Path, count: int) -> None:
@@ -217,10 +244,12 @@ class Growing:
         return {name: t.float() if t.is_floating_point() else t for name, t in picked.items()}
 
 
-def _when_written(file: Path, patience_s: float) -> Path:
+def _when_written(file: Path, patience_s: float, is_stopped: Callable[[], bool]) -> Path:
     """Wait for a shard that another process writes; TimeoutError where it does not come."""
     end = time.monotonic() + patience_s
     while not file.exists():
+        if is_stopped():
+            raise Stopped
         if time.monotonic() > end:
             raise TimeoutError(f"{file}: not written within {patience_s:.0f} s")
         time.sleep(0.02)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crm_cli.frame import FRONT, LEFT, RIGHT, VIEWS
+from crm_cli.learn.samples import compared, on_white, rendered, shaded
 from crm_cli.learn.train import Batch, Terms
 from crm_cli.models.agree import SOLID, agree_outlines, hull_depth, maps_of, on_grey
 from crm_cli.models.denoiser import DenoiserConfig, MultiViewUNet, to_frames, to_views
@@ -54,6 +55,12 @@ class RgbTask:
             iou = (hit & truth).sum() / (hit | truth).sum().clamp_min(1)
         return colour + 0.25 * edges + outline, {"colour": colour, "outline": outline, "iou": iou}
 
+    def show(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """The six views as drawn in one step from each photo, above the true ones: [3 H W]."""
+        photo, truth = (on_grey(batch[name].float() / 255) for name in ("photo", "views"))
+        drawn = imagined(self.network, self._codec, photo, random)
+        return compared(on_white(photo), on_white(drawn), on_white(truth))
+
 
 class CcmTask:
     """Six views → how far the surface lies behind the hull of their outlines, in each view.
@@ -83,25 +90,36 @@ class CcmTask:
         wanted = to_frames((depth - hull)[:, :, None]) * inside
         t = draw_steps(len(views), random)
         noisy = noised(self._schedule, self._depths.encode(wanted), t, random)
-        concat = torch.cat(
-            [self._codec.encode(to_frames(seen)), self._depths.encode(to_frames(hull[:, :, None]))], 2
-        )
-        conditions = self.network.prepare(concat=concat)  # type: ignore[operator]
-        answer = functional.pixel_shuffle(self.network(noisy, t, conditions).float(), self._codec.patch)
+        answer = self._behind(hull, seen, noisy, t)
         error = (answer - wanted) * inside
         total = inside.sum().clamp_min(1)
         depth_l1, edges = error.abs().sum() / total, steps(error) / total
         return depth_l1 + 0.25 * edges, {"depth": depth_l1, "edges": edges}
 
+    def _behind(self, hull: Tensor, seen: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """How far the surface lies behind the hull, in frames [B 6 1 S S], from noisy latents of level t."""
+        concat = torch.cat(
+            [self._codec.encode(to_frames(seen)), self._depths.encode(to_frames(hull[:, :, None]))], 2
+        )
+        conditions = self.network.prepare(concat=concat)  # type: ignore[operator]
+        return functional.pixel_shuffle(self.network(noisy, t, conditions).float(), self._codec.patch)
+
+    def show(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """Depth as drawn in one step from the true views, above the true one: [3 H W]."""
+        photo, views = (on_grey(batch[name].float() / 255) for name in ("photo", "views"))
+        hull = hull_depth(views[:, :, 3:])
+        shape = self._depths.encode(to_frames(hull[:, :, None])).shape
+        noise = torch.randn(shape, generator=random, device=hull.device)
+        t = torch.full((len(views),), FIRST_TIMESTEP, device=hull.device)
+        depth = hull + to_views(self._behind(hull, views, noise, t))[:, :, 0]
+        alpha = views[:, :, 3]
+        return compared(on_white(photo), shaded(depth, alpha), shaded(batch["depth"].float(), alpha))
+
     @torch.no_grad()
     def _imagined(self, first: MultiViewUNet, photo: Tensor, random: torch.Generator) -> Tensor:
         """What the second stage will be given of photos [B 4 S S]: views [B 6 4 S S], outlines agreed."""
         seen = on_grey(photo)
-        size = photo.shape[-1] // self._codec.patch
-        shape = (len(photo), len(VIEWS), first.config.channels_in, size, size)
-        noise = torch.randn(shape, generator=random, device=photo.device)
-        t = torch.full((len(photo),), FIRST_TIMESTEP, device=photo.device)
-        views = to_views(((see(first, self._codec, seen, noise, t) + 1) / 2).clamp(0, 1)).clone()
+        views = imagined(first, self._codec, seen, random).clone()
         views[:, FRONT] = seen
         return torch.cat([views[:, :, :3], agree_outlines(views[:, :, 3:], seen[:, 3:])], dim=2)
 
@@ -132,6 +150,17 @@ class ReconstructionTask:
         terms = {"distance": distance, "occupancy": occupancy, "colour": colour}
         return 10 * distance + 0.3 * occupancy + colour, terms
 
+    def show(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """The surface from the true views, seen from six sides, above those views: [3 H W]."""
+        photo, views = (on_grey(batch[name].float() / 255) for name in ("photo", "views"))
+        records = [
+            SixViews(rgb=v[:, :3], alpha=v[:, 3:], ccm=maps_of(d, v[:, 3:]))
+            for v, d in zip(views, batch["depth"].float(), strict=True)
+        ]
+        fields = self.network.fields(records)  # type: ignore[operator]
+        drawn = torch.stack([rendered(field, photo.shape[-1]) for field in fields])
+        return compared(on_white(photo).cpu(), drawn, on_white(views).cpu())
+
 
 def see(network: nn.Module, codec: PatchCodec, photo: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """Let the first stage draw: frames [B 6 4 S S] in [-1, 1] from a photo [B 4 S S] on grey.
@@ -142,6 +171,14 @@ def see(network: nn.Module, codec: PatchCodec, photo: Tensor, noisy: Tensor, t: 
     conditions = network.prepare(concat=codec.encode(photo_for_frames(photo)), reference=seen)  # type: ignore[operator]
     answer = network(torch.cat([noisy, seen[:, None]], dim=1), t, conditions)[:, :6]
     return functional.pixel_shuffle(answer.float(), codec.patch)
+
+
+def imagined(network: nn.Module, codec: PatchCodec, photo: Tensor, random: torch.Generator) -> Tensor:
+    """Views [B 6 4 S S] in [0, 1], drawn in one step from photos [B 4 S S] on grey."""
+    channels, *side = codec.encode(photo).shape[1:]
+    noise = torch.randn((len(photo), len(VIEWS), channels, *side), generator=random, device=photo.device)
+    t = torch.full((len(photo),), FIRST_TIMESTEP, device=photo.device)
+    return to_views(((see(network, codec, photo, noise, t) + 1) / 2).clamp(0, 1))
 
 
 def steps(error: Tensor) -> Tensor:
