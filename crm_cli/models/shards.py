@@ -11,16 +11,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from crm_cli.errors import OutputError
 from crm_cli.models import checked
-from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
+from crm_cli.models.weights import FORMAT, LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
 
 SHARD_BYTES = 10**9
 """Larger parts are split: every file system takes this, and a broken file costs little."""
@@ -76,6 +76,34 @@ def write_part(
             sync(stream)
         files.append(WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest.hexdigest()))
     return files
+
+
+def write_list(place: Path, listed: Mapping[str, Any], parts: Mapping[str, Sequence[WeightsFile]]) -> None:
+    """Write the list of the parts in a folder, which makes it a set of weights.
+
+    listed: what else it says; see `weights.MANIFEST`. parts: files that have just been written or compared
+    with their digests.
+    """
+    files = {part: [_entry(file) for file in written] for part, written in parts.items()}
+    # Whatever moves the folder to its place leaves the files in it as they are.
+    checked.note(
+        place,
+        {
+            file.path.name: {**checked.state_of(file.path), "sha256": file.sha256}
+            for written in parts.values()
+            for file in written
+        },
+    )
+    whole = {
+        "format": FORMAT,
+        **listed,
+        "parts": {part: {"files": entries} for part, entries in files.items()},
+    }
+    write_whole(place / MANIFEST, json.dumps(whole, indent=1).encode("utf-8"))
+
+
+def _entry(file: WeightsFile) -> dict[str, Any]:
+    return {"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
