@@ -23,7 +23,28 @@ def train(
     examples: Annotated[int, typer.Option(min=1, help="Procedural products to learn from.")] = 8192,
     held_out: Annotated[int, typer.Option(min=8, help="Other products to measure on.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0, help="At its highest.")] = 2e-3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=0, help="At its highest: 2e-3, or 5e-5 for networks of the published structure."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS", help="Begin with these: embedded, published, a folder, or a weights file."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Take from --start only what stays frozen: CLIP and the VAE.")
+    ] = False,
+    hide: Annotated[
+        float, typer.Option(min=0, max=1, help="Published structure: share of examples shown no condition.")
+    ] = 0.0,
+    photos: Annotated[
+        float, typer.Option(min=0, max=1, help="Published structure: share shown a photo, not a face.")
+    ] = 0.5,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Published structure: less memory, a third more time.")
+    ] = False,
     precision: Annotated[
         str, typer.Option(help="float32; or bfloat16, where the processor has it.")
     ] = "float32",
@@ -41,20 +62,32 @@ def train(
     warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 50,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     ship: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the averaged weights here when done.")
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR", help="Write the averaged weights here when done: a file, or a published set."
+        ),
     ] = None,
     commit: Annotated[str, typer.Option(help="Source revision to note in the weights.")] = "unknown",
 ) -> None:
-    """Train one of the embedded networks; the same command continues a run that was stopped."""
+    """Train a network, from nothing or from weights; the same command continues a run that was stopped."""
     import torch
 
     from crm_cli.learn.course import Course, check_precision, run_course
     from crm_cli.learn.course import ship as write_weights
+    from crm_cli.learn.latent import LEARNING_RATE, LatentSettings
+    from crm_cli.learn.shipping import require_place
+    from crm_cli.learn.start import find_start
     from crm_cli.learn.train import TrainSettings
     from crm_cli.toolbox import resolve_device
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    begin = find_start(start, network, is_fresh=fresh) if start is not None else None
+    is_latent = begin is not None and begin.is_latent
+    if is_latent and ship is not None:
+        require_place(ship)
+    if learning_rate is None:
+        learning_rate = LEARNING_RATE if is_latent else 2e-3
     course = Course(
         network=network,
         data=data,
@@ -65,6 +98,8 @@ def train(
         device=resolve_device(device),
         grow=grow,
         first=first,
+        start=begin,
+        latent=LatentSettings(hidden=hide, photos=photos, is_recomputed=recompute),
         commit=commit,
     )
     settings = TrainSettings(

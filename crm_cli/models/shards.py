@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crm_cli.errors import OutputError
 from crm_cli.models import checked
+from crm_cli.models.loading import TYPES
 from crm_cli.models.weights import FORMAT, LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
 
 SHARD_BYTES = 10**9
@@ -28,13 +29,7 @@ SHARD_BYTES = 10**9
 HEADER_ALIGNMENT = 8
 """The header is padded with blanks to a multiple of this (safetensors, format)."""
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
+DTYPES = {dtype: name for name, dtype in TYPES.items()}
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +79,7 @@ def write_list(place: Path, listed: Mapping[str, Any], parts: Mapping[str, Seque
     listed: what else it says; see `weights.MANIFEST`. parts: files that have just been written or compared
     with their digests.
     """
-    files = {part: [_entry(file) for file in written] for part, written in parts.items()}
+    files = {part: {"files": [_entry(file) for file in written]} for part, written in parts.items()}
     # Whatever moves the folder to its place leaves the files in it as they are.
     checked.note(
         place,
