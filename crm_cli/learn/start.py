@@ -122,16 +122,20 @@ def _architecture_of(file: Path, network: str) -> str:
             code="E_WEIGHTS_RAW",
             remedy="run `crm weights convert`, then give the folder it wrote",
         )
-    found = [
-        (name, part)
-        for name, architecture in ARCHITECTURES.items()
-        for part in NAMES
-        if fits(_unfilled(architecture.build, part), [file])
-    ]
-    for name, part in found:
-        if part == network:
-            return name
-    what = f"the {found[0][1]} network of {found[0][0]}" if found else "no network that crm trains"
+    # The wanted network first, the smallest architecture first: building one to compare with takes a second.
+    parts = sorted(NAMES, key=lambda part: part != network)
+    found = next(
+        (
+            (name, part)
+            for part in parts
+            for name, architecture in ARCHITECTURES.items()
+            if fits(_unfilled(architecture.build, part), [file])
+        ),
+        None,
+    )
+    if found is not None and found[1] == network:
+        return found[0]
+    what = f"the {found[1]} network of {found[0]}" if found else "no network that crm trains"
     raise EnvironmentProblem(
         f"{file}: {what}, not {network}",
         code="E_WEIGHTS_WRONG",

@@ -89,11 +89,7 @@ def write_list(place: Path, listed: Mapping[str, Any], parts: Mapping[str, Seque
             for file in written
         },
     )
-    whole = {
-        "format": FORMAT,
-        **listed,
-        "parts": {part: {"files": entries} for part, entries in files.items()},
-    }
+    whole = {"format": FORMAT, **listed, "parts": files}
     write_whole(place / MANIFEST, json.dumps(whole, indent=1).encode("utf-8"))
 
 
