@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from crm_cli.learn import latent, shipping
 from crm_cli.learn.course import Course, open_task, run_course, ship
 from crm_cli.learn.data import HELD_OUT, write_shard
 from crm_cli.learn.shipping import require_place, ship_set
-from crm_cli.learn.start import find_start
+from crm_cli.learn.start import find_start, open_start
 from crm_cli.learn.train import TrainSettings, averaged
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.loading import require_fit, save, stored_types
@@ -55,7 +56,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> WeightsSet:
 
 
 def latent_course(network: str, data: Path, folder: Path, mini: WeightsSet, *, fresh: bool = False) -> Course:
-    start = find_start(str(mini.directory), network, is_fresh=fresh)
+    start = open_start(str(mini.directory), network, is_fresh=fresh)
     plain = course_of(network, data, folder)
     return Course(
         network=network,
@@ -69,7 +70,7 @@ def latent_course(network: str, data: Path, folder: Path, mini: WeightsSet, *, f
 
 
 def test_embedded_weights_go_on_from_where_they_are() -> None:
-    start = find_start("embedded", "ccm")
+    start = open_start("embedded", "ccm")
     assert (start.architecture, start.is_latent) == ("small", False)
     network = open_task("ccm", seed=5, start=start).network
     [file] = find("embedded").files_of("ccm")
@@ -81,17 +82,17 @@ def test_embedded_weights_go_on_from_where_they_are() -> None:
 
 def test_a_file_alone_says_what_it_is_a_network_of(tmp_path: Path) -> None:
     [file] = find("embedded").files_of("reconstruction")
-    start = find_start(str(file.path), "reconstruction")
+    start = open_start(str(file.path), "reconstruction")
     assert (start.architecture, start.weights, start.files) == ("small", None, (file.path,))
     assert start.digest == file.sha256
     with pytest.raises(EnvironmentProblem, match="the reconstruction network of small, not rgb") as caught:
-        find_start(str(file.path), "rgb")
+        open_start(str(file.path), "rgb")
     assert caught.value.code == "E_WEIGHTS_WRONG" and "rgb" in caught.value.remedy
 
 
 @pytest.mark.parametrize("network", ["rgb", "ccm", "reconstruction"])
 def test_a_set_of_the_published_structure_fills_its_networks(network: str, mini: WeightsSet) -> None:
-    start = find_start(str(mini.directory), network)
+    start = open_start(str(mini.directory), network)
     assert (start.architecture, start.is_latent) == ("miniature", True)
     task = open_task(network, seed=0, start=start)
     assert task.name == network
@@ -105,20 +106,20 @@ def test_a_file_of_a_denoiser_finds_its_towers_in_its_folder_or_among_the_publis
     mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [file] = mini.files_of("rgb")
-    beside = find_start(str(file.path), "rgb")
+    beside = open_start(str(file.path), "rgb")
     assert beside.weights is not None and beside.weights.directory == mini.directory
     alone = tmp_path / "mine.safetensors"
     alone.write_bytes(file.path.read_bytes())
     monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path / "home"))
     with pytest.raises(EnvironmentProblem, match="crm weights fetch"):
-        find_start(str(alone), "rgb")
+        open_start(str(alone), "rgb")
     write(tmp_path / "home" / "published", networks(seed=1))
-    found = find_start(str(alone), "rgb")
+    found = open_start(str(alone), "rgb")
     assert found.weights is not None and found.weights.name == "published" and found.files == (alone,)
 
 
 def test_a_fresh_network_takes_only_what_stays_frozen(mini: WeightsSet) -> None:
-    start = find_start(str(mini.directory), "rgb", is_fresh=True)
+    start = open_start(str(mini.directory), "rgb", is_fresh=True)
     one, again, other = (open_task("rgb", seed, start=start).network.state_dict() for seed in (1, 1, 2))
     name = "input_blocks.0.0.weight"
     assert torch.equal(one[name], again[name]) and not torch.equal(one[name], other[name])
@@ -129,7 +130,7 @@ def test_a_fresh_network_takes_only_what_stays_frozen(mini: WeightsSet) -> None:
 def test_the_second_stage_reads_towers_of_its_own_where_it_has_them(mini: WeightsSet, tmp_path: Path) -> None:
     own = write(tmp_path / "own", {**networks(), "ccm.vae": networks(seed=1)["vae"]})
     tensors = [
-        find_start(str(own.directory), stage).frozen("vae", "cpu").state_dict()["encoder.conv_in.weight"]
+        open_start(str(own.directory), stage).frozen("vae", "cpu").state_dict()["encoder.conv_in.weight"]
         for stage in LATENT
     ]
     assert not torch.equal(*tensors)
@@ -159,7 +160,7 @@ def test_what_nothing_can_start_with_is_refused_with_a_remedy(
     Path("text.safetensors").write_text("no weights at all")
     save(torch.nn.Linear(2, 2), Path("other.safetensors"), {})
     with pytest.raises(kind) as caught:
-        find_start(choice, network)
+        open_start(choice, network)
     assert caught.value.code == code and caught.value.remedy
 
 
@@ -170,7 +171,18 @@ def test_a_set_whose_bytes_have_changed_is_refused(tmp_path: Path) -> None:
     content[-1] ^= 1
     file.path.write_bytes(content)
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
-        find_start(str(tmp_path / "mini"), "rgb")
+        open_start(str(tmp_path / "mini"), "rgb")
+
+
+def test_options_that_do_not_go_together_are_refused(mini: WeightsSet, tmp_path: Path) -> None:
+    assert find_start(None, "rgb") is None
+    with pytest.raises(UsageError, match="--fresh") as caught:
+        find_start(None, "rgb", is_fresh=True)
+    assert "--start" in caught.value.remedy
+    with pytest.raises(UsageError, match="--first"):
+        find_start(str(mini.directory), "ccm", first=tmp_path / "rgb.safetensors")
+    started = find_start("embedded", "ccm", first=tmp_path / "rgb.safetensors")
+    assert started is not None and not started.is_latent
 
 
 @pytest.mark.usefixtures("small_pictures")
@@ -221,11 +233,23 @@ def test_what_is_shipped_is_the_set_with_one_network_replaced(
     assert listed["trained"]["network"] == network and listed["trained"]["start"] == mini.digest
     assert json.loads(listed["trained"]["held_out"]) == scores
     # A start that was fine-tuned is one to start from.
-    assert find_start(str(mine.directory), network).weights == mine
+    assert open_start(str(mine.directory), network).weights == mine
+
+
+def test_the_reconstruction_of_a_set_goes_on_learning_too(
+    data: Path, tmp_path: Path, mini: WeightsSet
+) -> None:
+    course = latent_course("reconstruction", data, tmp_path / "run", mini)
+    list(run_course(course, replace(SETTINGS, steps=1)))
+    ship(course, SETTINGS, tmp_path / "mine")
+    mine = find(str(tmp_path / "mine"))
+    assert [part for part in mini.parts if mine.digest_of(part) != mini.digest_of(part)] == ["reconstruction"]
+    files = [file.path for file in mine.files_of("reconstruction")]
+    assert set(stored_types(files).values()) == {torch.float32}
 
 
 def test_a_network_that_is_not_finite_is_not_shipped(mini: WeightsSet, tmp_path: Path) -> None:
-    start = find_start(str(mini.directory), "rgb")
+    start = open_start(str(mini.directory), "rgb")
     network = open_task("rgb", seed=0, start=start).network
     with torch.no_grad():
         network.get_parameter("out.2.weight").fill_(1e6)  # finite in single precision alone
@@ -242,7 +266,7 @@ def full_disk(*_: object) -> None:
 def test_a_shipping_that_fails_leaves_nothing(
     place: str, mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = find_start(str(mini.directory), "rgb")
+    start = open_start(str(mini.directory), "rgb")
     monkeypatch.setattr(shipping, place, full_disk)
     with pytest.raises(OutputError, match="No space left"):
         ship_set(start, networks()["rgb"], tmp_path / "mine", {})
@@ -252,7 +276,7 @@ def test_a_shipping_that_fails_leaves_nothing(
 def test_files_that_change_while_they_are_copied_are_not_shipped(
     mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = find_start(str(mini.directory), "rgb")
+    start = open_start(str(mini.directory), "rgb")
     monkeypatch.setattr(shipping, "digest_of", lambda _: "0" * 64)
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
         ship_set(start, networks()["rgb"], tmp_path / "mine", {})
@@ -284,7 +308,7 @@ def test_the_command_follows_the_weights_it_starts_with(
 
     with safe_open(tmp_path / "run" / "checkpoint.safetensors", "pt") as opened:
         settings = json.loads(opened.metadata()["progress"])["settings"]
-    assert settings["learning_rate"] == latent.LEARNING_RATE
+    assert (settings["learning_rate"], settings["weight_decay"]) == (5e-5, 1e-2)
     told = crm("train", "rgb", "--start", tmp_path / "gone", *few, "-o", tmp_path / "other")
     assert told.code == 6 and "gone" in told.err
 
@@ -300,7 +324,16 @@ def test_photos_are_converted_with_what_was_just_fine_tuned(
         told = crm(*words, "--steps", "2", "--batch", "1", "-o", tmp_path / network, "--ship", mine)
         assert told.code == 0 and f"{mine}: noise" in told.out, told.err
     photo = Path(__file__).parent / "photos" / "kitchen" / "mug.jpg"
-    quick = ("--set", "rgb.steps=2", "--set", "ccm.steps=2", "--set", "reconstruction.grid=32", "--format", "glb")
+    quick = (
+        "--set",
+        "rgb.steps=2",
+        "--set",
+        "ccm.steps=2",
+        "--set",
+        "reconstruction.grid=32",
+        "--format",
+        "glb",
+    )
     told = crm("convert", photo, "-o", tmp_path / "out", "--weights", mine, "--jobs", "1", *quick)
     assert told.code == 0, told.err
     said = read_label(tmp_path / "out" / "mug.glb").provenance

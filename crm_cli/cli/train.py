@@ -74,7 +74,7 @@ def train(
 
     from crm_cli.learn.course import Course, check_precision, run_course
     from crm_cli.learn.course import ship as write_weights
-    from crm_cli.learn.latent import LEARNING_RATE, LatentSettings
+    from crm_cli.learn.latent import LEARNING_RATE, WEIGHT_DECAY, LatentSettings
     from crm_cli.learn.shipping import require_place
     from crm_cli.learn.start import find_start
     from crm_cli.learn.train import TrainSettings
@@ -82,12 +82,12 @@ def train(
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    begin = find_start(start, network, is_fresh=fresh) if start is not None else None
+    begin = find_start(start, network, is_fresh=fresh, first=first)
     is_latent = begin is not None and begin.is_latent
     if is_latent and ship is not None:
         require_place(ship)
-    if learning_rate is None:
-        learning_rate = LEARNING_RATE if is_latent else 2e-3
+    # What the published networks were trained with, where it is they that learn.
+    usual_rate, decay = (LEARNING_RATE, WEIGHT_DECAY) if is_latent else (2e-3, 1e-3)
     course = Course(
         network=network,
         data=data,
@@ -105,7 +105,8 @@ def train(
     settings = TrainSettings(
         steps=steps,
         batch=batch,
-        learning_rate=learning_rate,
+        learning_rate=usual_rate if learning_rate is None else learning_rate,
+        weight_decay=decay,
         seed=seed,
         average=average,
         warmup=warmup,

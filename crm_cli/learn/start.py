@@ -69,8 +69,33 @@ class Start:
         return self.weights.digest if self.weights else digest_of(self.files[0])
 
 
-def find_start(choice: str, network: str, *, is_fresh: bool = False) -> Start:
-    """Look up what `--start` names; EnvironmentProblem where it is missing, broken or of another network.
+def find_start(
+    choice: str | None, network: str, *, is_fresh: bool = False, first: Path | None = None
+) -> Start | None:
+    """Look up what `--start` names, if anything; UsageError where other options do not go with it.
+
+    first: what `--first` names.
+    """
+    if choice is None:
+        if is_fresh:
+            raise UsageError(
+                "--fresh: nothing says which networks stay frozen beside the fresh one",
+                code="E_TRAIN_START",
+                remedy="name weights: --start published",
+            )
+        return None
+    start = open_start(choice, network, is_fresh=is_fresh)
+    if first is not None and start.is_latent:
+        raise UsageError(
+            "--first: networks of the published structure learn from true views, as they were published",
+            code="E_TRAIN_START",
+            remedy="leave --first out",
+        )
+    return start
+
+
+def open_start(choice: str, network: str, *, is_fresh: bool = False) -> Start:
+    """Find weights to begin with; EnvironmentProblem where they are missing, broken or of another network.
 
     Args:
         choice: `embedded`, `published`, a folder of weights, or one weights file. What a file of the
