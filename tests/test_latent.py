@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from bench_memory import count
 from miniature import networks
 from PIL import Image
 from test_tasks import lopsided, seen_by_all
@@ -313,3 +314,15 @@ def test_blocks_that_are_computed_twice_give_the_same_gradients_and_keep_less() 
         assert task.network.state_dict().keys() == networks()["rgb"].state_dict().keys()
     assert all(torch.equal(cast(Tensor, a), cast(Tensor, b)) for a, b in zip(*gradients, strict=True))
     assert kept[1] < kept[0] / 2
+
+
+def test_memory_is_counted_of_everything_that_is_kept() -> None:
+    network = networks()["rgb"]
+    once, twice = (
+        count("miniature", "rgb", precision="float32", is_recomputed=is_recomputed)
+        for is_recomputed in (False, True)
+    )
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert once[0] == twice[0] == 5 * 4 * parameters / 1e9
+    # All blocks' inputs are kept either way, and nothing of the frozen parts.
+    assert 0 < twice[2] < once[2] / 3

@@ -7,8 +7,8 @@ may be hidden from some, so that guidance keeps its unconditional half; the publ
 
 Memory, counted by tests/bench_memory.py: the U-Net's 942 million parameters, their gradients, both moments
 of the optimiser and the average take 3.8 GB each in single precision, 18.8 GB together. The frozen parts
-take 2.8 GB. What the backward pass keeps of one object is 3.5 GB, about half with bfloat16, which keeps
-1.9 GB of converted parameters once; where blocks are computed twice it is 0.3 GB.
+take 2.8 GB. For the way back 3.5 GB are kept of each object, or with bfloat16 1.7 GB and once 1.9 GB of
+converted parameters; where blocks are computed twice it is 0.3 GB.
 
 Nothing of the frozen parts' answers is stored: sizes, backgrounds and faces are drawn anew in each step, so
 that no picture comes twice.
@@ -121,10 +121,7 @@ class LatentTask:
 
     def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """Mean square of what the answer lacks of the noise."""
-        question = self.ask(self.show(batch, random), random)
-        network = cast(MultiViewUNet, self.network)
-        answer = network(question.noisy, question.t, prepare(network, [question.shown]))
-        error = functional.mse_loss(answer[:, : len(VIEWS)].float(), question.noise)
+        error = self.error(self.ask(self.show(batch, random), random))
         return error, {"noise": error}
 
     def show(self, batch: Batch, random: torch.Generator) -> Pictures:
@@ -169,6 +166,12 @@ class LatentTask:
         if shown.reference is not None:
             noisy = torch.cat([noisy, shown.reference[:, None]], dim=1)
         return Question(noisy=noisy, t=t, shown=shown, clean=clean, noise=noise)
+
+    def error(self, question: Question) -> Tensor:
+        """Mean square of what the network's answer lacks of the noise; the reference's frame is left out."""
+        network = cast(MultiViewUNet, self.network)
+        answer = network(question.noisy, question.t, prepare(network, [question.shown]))
+        return functional.mse_loss(answer[:, : len(VIEWS)].float(), question.noise)
 
     def _shown(self, seen: Tensor, rgb: Tensor, random: torch.Generator) -> Shown:
         """The conditions, as inference has them, but hidden from some; rgb: frames [B 6 3 S S]."""
