@@ -18,9 +18,11 @@ from test_course import checkpoint, course_of, interrupted
 
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
 from crm_cli.export.provenance import read_label
+from crm_cli.learn import course as course_module
 from crm_cli.learn import latent, shipping
 from crm_cli.learn.course import Course, open_task, run_course, ship
 from crm_cli.learn.data import HELD_OUT, write_shard
+from crm_cli.learn.latent import LatentSettings, LatentTask
 from crm_cli.learn.shipping import require_place, ship_set
 from crm_cli.learn.start import find_start, open_start
 from crm_cli.learn.train import TrainSettings, averaged
@@ -294,7 +296,7 @@ def test_a_folder_with_something_else_in_it_is_refused_before_anything_is_learne
 
 @pytest.mark.usefixtures("small_pictures")
 def test_the_command_follows_the_weights_it_starts_with(
-    crm: Crm, data: Path, tmp_path: Path, mini: WeightsSet
+    crm: Crm, data: Path, tmp_path: Path, mini: WeightsSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("--data", data, "--examples", "4", "--held-out", "8")
     (tmp_path / "taken").mkdir()
@@ -302,13 +304,14 @@ def test_the_command_follows_the_weights_it_starts_with(
     words = ("train", "rgb", "--start", mini.directory, *few, "--steps", "1", "--batch", "1")
     told = crm(*words, "-o", tmp_path / "run", "--ship", tmp_path / "taken")
     assert told.code == 5 and "letter.txt" in told.err and not (tmp_path / "run").exists()
+    given: list[object] = []
+    monkeypatch.setattr(course_module, "train", lambda *words, **_: given.extend(words) or iter(()))
     told = crm(*words, "-o", tmp_path / "run", "--recompute", "--hide", "0.1", "--photos", "0")
     assert told.code == 0, told.err
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "run" / "checkpoint.safetensors", "pt") as opened:
-        settings = json.loads(opened.metadata()["progress"])["settings"]
-    assert (settings["learning_rate"], settings["weight_decay"]) == (5e-5, 1e-2)
+    [settings] = [one for one in given if isinstance(one, TrainSettings)]
+    assert (settings.learning_rate, settings.weight_decay) == (5e-5, 1e-2)
+    [task] = [one for one in given if isinstance(one, LatentTask)]
+    assert vars(task)["_settings"] == LatentSettings(hidden=0.1, photos=0.0, is_recomputed=True)
     told = crm("train", "rgb", "--start", tmp_path / "gone", *few, "-o", tmp_path / "other")
     assert told.code == 6 and "gone" in told.err
 
