@@ -72,11 +72,11 @@ def train(
     """Train a network, from nothing or from weights; the same command continues a run that was stopped."""
     import torch
 
+    from crm_cli.learn.beginning import find_start
     from crm_cli.learn.course import Course, check_precision, run_course
     from crm_cli.learn.course import ship as write_weights
     from crm_cli.learn.latent import LEARNING_RATE, WEIGHT_DECAY, LatentSettings
     from crm_cli.learn.shipping import require_place
-    from crm_cli.learn.start import find_start
     from crm_cli.learn.train import TrainSettings
     from crm_cli.toolbox import resolve_device
 

@@ -16,10 +16,10 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.errors import UsageError
+from crm_cli.learn.beginning import Start, require_same_network
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
 from crm_cli.learn.latent import LatentSettings, open_latent
 from crm_cli.learn.shipping import ship_set
-from crm_cli.learn.start import Start, require_same_network
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet

@@ -26,8 +26,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from crm_cli.frame import FRONT, VIEWS
+from crm_cli.learn.beginning import Start
 from crm_cli.learn.faces import SIDES, turned
-from crm_cli.learn.start import Start
 from crm_cli.learn.train import Batch, Terms
 from crm_cli.models.agree import SOLID, centres, maps_of
 from crm_cli.models.architectures import ARCHITECTURES

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem
-from crm_cli.learn.start import Start
+from crm_cli.learn.beginning import Start
 from crm_cli.models.loading import stored_types
 from crm_cli.models.shards import (
     appearing,
