@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from bench_memory import count
+from bench_latent import count, tera_operations
 from miniature import networks
 from PIL import Image
 from test_tasks import lopsided, seen_by_all
@@ -334,3 +334,15 @@ def test_memory_is_counted_of_everything_that_is_kept() -> None:
     assert once[0] == twice[0] == 5 * 4 * parameters / 1e9
     # All blocks' inputs are kept either way, and nothing of the frozen parts.
     assert 0 < twice[2] < once[2] / 3
+
+
+def test_operations_are_those_of_the_published_sizes() -> None:
+    # Forward passes as measured on the authors' code, in 10⁹: both guidance branches 3269 and 2710; VAE 273 a
+    # picture, image tower 324. That code repeats for every frame what is the same in all: the resampler of
+    # 5.5 and keys and values of 93 tokens, 1024 wide, for widths that add up to 12480.
+    repeated = 77 / 14 + 2 * 2 * 93 * 1024 * 12480 / 1e9
+    for stage, unet, frames, pictures in (("rgb", 3269, 7, 7), ("ccm", 2710, 6, 12)):
+        learned, frozen = tera_operations("release", stage, is_recomputed=False)
+        assert learned == pytest.approx(3 * (unet / 2 - (frames - 1) * repeated) / 1e3, rel=0.003)
+        assert frozen == pytest.approx((pictures * 273 + 324) / 1e3, rel=0.003)
+        assert tera_operations("release", stage, is_recomputed=True)[0] == pytest.approx(4 / 3 * learned)

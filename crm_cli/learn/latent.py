@@ -5,10 +5,11 @@ train.py and its configs), with three differences. The text is the constant prom
 captions are rare. Some examples may show a photo in place of a face of the object itself. And conditions
 may be hidden from some, so that guidance keeps its unconditional half; the published scripts never did.
 
-Memory, counted by tests/bench_memory.py: the U-Net's 942 million parameters, their gradients, both moments
-of the optimiser and the average take 3.8 GB each in single precision, 18.8 GB together. The frozen parts
-take 2.8 GB. For the way back 3.5 GB are kept of each object, or with bfloat16 1.7 GB and once 1.9 GB of
-converted parameters; where blocks are computed twice it is 0.3 GB.
+What a step costs, counted by tests/bench_latent.py: the U-Net's 942 million parameters, their gradients,
+both moments of the optimiser and the average take 3.8 GB each in single precision, 18.8 GB together. The
+frozen parts take 2.8 GB. For the way back 3.5 GB are kept of each object, or with bfloat16 1.7 GB and once
+1.9 GB of converted parameters; where blocks are computed twice it is 0.3 GB. An object takes 7·10¹²
+operations, a third of them in the frozen parts; 7.5·10¹² and half in the second stage.
 
 Nothing of the frozen parts' answers is stored: sizes, backgrounds and faces are drawn anew in each step, so
 that no picture comes twice.

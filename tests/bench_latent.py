@@ -1,10 +1,12 @@
-"""What training a published denoiser keeps in memory, counted without computing anything.
+"""What a training step of a published denoiser costs, counted without computing anything.
 
-    .venv-test/bin/python tests/bench_memory.py
+    .venv-test/bin/python tests/bench_latent.py
 
 Tensors of the whole step are described and not allocated, so that this runs anywhere and also shows that all
 shapes fit at the published size. Attention is counted as the flash kernels of a GPU keep it: inputs, answer
-and one number a query. What the allocator and the kernels take beside that is not counted.
+and one number a query; what norms keep is what a CPU's autocast lets them. What the allocator and the
+kernels take beside that is not counted. Operations are those of matrix products, convolutions and attention:
+once forward, twice backward, and once more where blocks are computed twice.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from crm_cli.frame import VIEWS
 from crm_cli.learn import latent
 from crm_cli.learn.latent import Frozen, LatentSettings, LatentTask, Pictures
+from crm_cli.models import operations
 from crm_cli.models.architectures import ARCHITECTURES
 
 OPTIMISED = 5
@@ -104,6 +108,16 @@ def count(
     return OPTIMISED * bytes_of[0] / 1e9, sum(bytes_of[1:]) / 1e9, kept.gigabytes
 
 
+def tera_operations(architecture: str, stage: str, *, is_recomputed: bool) -> tuple[float, float]:
+    """Of one object in the network, and in what is frozen, in units of 10¹²."""
+    sizes = operations.SIZES[architecture]
+    config = sizes.rgb if stage == "rgb" else sizes.ccm
+    learned = operations.denoiser_step(config).total() + operations.denoiser_preparation(config)
+    pictures = len(VIEWS) + (1 if stage == "rgb" else len(VIEWS))  # the reference, or the views beside maps
+    read = pictures * operations.encode(sizes.vae).total() + operations.look(sizes.vision)
+    return (4 if is_recomputed else 3) * learned / 1e12, read / 1e12
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(
@@ -111,18 +125,15 @@ def main() -> None:
     )
     parser.add_argument("--architecture", default="release", choices=["release", "miniature"])
     architecture = parser.parse_args().architecture
-    say = sys.stdout.write
-    say("network  precision  blocks  optimised   frozen  kept of an object, GB\n")
+    sys.stdout.write(" " * 26 + "GB optimised   frozen     kept  10¹² learned   frozen\n")
     for stage in ("rgb", "ccm"):
         for precision in ("float32", "bfloat16"):
             for is_recomputed in (False, True):
                 answer = count(architecture, stage, precision=precision, is_recomputed=is_recomputed)
-                words = "twice" if is_recomputed else "once"
-                say(
-                    f"{stage:8} {precision:10} {words:7}"
-                    + "".join(f"{value:9.2f}" for value in answer)
-                    + "\n"
-                )
+                answer += tera_operations(architecture, stage, is_recomputed=is_recomputed)
+                numbers = "{:12.2f}{:9.2f}{:9.2f}{:14.2f}{:9.2f}".format(*answer)
+                blocks = "blocks twice" if is_recomputed else "blocks once"
+                sys.stdout.write(f"{stage:4} {precision:8} {blocks:12}{numbers}\n")
 
 
 if __name__ == "__main__":
