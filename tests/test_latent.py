@@ -19,7 +19,7 @@ from crm_cli.learn.latent import Frozen, LatentSettings, LatentTask, Question, p
 from crm_cli.models.denoiser import MultiViewUNet
 from crm_cli.models.encoders import for_tower, tower_picture, vae_picture
 from crm_cli.models.imagine import Shown, encode, prepare
-from crm_cli.models.sampler import clean_from_noise, first_order, published_schedule
+from crm_cli.models.sampler import clean_from_noise, first_order, published_schedule, sample
 
 STAGES = ("rgb", "ccm")
 GREY_LEVELS = 1 / 255
@@ -125,6 +125,31 @@ def test_who_knows_the_noise_has_no_loss_whatever_it_says_of_the_reference(
     assert loss == 0 and terms["noise"] == 0
     task.network = Knowing(task.network, lambda: questions[-1].noise + 0.5)
     assert task.loss(batch(), dice())[0] == pytest.approx(0.25)
+
+
+class Optimal(Knowing):
+    """Knows the one object there is, and takes what is left of noisy latents for noise."""
+
+    def forward(self, x: Tensor, t: Tensor, conditions: None) -> Tensor:
+        clean = torch.cat([self.told(), x[:, 6:]], dim=1)
+        level = published_schedule().at(t, x.double())
+        return ((x - level.sqrt() * clean) / (1 - level).sqrt()).to(x.dtype)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "unipc"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_network_without_loss_is_the_one_that_sampling_turns_into_the_latents(
+    stage: str, solver: str
+) -> None:
+    task = task_of(stage)
+    question = task.ask(task.show(batch(), dice()), dice(1))
+    task.network = Optimal(task.network, lambda: question.clean)
+    assert task.error(question) < 1e-9
+    frames = task.network.config.frames
+    noise = torch.randn(1, frames, *question.clean.shape[2:], generator=dice(2))
+    made = sample(lambda x, t: task.network(x, t, None), noise, steps=20, solver=solver, prediction="eps")
+    left = (1 - published_schedule().alpha_bar[0].item()) ** 0.5  # the published end is not quite clean
+    assert (made[:, :6] - question.clean).abs().max() < 1.1 * left * noise.abs().max()
 
 
 # What is shown.
