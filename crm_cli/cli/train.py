@@ -18,7 +18,8 @@ from crm_cli.errors import ExitCode
 if TYPE_CHECKING:
     from crm_cli.learn.train import Progress
 
-DATA, LENGTH, PLACE, TOLD = "What to learn from", "How long, and how", "Where", "What is told and kept"
+DATA, BEGIN, LENGTH = "What to learn from", "What to begin with", "How long, and how"
+PLACE, TOLD = "Where", "What is told and kept"
 """Sections of the help."""
 
 LOG_EVERY = 25
@@ -47,6 +48,48 @@ def train(
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that render examples.", rich_help_panel=DATA)
     ] = 1,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Begin with these: embedded, published, a folder, or a weights file.",
+            rich_help_panel=BEGIN,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Take from --start only what stays frozen: CLIP and the VAE.",
+            rich_help_panel=BEGIN,
+        ),
+    ] = False,
+    hide: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Published structure: share of examples shown no condition.",
+            rich_help_panel=DATA,
+        ),
+    ] = 0.0,
+    photos: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Published structure: share shown a photo, not a face.",
+            rich_help_panel=DATA,
+        ),
+    ] = 0.5,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Published structure: less memory, a third more time.",
+            rich_help_panel=PLACE,
+        ),
+    ] = False,
     grow: Annotated[
         float,
         typer.Option(
@@ -76,8 +119,13 @@ def train(
         ),
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option(min=0, help="At its highest.", rich_help_panel=LENGTH)
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            min=0,
+            help="At its highest: 2e-3, or 5e-5 for networks of the published structure.",
+            rich_help_panel=LENGTH,
+        ),
+    ] = None,
     warmup: Annotated[
         int, typer.Option(min=0, help="Steps in which the learning rate rises.", rich_help_panel=LENGTH)
     ] = 50,
@@ -109,28 +157,41 @@ def train(
     ] = 0,
     ship: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the averaged weights here when done.", rich_help_panel=TOLD),
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Write the averaged weights here when done: a file, or a published set.",
+            rich_help_panel=TOLD,
+        ),
     ] = None,
     commit: Annotated[
         str, typer.Option(help="Source revision to note in the weights.", rich_help_panel=TOLD)
     ] = "unknown",
 ) -> None:
-    """Train one of the embedded networks; the same command continues a run that was stopped.
+    """Train a network, from nothing or from weights; the same command continues a run that was stopped.
 
     Several GPUs: torchrun --nproc-per-node 4 -m crm_cli train rgb --device cuda …
     """
     import torch
 
+    from crm_cli.learn.beginning import find_start
     from crm_cli.learn.checkpoint import saved_step
     from crm_cli.learn.course import Course, check_precision, check_ship, run_course
     from crm_cli.learn.course import ship as write_weights
+    from crm_cli.learn.latent import LEARNING_RATE, WEIGHT_DECAY, LatentSettings
     from crm_cli.learn.ranks import Ranks, joined
+    from crm_cli.learn.shipping import require_place
     from crm_cli.learn.train import TrainSettings
     from crm_cli.toolbox import precision_doubt, resolve_device
 
     ranks = Ranks.of_environment()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    begin = find_start(start, network, is_fresh=fresh, first=first)
+    is_latent = begin is not None and begin.is_latent
+    if ship is not None:
+        (require_place if is_latent else check_ship)(ship)
+    # What the published networks were trained with, where it is they that learn.
+    usual_rate, decay = (LEARNING_RATE, WEIGHT_DECAY) if is_latent else (2e-3, 1e-3)
     course = Course(
         network=network,
         data=data,
@@ -141,6 +202,8 @@ def train(
         device=resolve_device(ranks.device(resolve_device(device))),
         grow=grow,
         first=first,
+        start=begin,
+        latent=LatentSettings(hidden=hide, photos=photos, is_recomputed=recompute),
         commit=commit,
         sample_every=sample_every,
         measure_every=measure_every,
@@ -149,7 +212,8 @@ def train(
         steps=steps,
         batch=batch,
         accumulate=ranks.count if accumulate is None else accumulate,
-        learning_rate=learning_rate,
+        learning_rate=usual_rate if learning_rate is None else learning_rate,
+        weight_decay=decay,
         seed=seed,
         average=average,
         warmup=warmup,
@@ -163,8 +227,6 @@ def train(
     doubt = precision_doubt(precision, course.device)
     if doubt is not None and ranks.is_first:
         say(f"--precision {precision}: {doubt}", style="yellow")
-    if ship is not None:
-        check_ship(ship)
     with listening() as stop, joined(ranks, course.device) as together, _telling(is_wanted=ranks.is_first):
         lines = run_course(course, settings, ranks=together, is_stopped=lambda: stop.signal is not None)
         _show(lines, begin=saved_step(folder), steps=steps, is_shown=ranks.is_first)

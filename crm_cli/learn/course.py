@@ -18,9 +18,12 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
+from crm_cli.learn.beginning import Start, require_same_network
 from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
+from crm_cli.learn.latent import LatentSettings, open_latent
 from crm_cli.learn.ranks import ALONE, Ranks, Stopped
+from crm_cli.learn.shipping import ship_set
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, never, train
 from crm_cli.learn.watch import Watch, measure
@@ -49,6 +52,10 @@ class Course:
     """Share of the steps in which examples are still being rendered; 0: all are there before the first."""
     first: Path | None = None
     """Weights of a trained first stage: half of what the second one learns from is then drawn by it."""
+    start: Start | None = None
+    """Weights to begin with; None: small networks with parameters drawn from the seed."""
+    latent: LatentSettings | None = None
+    """Of denoisers of the published structure."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
     sample_every: int = 0
@@ -62,22 +69,34 @@ class Course:
         return not self.grow
 
 
-def open_task(network: str, seed: int, *, device: str = "cpu", first: Path | None = None) -> Task:
-    """A fresh network on its device, its first parameters drawn from the seed.
+def open_task(
+    network: str,
+    seed: int,
+    *,
+    device: str = "cpu",
+    first: Path | None = None,
+    start: Start | None = None,
+    latent: LatentSettings | None = None,
+) -> Task:
+    """A network on its device, its first parameters drawn from the seed or those it starts from.
 
-    first: see `Course`.
+    first, start, latent: see `Course`.
     """
     torch.manual_seed(seed)
+    if start is not None and start.is_latent and network != "reconstruction":
+        return open_latent(start, latent, device=device)
     task: Task
     if network == "rgb":
         task = RgbTask(SMALL_RGB)
     elif network == "ccm":
         task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
     elif network == "reconstruction":
-        task = ReconstructionTask(SMALL)
+        task = ReconstructionTask(SMALL if start is None else start.reconstruction)
     else:
         known = ", ".join(get_args(NetworkName))
         raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
+    if start is not None:
+        start.fill(task.network)
     task.network.to(device)
     return task
 
@@ -239,7 +258,8 @@ def run_course(
         )
     ranks.share(settings.accumulate)
     # First: a wrong name should not cost an hour of rendering.
-    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
+    task = _task_of(course, settings)
+    require_same_network(course.folder / NAME, task.network)
     with rendering(course if ranks.is_first else replace(course, workers=0)) as has_failed:
 
         def is_over() -> bool:
@@ -283,9 +303,23 @@ def check_ship(file: Path) -> None:
         )
 
 
+def _task_of(course: Course, settings: TrainSettings) -> Task:
+    return open_task(
+        course.network,
+        settings.seed,
+        device=course.device,
+        first=course.first,
+        start=course.start,
+        latent=course.latent,
+    )
+
+
 def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float]:
-    """Write the averaged parameters of a course's checkpoint as a weights file, with what they score."""
-    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
+    """Write the averaged parameters of a course's checkpoint, with what they score.
+
+    file: a weights file; of a network of the published structure, the folder of a whole set.
+    """
+    task = _task_of(course, settings)
     task.network.load_state_dict(averaged(course.folder / NAME))
     scores = measure(task, held_out_examples(course), device=course.device)
     metadata = {
@@ -297,5 +331,10 @@ def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float
         "examples": str(course.examples),
         "held_out": json.dumps(scores, sort_keys=True),
     }
+    if course.start is not None:
+        metadata |= {"preset": course.start.architecture, "start": course.start.digest}
+        if course.start.is_latent:
+            ship_set(course.start, task.network, file, metadata)
+            return scores
     save(task.network.cpu(), file, metadata)
     return scores

@@ -7,7 +7,6 @@ written, so that memory stays small beside the files.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
-from crm_cli.models import checked
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.archives import read_checkpoint
 from crm_cli.models.checkpoints import (
@@ -36,15 +34,12 @@ from crm_cli.models.checkpoints import (
     unwrapped,
 )
 from crm_cli.models.hub import require_room
-from crm_cli.models.shards import DTYPES, appearing, bytes_of, require_replaceable, write_part, write_whole
+from crm_cli.models.shards import DTYPES, appearing, bytes_of, require_replaceable, write_list, write_part
 from crm_cli.models.weights import (
-    FORMAT,
     LATENT_NAMES,
-    MANIFEST,
     PUBLISHED_FILES,
     SECOND,
     Progress,
-    WeightsFile,
     WeightsSet,
     digest_of,
     expanded,
@@ -106,26 +101,10 @@ def convert(
     require_room(folder, size + MARGIN_BYTES)
     files = [*(checkpoint.file for checkpoint in checkpoints), *(extra.file for extra in extras.values())]
     count = _Count(progress or ignore, size + sum(file.stat().st_size for file in files))
-    listed: dict[str, Any] = {
-        "format": FORMAT,
-        "architecture": architecture,
-        "source": _describe_sources(files, count),
-    }
+    listed = {"architecture": architecture, "source": _describe_sources(files, count)}
     with appearing(folder) as place:
         written = {part: write_part(place, part, tensors, count.of(part)) for part, tensors in parts.items()}
-        listed["parts"] = {
-            part: {"files": [_entry(file) for file in files]} for part, files in written.items()
-        }
-        # Whatever moves the folder to its place leaves the files in it as they are.
-        checked.note(
-            place,
-            {
-                file.path.name: {**checked.state_of(file.path), "sha256": file.sha256}
-                for files in written.values()
-                for file in files
-            },
-        )
-        write_whole(place / MANIFEST, json.dumps(listed, indent=1).encode("utf-8"))
+        write_list(place, listed, written)
     return find(str(folder))
 
 
@@ -176,10 +155,6 @@ def _describe_sources(files: Sequence[Path], count: _Count) -> dict[str, dict[st
         raise EnvironmentProblem(
             f"{error.filename}: cannot be read: {error.strerror or error}", code="E_WEIGHTS_MISSING"
         ) from error
-
-
-def _entry(file: WeightsFile) -> dict[str, Any]:
-    return {"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _files(sources: Sequence[Path]) -> list[Path]:

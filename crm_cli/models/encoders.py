@@ -81,9 +81,16 @@ def vae_picture(picture: Image.Image) -> Tensor:
 
 def tower_picture(picture: Image.Image) -> Tensor:
     """A square 8-bit picture as CLIP's image tower sees it: [3 224 224], normalised."""
-    small = picture.resize((TOWER_PX, TOWER_PX), Image.Resampling.BICUBIC)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (TOWER_MEAN, TOWER_DEVIATION))
-    return (_unit(small) - mean) / deviation
+    return for_tower(_unit(picture.resize((TOWER_PX, TOWER_PX), Image.Resampling.BICUBIC)))
+
+
+def for_tower(pictures: Tensor) -> Tensor:
+    """Normalise colours in [0, 1] as CLIP does: [... 3 H W]."""
+    mean, deviation = (
+        torch.tensor(values, device=pictures.device)[:, None, None]
+        for values in (TOWER_MEAN, TOWER_DEVIATION)
+    )
+    return (pictures - mean) / deviation
 
 
 def _unit(picture: Image.Image) -> Tensor:

@@ -92,7 +92,7 @@ def diffuse(
     place = next(network.parameters())
     objects = len(generators)
     _, guided = planned(sampling)
-    conditions = _prepare(network, [hidden, shown] if guided else [shown])
+    conditions = prepare(network, [hidden, shown] if guided else [shown])
     conditional = conditions.last(objects) if guided else conditions
     given = shown.concat if shown.concat is not None else shown.reference
     assert given is not None
@@ -110,8 +110,8 @@ def diffuse(
     ).cpu()
 
 
-def _prepare(network: MultiViewUNet, halves: Sequence[Shown]) -> Conditions:
-    """Conditions of a batch that is put together of halves."""
+def prepare(network: MultiViewUNet, halves: Sequence[Shown]) -> Conditions:
+    """Conditions of a batch that is put together of halves, where the network is and in its precision."""
     place = next(network.parameters())
 
     def joined(name: str) -> Tensor | None:
@@ -121,6 +121,18 @@ def _prepare(network: MultiViewUNet, halves: Sequence[Shown]) -> Conditions:
     return network.prepare(
         concat=joined("concat"), reference=joined("reference"), image=joined("image"), text=joined("text")
     )
+
+
+def look(vision: nn.Module, pictures: Tensor) -> Tensor:
+    """What a published denoiser sees of photos [B 3 224 224] from `tower_picture`: tokens [B 257 D]."""
+    return cast(Tensor, vision(pictures.to(next(vision.parameters()))))
+
+
+def encode(vae: Vae, pictures: Tensor, noise: Tensor) -> Tensor:
+    """Latents [B N 4 h w] of pictures [B N 3 S S] in [-1, 1]; noise chooses among each one's."""
+    place = next(vae.parameters())
+    latents = vae.encode(pictures.flatten(0, 1).to(place), noise.flatten(0, 1).to(place.device))
+    return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
 
 
 def _stages(preset: Preset, progress: Progress) -> tuple[Progress, Progress]:
@@ -169,8 +181,7 @@ class PublishedImagination:
 
     def _look(self, stage: str, pictures: Tensor) -> Tensor:
         """Image tokens [B 257 D]."""
-        vision = self._networks[self._part(stage, "vision")]
-        return cast(Tensor, vision(pictures.to(next(vision.parameters()))))
+        return look(self._networks[self._part(stage, "vision")], pictures)
 
     def _encode(self, stage: str, pictures: Tensor, cutouts: Sequence[Cutout], purpose: str) -> Tensor:
         """Latents [B N 4 h w] of pictures [B N 3 S S], drawn from their posteriors."""
@@ -178,10 +189,7 @@ class PublishedImagination:
         side = pictures.shape[-1] // vae.config.factor
         shape = (pictures.shape[1], vae.config.latent_channels, side, side)
         generators = [dice(self._preset.seed, cutout.digest, f"{stage} {purpose}") for cutout in cutouts]
-        place = next(vae.parameters())
-        noise = draw_noise(shape, generators).flatten(0, 1).to(place.device)
-        latents = vae.encode(pictures.flatten(0, 1).to(place), noise)
-        return latents.reshape(*pictures.shape[:2], *latents.shape[1:])
+        return encode(vae, pictures, draw_noise(shape, generators))
 
     def _draw(self, stage: str, cutouts: Sequence[Cutout], shown: Shown, progress: Progress) -> Tensor:
         """One diffusion: pictures [B 6 3 S S] in [0, 1], in the order of the denoisers."""

@@ -26,6 +26,15 @@ from crm_cli.models.weights import WeightsSet, blaming, remedy_for, require_unch
 METADATA_KEY = "crm"
 """All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
 
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+"""What safetensors calls the formats that weights are stored in."""
+
 SHOWN_MISMATCHES = 3
 """A wrong file has hundreds; the first few tell which network it belongs to."""
 
@@ -88,6 +97,26 @@ def load(
             is_cast = dtype is not None and tensor.is_floating_point()
             state[name] = given.to(dtype if is_cast else tensor.dtype)
     module.load_state_dict(state, assign=True)
+
+
+def fits(module: nn.Module, files: Sequence[Path]) -> bool:
+    """Whether files hold just what a network wants; only headers are read."""
+    with contextlib.ExitStack() as stack:
+        holders = _open_files(stack, files, "cpu")
+        try:
+            _check_fit(module.state_dict(), holders, files[0])
+        except EnvironmentProblem:
+            return False
+    return True
+
+
+def stored_types(files: Sequence[Path]) -> dict[str, torch.dtype]:
+    """Number format of each tensor in files, by name; only headers are read."""
+    with contextlib.ExitStack() as stack:
+        return {
+            name: TYPES[holder.tensors.get_slice(name).get_dtype()]
+            for name, holder in _open_files(stack, files, "cpu").items()
+        }
 
 
 class _Holder(NamedTuple):

@@ -11,16 +11,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from crm_cli.errors import OutputError
 from crm_cli.models import checked
-from crm_cli.models.weights import LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
+from crm_cli.models.loading import TYPES
+from crm_cli.models.weights import FORMAT, LATENT_NAMES, MANIFEST, SECOND, WeightsFile, nearest
 
 SHARD_BYTES = 10**9
 """Larger parts are split: every file system takes this, and a broken file costs little."""
@@ -28,13 +29,7 @@ SHARD_BYTES = 10**9
 HEADER_ALIGNMENT = 8
 """The header is padded with blanks to a multiple of this (safetensors, format)."""
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
+DTYPES = {dtype: name for name, dtype in TYPES.items()}
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +71,30 @@ def write_part(
             sync(stream)
         files.append(WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest.hexdigest()))
     return files
+
+
+def write_list(place: Path, listed: Mapping[str, Any], parts: Mapping[str, Sequence[WeightsFile]]) -> None:
+    """Write the list of the parts in a folder, which makes it a set of weights.
+
+    listed: what else it says; see `weights.MANIFEST`. parts: files that have just been written or compared
+    with their digests.
+    """
+    files = {part: {"files": [_entry(file) for file in written]} for part, written in parts.items()}
+    # Whatever moves the folder to its place leaves the files in it as they are.
+    checked.note(
+        place,
+        {
+            file.path.name: {**checked.state_of(file.path), "sha256": file.sha256}
+            for written in parts.values()
+            for file in written
+        },
+    )
+    whole = {"format": FORMAT, **listed, "parts": files}
+    write_whole(place / MANIFEST, json.dumps(whole, indent=1).encode("utf-8"))
+
+
+def _entry(file: WeightsFile) -> dict[str, Any]:
+    return {"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
