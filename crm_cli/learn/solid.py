@@ -18,7 +18,7 @@ SPACING = 4.0
 
 
 @functools.cache
-def _kernels() -> ModuleType:
+def kernels_of_warp() -> ModuleType:
     """Import warp and the kernels, once."""
     import warp as wp
 
@@ -38,7 +38,7 @@ class Solid:
 
         vertices [V 3], faces [F 3]; part [F] counts from 0, and parts share no vertices.
         """
-        self._kernels = _kernels()
+        self._kernels = kernels_of_warp()
         import warp as wp
 
         owner = np.zeros(len(vertices), dtype=np.int64)
