@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from crm_cli.learn.materials import Material
 from crm_cli.learn.shapes import Floats, Shape
 from crm_cli.learn.solid import Solid
-from crm_cli.learn.subject import Shine
+from crm_cli.learn.subject import Shine, shine_of
 from crm_cli.records import expect
 
 
@@ -68,12 +68,7 @@ class Product:
 
     def shine_at(self, face_ids: NDArray[np.int64]) -> Shine:
         """How the parts that faces [N] belong to reflect lamps."""
-        owner = self.part[face_ids]
-        gloss, sharpness = (
-            np.array([getattr(material, name) for material in self.materials], np.float32)[owner]
-            for name in Shine._fields
-        )
-        return Shine(gloss, sharpness)
+        return shine_of(self.materials, self.part[face_ids])
 
     def body(self, vertices: NDArray[np.float32]) -> Solid:
         """The union of the parts, their vertices [V 3] put in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +16,25 @@ class Shine(NamedTuple):
 
     gloss: Floats
     sharpness: Floats
+
+
+class Shiny(Protocol):
+    """A material, as far as its shine goes."""
+
+    @property
+    def gloss(self) -> float:
+        """Strength of highlights and reflections, 0 to 1."""
+
+    @property
+    def sharpness(self) -> float:
+        """Exponent of the highlight."""
+
+
+def shine_of(materials: Sequence[Shiny], owner: NDArray[np.int64]) -> Shine:
+    """How places reflect lamps whose materials are numbered by owner [N]."""
+    gloss = np.array([material.gloss for material in materials], np.float32)
+    sharpness = np.array([material.sharpness for material in materials], np.float32)
+    return Shine(gloss[owner], sharpness[owner])
 
 
 class Body(Protocol):
