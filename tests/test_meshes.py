@@ -12,8 +12,9 @@ from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, RIGHT, TOP
 from crm_cli.learn import meshes
 from crm_cli.learn.camera import EXTENT, pose
 from crm_cli.learn.examples import six_views
-from crm_cli.learn.meshes import LoadedMesh, Unusable, read_mesh
+from crm_cli.learn.meshes import LoadedMesh, read_mesh
 from crm_cli.learn.paint import open_texture, paint_of, to_linear, to_srgb
+from crm_cli.learn.subject import Unusable
 from crm_cli.mesh.raster import WarpRaster
 
 SIZE = 32

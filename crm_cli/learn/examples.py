@@ -37,6 +37,9 @@ SAMPLES = 2
 SAME_SURFACE = 0.08
 """Samples of one pixel that lie further apart than this belong to different surfaces."""
 
+EMPTY = -4.0
+"""Depth of a sample that shows nothing: behind everything."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Example:
@@ -168,8 +171,13 @@ def _resolve_depth(
     nearness: Floats, pixel: NDArray[np.int64], height: int, width: int
 ) -> NDArray[np.float16]:
     """Average the samples of the nearest surface in each pixel: [H W], zero where empty."""
-    samples = _blocks(nearness[:, None].astype(np.float32), pixel, height, width, -4.0)[..., 0]  # [K H W]
-    same = (samples > samples.max(axis=0) - SAME_SURFACE) & (samples > -2)
+    samples = _blocks(nearness[:, None].astype(np.float32), pixel, height, width, EMPTY)[..., 0]  # [K H W]
+    return nearest_surface(samples)
+
+
+def nearest_surface(samples: Floats) -> NDArray[np.float16]:
+    """Average the samples [K H W] of the nearest surface in each pixel: [H W], zero where all are EMPTY."""
+    same = (samples > samples.max(axis=0) - SAME_SURFACE) & (samples > EMPTY / 2)
     mean = (samples * same).sum(axis=0) / np.maximum(same.sum(axis=0), 1)
     rounded: NDArray[np.float16] = mean.astype(np.float16)
     return rounded

@@ -19,7 +19,7 @@ from crm_cli.learn.camera import EXTENT
 from crm_cli.learn.examples import SAMPLES
 from crm_cli.learn.materials import Floats
 from crm_cli.learn.paint import Paint, Texture, open_texture, paint_of, to_linear, to_srgb
-from crm_cli.learn.subject import Shine, shine_of
+from crm_cli.learn.subject import FAMILY, Shine, Unusable, shine_of
 from crm_cli.learn.visibility import Shell, Sides, sides_of
 from crm_cli.records import expect
 
@@ -28,13 +28,6 @@ MAX_FACES = 300_000
 
 WELD = 2.0**-20
 """Corners closer than this share of the longest side are one: files split them at every seam."""
-
-FAMILY = "other"
-"""What loaded meshes are called: their files do not say."""
-
-
-class Unusable(ValueError):
-    """A file that gives no example; the text says why."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 
 from crm_cli.learn.materials import Floats
 
+FAMILY = "other"
+"""What comes from files: they do not say what it is."""
+
+
+class Unusable(ValueError):
+    """A file that gives no example; the text says why."""
+
 
 class Shine(NamedTuple):
     """How places reflect lamps; both float32 [N], see `Material`."""
