@@ -19,6 +19,16 @@ def train(
     network: Annotated[str, typer.Argument(metavar="rgb|ccm|reconstruction", help="Which network.")],
     folder: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint and log; continued where it is.")],
     data: Annotated[Path, typer.Option(help="Folder of examples; missing ones are rendered.")] = Path("data"),
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="GLB files, or the published layout, instead of products."
+        ),
+    ] = None,
+    size_px: Annotated[
+        int | None,
+        typer.Option("--size", min=16, max=512, help="Side of the pictures: 64, or as in the data folder."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 3000,
     examples: Annotated[int, typer.Option(min=1, help="Procedural products to learn from.")] = 8192,
     held_out: Annotated[int, typer.Option(min=8, help="Other products to measure on.")] = 256,
@@ -65,6 +75,8 @@ def train(
         device=resolve_device(device),
         grow=grow,
         first=first,
+        source=source,
+        size_px=size_px,
         commit=commit,
     )
     settings = TrainSettings(

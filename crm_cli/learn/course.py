@@ -16,7 +16,9 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.errors import UsageError
-from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
+from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build, shard_of, stored_size_px
+from crm_cli.learn.sources import Folder, open_folder, refuse_other
+from crm_cli.learn.subject import Unusable
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
@@ -26,6 +28,9 @@ from crm_cli.models.reconstruction import SMALL
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
 
 log = logging.getLogger(__name__)
+
+SIZE_PX = 64
+"""Side of the pictures that the embedded networks learn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,10 @@ class Course:
     """Share of the steps in which examples are still being rendered; 0: all are there before the first."""
     first: Path | None = None
     """Weights of a trained first stage: half of what the second one learns from is then drawn by it."""
+    source: Path | None = None
+    """Folder of GLB files, or of the published layout, to learn from instead of procedural products."""
+    size_px: int | None = None
+    """Side of every picture; None: as in the folder of examples, 64 in a new one."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
 
@@ -88,9 +97,18 @@ def training_examples(course: Course, settings: TrainSettings) -> Shards | Growi
     folder = course.data / "train"
     if not course.grow:
         return _examples(course, folder, course.examples, first_seed=0)
+    size_px, source = _size_px(course), _source(course, is_held_out=False)
     # With no worker of its own, a course waits for what another one renders into the folder.
     if course.workers:
-        rendering = build(folder, course.examples, course.workers, has_field=course.has_field)
+        rendering = build(
+            folder,
+            course.examples,
+            course.workers,
+            size_px=size_px,
+            shard=shard_of(size_px),
+            has_field=course.has_field,
+            source=source,
+        )
         Thread(target=deque, args=(rendering, 0), daemon=True).start()
     first = min(course.examples, 16 * SHARD)
     return Growing(
@@ -99,7 +117,56 @@ def training_examples(course: Course, settings: TrainSettings) -> Shards | Growi
         first=first,
         per_step=(course.examples - first) / (course.grow * settings.steps),
         device=course.device,
+        shard=shard_of(size_px),
     )
+
+
+def _size_px(course: Course) -> int:
+    """Side of the pictures of a course; UsageError where its examples have another."""
+    stored = stored_size_px(course.data)
+    if course.size_px is None:
+        return stored or SIZE_PX
+    if course.size_px % 8:
+        raise UsageError(
+            f"--size {course.size_px}: no network can halve it three times",
+            code="E_TRAIN_SIZE",
+            remedy="give a multiple of 8",
+        )
+    if stored not in (None, course.size_px):
+        raise UsageError(
+            f"{course.data}: its pictures are {stored} px large, not {course.size_px}",
+            code="E_TRAIN_DATA",
+            remedy="give another --data folder, or leave --size out",
+        )
+    return course.size_px
+
+
+def _source(course: Course, *, is_held_out: bool) -> Folder | None:
+    """What examples of a course show, where they do not show products."""
+    if course.source is None:
+        refuse_other(course.data)
+        return None
+    split = open_folder(
+        course.source,
+        course.data,
+        size_px=_size_px(course),
+        workers=course.workers,
+        held_out_seed=HELD_OUT,
+    )
+    source = split.held_out if is_held_out else split.train
+    if not source.objects:
+        raise UsageError(
+            f"--from {course.source}: one object, and it is learned from: none is left to measure on",
+            code="E_TRAIN_SOURCE",
+            remedy="add another, or leave --ship out",
+        )
+    if course.network == "reconstruction" and source.kind == "published layout":
+        raise UsageError(
+            f"--from {course.source}: pictures alone, and reconstruction learns from distances too",
+            code="E_TRAIN_SOURCE",
+            remedy="name a folder of GLB files",
+        )
+    return source
 
 
 def held_out_examples(course: Course) -> Shards:
@@ -108,9 +175,22 @@ def held_out_examples(course: Course) -> Shards:
 
 
 def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> Shards:
-    workers = max(1, course.workers)
-    for shard in build(folder, count, workers, first_seed=first_seed, has_field=course.has_field):
-        log.info("examples: %s", shard)
+    size_px = _size_px(course)
+    rendering = build(
+        folder,
+        count,
+        max(1, course.workers),
+        first_seed=first_seed,
+        size_px=size_px,
+        shard=shard_of(size_px),
+        has_field=course.has_field,
+        source=_source(course, is_held_out=bool(first_seed)),
+    )
+    try:
+        for shard in rendering:
+            log.info("examples: %s", shard)
+    except Unusable as error:
+        raise UsageError(str(error), code="E_TRAIN_SOURCE", remedy="give another --data folder") from error
     shards = Shards(folder, count)
     if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
         raise UsageError(

@@ -4,6 +4,7 @@ For each object twelve PNG files: `000.png` to `005.png`, RGBA, in the order of 
 `xyz_new_000.png` to `xyz_new_005.png`, whose colours are the world's coordinates, 127.5 · (x + 1). The views
 are orthographic over [-1, 1], which the longest side of the object fills. (thu-ml/CRM training data;
 measured on its published example, where all twelve agree with frame.VIEWS to 0.01)
+A list of captions may lie beside the objects; our networks are always asked the same, and do not read it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,18 +55,16 @@ class RenderedObject:
     @property
     def bounds(self) -> Floats:
         """Lowest and highest coordinate of the outlines [2 3]."""
-        front, left = (self.rgba[view, ..., 3] >= SOLID for view in (FRONT, LEFT))
-        z_ends = _ends(front.any(axis=1))[::-1]
-        x_ends, y_ends = _ends(front.any(axis=0))[::-1], _ends(left.any(axis=0))
-        return np.array(
-            [[-x_ends[0], y_ends[0], -z_ends[0]], [-x_ends[1], y_ends[1], -z_ends[1]]], np.float32
-        )
+        front, left = self.rgba[FRONT, ..., 3] >= SOLID, self.rgba[LEFT, ..., 3] >= SOLID
+        # Columns of the front run towards -x, those of the left view towards +y, rows towards -z.
+        columns, rows, across = _ends(front, 0), _ends(front, 1), _ends(left, 0)
+        return np.stack([-columns[::-1], across, -rows[::-1]], axis=-1)
 
 
-def _ends(line: NDArray[np.bool_]) -> tuple[float, float]:
-    """Where a row of pixels over [-1, 1] begins and ends to be true."""
-    at = np.flatnonzero(line)
-    return 2 * at[0] / len(line) - 1, 2 * (at[-1] + 1) / len(line) - 1
+def _ends(outline: NDArray[Any], axis: int) -> Floats:
+    """First and last place over [-1, 1] where an outline [H H], seen along an axis, is: [2]."""
+    at = np.flatnonzero(outline.any(axis=axis))
+    return np.array([at[0], at[-1] + 1], np.float32) * np.float32(2 / len(outline)) - 1
 
 
 def read_object(views: Sequence[bytes], maps: Sequence[bytes]) -> RenderedObject:
