@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 from glbs import glb_of, painted, quad
+from in_process import Crm
 from published_layout import layout_of
 
 from crm_cli.errors import UsageError
@@ -128,15 +129,18 @@ def test_what_cannot_be_read_is_named_and_passed_over(
     (boxes / "empty.GLB").write_bytes(b"")
     (boxes / "folder.glb").mkdir()
     (boxes / "notes.txt").write_text("not a mesh")
-    for _ in range(2):  # also when the list is there already
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            split = opened(boxes, tmp_path / "data")
-        assert sorted(record.getMessage().split(": passed over: ")[0] for record in caplog.records) == [
-            str(boxes / "empty.GLB"),
-            str(boxes / "more" / "bad.glb"),
-        ]
-        assert len(split.train.objects) + len(split.held_out.objects) == 20
+    with caplog.at_level(logging.WARNING):
+        split = opened(boxes, tmp_path / "data")
+    assert sorted(record.getMessage().split(": passed over: ")[0] for record in caplog.records) == [
+        str(boxes / "empty.GLB"),
+        str(boxes / "more" / "bad.glb"),
+    ]
+    assert len(split.train.objects) + len(split.held_out.objects) == 20
+    caplog.clear()
+    assert opened(boxes, tmp_path / "data") == split
+    assert not caplog.records, "a run that goes on does not repeat itself"
+    listed = json.loads((tmp_path / "data" / LIST).read_text())["objects"].values()
+    assert sorted(entry["name"] for entry in listed if entry["unusable"]) == ["empty.GLB", "more/bad.glb"]
 
 
 def test_copies_count_once(boxes: Path, tmp_path: Path) -> None:
@@ -343,6 +347,17 @@ def test_products_are_not_rendered_beside_meshes(boxes: Path, course_from: Cours
     training_examples(course, SETTINGS)
     with pytest.raises(UsageError, match="E_TRAIN_DATA"):
         training_examples(replace(course, source=None), SETTINGS)
+
+
+def test_the_command_line_hands_folder_and_size_on(
+    boxes: Path, tmp_path: Path, crm: Crm, course_from: CourseFrom
+) -> None:
+    words = ["train", "rgb", "--from", boxes, "--data", tmp_path / "data", "-o", tmp_path / "run"]
+    told = crm(*words, "--size", "24", "--steps", "1", "--examples", "4", "--batch", "2")
+    assert told.code == 0, told.err
+    assert Shards(tmp_path / "data" / "train")[0]["photo"].shape == (4, 24, 24)
+    told = crm("train", "rgb", "--from", tmp_path / "nowhere", "-o", tmp_path / "run")
+    assert told.code == 2 and "E_TRAIN_SOURCE" in told.err
 
 
 def test_one_mesh_can_be_learned_but_not_measured_on(tmp_path: Path, course_from: CourseFrom) -> None:

@@ -123,7 +123,7 @@ class Split:
 
 
 def open_folder(folder: Path, data: Path, *, size_px: int, workers: int, held_out_seed: int) -> Split:
-    """Find what can be learned from in a folder; what cannot be read is warned of by its name.
+    """Find what can be learned from in a folder; what cannot be read is warned of by its name, once.
 
     Args:
         folder: Searched with all that is in it.
@@ -145,7 +145,9 @@ def open_folder(folder: Path, data: Path, *, size_px: int, workers: int, held_ou
             "kind": kind,
             "objects": {o.digest: {"name": o.name, "unusable": why[o.digest]} for o in found},
         }
-        _warn(folder, listed)
+        for name, reason in ((one.name, why[one.digest]) for one in found):
+            if reason:
+                log.warning("%s: passed over: %s", folder / name, reason)
         if all(why.values()):
             raise UsageError(
                 f"{folder}: none of its {len(found)} objects can be read",
@@ -158,8 +160,6 @@ def open_folder(folder: Path, data: Path, *, size_px: int, workers: int, held_ou
         part.replace(data / LIST)
     elif listed["kind"] != kind or listed["objects"].keys() != {o.digest for o in found}:
         raise _other(data, f"another folder, or of another state of {folder}")
-    else:
-        _warn(folder, listed)
     usable = [o for o in found if not listed["objects"][o.digest]["unusable"]]
     return _split(kind, usable, held_out_seed)
 
@@ -185,12 +185,6 @@ def _listed(data: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return found
-
-
-def _warn(folder: Path, listed: dict[str, Any]) -> None:
-    for entry in listed["objects"].values():
-        if entry["unusable"]:
-            log.warning("%s: passed over: %s", folder / entry["name"], entry["unusable"])
 
 
 def _search(folder: Path) -> tuple[Kind, list[Found]]:

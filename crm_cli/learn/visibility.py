@@ -32,7 +32,7 @@ THIN = 0.0125
 OFF = 1e-3
 """How far from a face its two sides are looked at; a wall thinner than that is a sheet."""
 
-FEW_FACES = 20_000
+FEW_FACES = 5_000
 """Up to here four places of a face are looked at; beyond, faces are small and one will do."""
 
 
