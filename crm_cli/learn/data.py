@@ -1,7 +1,8 @@
 """Training data on disk: shards of examples that are rendered once and read without filling the memory.
 
-Example `n` is drawn from seed `n` alone, so shards can be made in any order and by any number of
-processes. Seeds below HELD_OUT are for training; HELD_OUT and above are never trained on.
+Example `n` is drawn from seed `n` alone, and from the folder of objects where there is one, so shards can
+be made in any order and by any number of processes. Seeds below HELD_OUT are for training; HELD_OUT and
+above are never trained on.
 """
 
 from __future__ import annotations

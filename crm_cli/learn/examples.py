@@ -247,7 +247,7 @@ def damage(rng: Random, alpha: Floats) -> Floats:
         alpha = _spread(alpha, np.minimum)
     if rng.uniform() < 0.2:
         alpha = (alpha > 0.5).astype(np.float32)
-    if rng.uniform() < 0.03:
+    if rng.uniform() < 0.03 and alpha.max() > 0.5:
         rows, columns = np.nonzero(alpha > 0.5)
         at = rng.integers(len(rows))
         radius = len(alpha) * rng.uniform(0.02, 0.07)
@@ -283,6 +283,8 @@ def outer_surface(rng: Random, posed: Posed, body: Body) -> tuple[NDArray[np.flo
     outward = np.cross(b - a, c - a)[face]
     outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-12)
     outer = np.flatnonzero(body.shows(places, outward))
+    if not len(outer):  # all of a thicket's places are hidden
+        outer = np.arange(drawn)
     chosen = outer[np.arange(POINTS) % len(outer)]
     rgb = to_bytes(posed.product.colour_at(face[chosen], weights[chosen]))
     return places[chosen].astype(np.float16), rgb
