@@ -172,6 +172,26 @@ def test_mattes_change_only_at_their_border() -> None:
         assert inside.mean() > 0.3
 
 
+def test_a_matte_that_is_nowhere_solid_can_be_damaged() -> None:
+    faint = np.full((SIZE, SIZE), 0.3, np.float32)
+    # One in thirty is bitten.
+    assert all(damage(np.random.default_rng(seed), faint).max() <= 1 for seed in range(300))
+
+
+def test_a_subject_of_which_nothing_shows_has_a_surface_all_the_same() -> None:
+    class Hidden:
+        def signed_distance(self, places: np.ndarray, *, reach: float = 0.3) -> np.ndarray:
+            raise AssertionError("not asked")
+
+        def shows(self, places: np.ndarray, normals: np.ndarray) -> np.ndarray:
+            np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+            return np.zeros(len(places), bool)
+
+    posed = posed_product(41)
+    surface, _ = outer_surface(np.random.default_rng(0), posed, Hidden())
+    assert np.abs(surface).max() <= 1 and len(np.unique(surface, axis=0)) > 1000
+
+
 def test_one_seed_gives_the_same_bytes(examples: list[Example]) -> None:
     again = make_example(np.random.default_rng(4), RASTER)
     for name in ARRAYS:

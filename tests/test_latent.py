@@ -59,7 +59,7 @@ def dice(seed: int = 0) -> torch.Generator:
 
 def asked(stage: str, count: int = 1, **settings: Any) -> Question:
     task = task_of(stage, **settings)
-    return task.ask(task.show(batch(count), dice()), dice(1))
+    return task.ask(task.pictures(batch(count), dice()), dice(1))
 
 
 # The noise.
@@ -85,7 +85,7 @@ def test_taking_the_noise_out_as_the_sampler_does_leaves_the_clean_latents(stage
 def test_every_frame_has_a_noise_level_of_its_own_and_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     task = task_of("rgb")
     monkeypatch.setattr(task, "_latents", lambda pictures, random: torch.zeros(*pictures.shape[:2], 4, 2, 2))
-    pictures = task.show(batch(), dice())
+    pictures = task.pictures(batch(), dice())
     drawn = torch.cat([task.ask(pictures, dice(seed)).t.flatten() for seed in range(300)])
     assert drawn.min() >= 0 and drawn.max() <= 999 and drawn.max() > 990
     assert 450 < drawn.float().mean() < 550
@@ -142,7 +142,7 @@ def test_the_network_without_loss_is_the_one_that_sampling_turns_into_the_latent
     stage: str, solver: str
 ) -> None:
     task = task_of(stage)
-    question = task.ask(task.show(batch(), dice()), dice(1))
+    question = task.ask(task.pictures(batch(), dice()), dice(1))
     task.network = Optimal(task.network, lambda: question.clean)
     assert task.error(question) < 1e-9
     frames = task.network.config.frames
@@ -184,7 +184,7 @@ def test_the_asked_share_of_conditions_is_hidden(monkeypatch: pytest.MonkeyPatch
     task = task_of("ccm", hidden=0.25)
     monkeypatch.setattr(task, "_latents", lambda pictures, random: torch.ones(*pictures.shape[:2], 4, 1, 1))
     monkeypatch.setattr(latent, "look", lambda vision, pictures: torch.ones(len(pictures), 1, 32))
-    pictures = task.show(batch(64), dice())
+    pictures = task.pictures(batch(64), dice())
     beside = cast(Tensor, task.ask(pictures, dice()).shown.concat)
     assert 8 <= (beside.flatten(1).amax(1) == 0).sum() <= 24
 
@@ -204,7 +204,7 @@ def test_frames_are_in_the_order_of_the_denoisers_and_the_views_stand_beside_the
     # Without the noise that chooses among a picture's latents, which is as large as they are.
     monkeypatch.setattr(latent, "encode", lambda vae, pictures, noise: encode(vae, pictures, 0 * noise))
     task = task_of(stage, photos=0.0)
-    pictures = task.show(batch(), dice())
+    pictures = task.pictures(batch(), dice())
     question = task.ask(pictures, dice(1))
     vae = cast(Any, task)._frozen.vae
     names = ["left", "bottom", "back", "right", "top", "front"]
@@ -234,7 +234,7 @@ def test_towers_see_what_they_see_when_a_photo_is_converted() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_maps_tell_where_a_pixel_is_and_fill_the_cube(stage: str) -> None:
-    pictures = task_of(stage, photos=1.0).show(batch(), dice(2))
+    pictures = task_of(stage, photos=1.0).pictures(batch(), dice(2))
     rgb, maps = pictures.rgb[0], pictures.maps[0] * 2 - 1
     grey = rgb[0, :, 0, 0]
     inside = ((rgb - grey[:, None, None]).abs() > 0.02).all(dim=1)
@@ -262,7 +262,7 @@ def test_maps_tell_where_a_pixel_is_and_fill_the_cube(stage: str) -> None:
 
 def test_the_photo_or_a_face_is_shown_on_the_background_of_all_pictures() -> None:
     def tint(**settings: Any) -> tuple[Tensor, Tensor]:
-        pictures = task_of("ccm", **settings).show(batch(), dice(3))
+        pictures = task_of("ccm", **settings).pictures(batch(), dice(3))
         assert torch.equal(pictures.seen[0, :, 0, 0], pictures.maps[0, 0, :, 0, 0])
         return pictures.seen[0], pictures.rgb[0, FRONT]
 
@@ -277,7 +277,7 @@ def test_the_photo_or_a_face_is_shown_on_the_background_of_all_pictures() -> Non
 def test_the_first_stage_is_shown_all_faces_and_the_second_those_around() -> None:
     counts = {}
     for stage in STAGES:
-        pictures = task_of(stage, photos=0.0).show(batch(48), dice(4))
+        pictures = task_of(stage, photos=0.0).pictures(batch(48), dice(4))
         backdrop = pictures.rgb[:, :1, :, :1, :1]
         solid = ((pictures.rgb - backdrop).abs().amax(2) > 0.02).flatten(2).float().mean(2)  # [48 6]
         share = solid / solid.sum(1, keepdim=True)
@@ -288,7 +288,7 @@ def test_the_first_stage_is_shown_all_faces_and_the_second_those_around() -> Non
 def test_outlines_are_painted_over_in_half_of_what_the_first_stage_is_shown() -> None:
     painted = {}
     for stage in STAGES:
-        pictures = task_of(stage, photos=0.0).show(batch(64), dice(5))
+        pictures = task_of(stage, photos=0.0).pictures(batch(64), dice(5))
         painted[stage] = (pictures.seen != pictures.rgb[:, FRONT]).flatten(1).any(1).sum().item()
     assert 20 < painted["rgb"] < 44 and painted["ccm"] == 0
 

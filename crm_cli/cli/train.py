@@ -39,6 +39,25 @@ def train(
     data: Annotated[
         Path, typer.Option(help="Folder of examples; missing ones are rendered.", rich_help_panel=DATA)
     ] = Path("data"),
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="GLB files, or the published layout, instead of products.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    size_px: Annotated[
+        int | None,
+        typer.Option(
+            "--size",
+            min=16,
+            max=512,
+            help="Side of the pictures: 64, or as in the data folder.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     examples: Annotated[
         int, typer.Option(min=1, help="Procedural products to learn from.", rich_help_panel=DATA)
     ] = 8192,
@@ -204,6 +223,8 @@ def train(
         first=first,
         start=begin,
         latent=LatentSettings(hidden=hide, photos=photos, is_recomputed=recompute),
+        source=source,
+        size_px=size_px,
         commit=commit,
         sample_every=sample_every,
         measure_every=measure_every,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from crm_cli.fragments import Raster
 from crm_cli.learn.materials import Floats, Random
-from crm_cli.learn.parts import Product
 from crm_cli.learn.shapes import turn
+from crm_cli.learn.subject import Subject
 from crm_cli.records import expect
 
 EXTENT = 1.6
@@ -23,6 +23,9 @@ EXTENT = 1.6
 
 DEPTH_EXTENT = 1.9
 """Longest extent away from the camera that the world can hold."""
+
+FLAT = 1e-6
+"""What is thinner than this has no depth at all."""
 
 CREASE_COS = float(np.cos(np.radians(50)))
 """Faces that bend less than this are shaded as one round surface."""
@@ -36,7 +39,7 @@ class Posed:
     up float32 [3] is where the product's own z axis points.
     """
 
-    product: Product
+    product: Subject
     vertices: Floats
     normals: Floats
     up: Floats
@@ -49,6 +52,17 @@ class Posed:
     def faces(self) -> NDArray[np.int64]:
         """Faces of the product [F 3]."""
         return self.product.faces
+
+    def facing(self, face_ids: NDArray[np.int64], sight: Floats) -> Floats:
+        """Which side of faces [N] is seen along unit vectors towards the eye [N 3]: ±1, [N 1].
+
+        Always the front where the product is closed.
+        """
+        if self.product.is_closed:
+            return np.ones((1, 1), np.float32)
+        a, b, c = (self.vertices[self.faces[face_ids, k]] for k in range(3))
+        seen = np.einsum("nd,nd->n", np.cross(b - a, c - a), sight)[:, None]
+        return np.where(seen < 0, np.float32(-1), np.float32(1))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -81,12 +95,12 @@ def draw_pose(rng: Random) -> NDArray[np.float64]:
     return turn("y", roll) @ turn("x", -elevation) @ turn("z", yaw)
 
 
-def pose(product: Product, rotation: NDArray[np.float64]) -> Posed:
+def pose(product: Subject, rotation: NDArray[np.float64]) -> Posed:
     """Turn a product and fit it to the world: silhouette centred in front, longest side EXTENT."""
     vertices = product.vertices @ rotation.T
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     scale = np.full(3, EXTENT / max(high[0] - low[0], high[2] - low[2]))
-    scale[1] = min(scale[1], DEPTH_EXTENT / (high[1] - low[1]))
+    scale[1] = min(scale[1], DEPTH_EXTENT / max(high[1] - low[1], FLAT))
     vertices = ((vertices - (low + high) / 2) * scale).astype(np.float32)
     return Posed(
         product=product,

@@ -33,7 +33,7 @@ from crm_cli.learn.camera import Posed, pose
 from crm_cli.learn.data import HELD_OUT
 from crm_cli.learn.examples import to_bytes
 from crm_cli.learn.materials import Random
-from crm_cli.learn.parts import Product, colour
+from crm_cli.learn.parts import Product
 from crm_cli.learn.photograph import Background, photograph
 from crm_cli.learn.products import FAMILIES, make_product
 from crm_cli.learn.shapes import Floats as Floats64
@@ -271,7 +271,7 @@ def encode_truth(posed: Posed, seed: int, raster: Raster) -> bytes:
     hits = fragments.hits()
     texture = np.zeros((TRUTH_PX, TRUTH_PX, 3), dtype=np.uint8)
     texture[covered] = to_bytes(
-        colour(posed.product, hits.face.numpy().ravel(), hits.barycentric.numpy().reshape(-1, 3))
+        posed.product.colour_at(hits.face.numpy().ravel(), hits.barycentric.numpy().reshape(-1, 3))
     )
     textured = TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
     scene = build_scene(

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import Literal, get_args
 
 import torch
 
 from crm_cli import __version__
-from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
+from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn.beginning import Start, require_same_network
 from crm_cli.learn.checkpoint import NAME, averaged
-from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
 from crm_cli.learn.latent import LatentSettings, open_latent
 from crm_cli.learn.ranks import ALONE, Ranks, Stopped
+from crm_cli.learn.rendering import held_out_examples, rendering, training_examples
 from crm_cli.learn.shipping import ship_set
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, never, train
@@ -56,6 +51,10 @@ class Course:
     """Weights to begin with; None: small networks with parameters drawn from the seed."""
     latent: LatentSettings | None = None
     """Of denoisers of the published structure."""
+    source: Path | None = None
+    """Folder of GLB files, or of the published layout, to learn from instead of procedural products."""
+    size_px: int | None = None
+    """Side of every picture; None: as in the folder of examples, 64 in a new one."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
     sample_every: int = 0
@@ -107,122 +106,6 @@ def _first_stage(file: Path, device: str) -> MultiViewUNet:
         network = MultiViewUNet(SMALL_RGB)
     load(network, [file], device=device)
     return network
-
-
-def training_examples(
-    course: Course, settings: TrainSettings, *, is_stopped: Callable[[], bool] = never
-) -> Shards | Growing:
-    """The training set of a course, rendered where it is missing; where it may grow, see `rendering`."""
-    folder = course.data / "train"
-    if not course.grow:
-        return _examples(course, folder, course.examples, first_seed=0, is_stopped=is_stopped)
-    first = min(course.examples, 16 * SHARD)
-    return Growing(
-        folder,
-        course.examples,
-        first=first,
-        per_step=(course.examples - first) / (course.grow * settings.steps),
-        device=course.device,
-        is_stopped=is_stopped,
-    )
-
-
-def held_out_examples(course: Course, *, is_stopped: Callable[[], bool] = never) -> Shards:
-    """The held-out set of a course, rendered where it is missing."""
-    folder = course.data / "held-out"
-    return _examples(course, folder, course.held_out, first_seed=HELD_OUT, is_stopped=is_stopped)
-
-
-def _examples(
-    course: Course, folder: Path, count: int, *, first_seed: int, is_stopped: Callable[[], bool]
-) -> Shards:
-    workers = max(1, course.workers)
-    with _blaming(folder):
-        made = build(
-            folder,
-            count,
-            workers,
-            first_seed=first_seed,
-            has_field=course.has_field,
-            is_stopped=is_stopped,
-        )
-        deque(made, 0)
-    if is_stopped():
-        raise Stopped
-    try:
-        shards = Shards(folder, count)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UsageError(
-            f"{folder}: an example file is damaged: {error}",
-            code="E_TRAIN_DATA",
-            remedy="remove it there: it is rendered again",
-        ) from error
-    if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
-        raise UsageError(
-            f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
-            code="E_TRAIN_DATA",
-            remedy="give another --data folder: this one was rendered with --grow",
-        )
-    if len(shards) < count:
-        raise UsageError(
-            f"{folder}: {len(shards)} examples, not {count}: a finished file is never added to",
-            code="E_TRAIN_DATA",
-            remedy=f"remove {shards.files[-1].name} there, or give another --data folder",
-        )
-    return shards
-
-
-@contextmanager
-def rendering(course: Course) -> Iterator[Callable[[], bool]]:
-    """Render examples beside the training, where the course grows; yields whether that has failed.
-
-    With no worker of its own, a course waits for what another one renders into the folder.
-    """
-    if not course.grow or not course.workers:
-        yield never
-        return
-    over, failures, folder = Event(), list[CrmError](), course.data / "train"
-
-    def render() -> None:
-        try:
-            with _blaming(folder):
-                made = build(
-                    folder,
-                    course.examples,
-                    course.workers,
-                    has_field=course.has_field,
-                    is_stopped=over.is_set,
-                )
-                deque(made, 0)
-        except CrmError as error:
-            failures.append(error)
-
-    thread = Thread(target=render)
-    thread.start()
-    try:
-        yield lambda: bool(failures)
-    finally:
-        over.set()
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-@contextmanager
-def _blaming(folder: Path) -> Iterator[None]:
-    """Say what is to be done where examples cannot be rendered."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise EnvironmentProblem(
-            f"{folder}: a process that rendered examples was ended by the system",
-            code="E_TRAIN_DATA",
-            remedy="give fewer --workers, if memory is short; what is finished is kept",
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"--data {folder}: {error.strerror or error}", code="E_OUTPUT", remedy="free space or fix rights"
-        ) from error
 
 
 def check_precision(name: str) -> Precision:

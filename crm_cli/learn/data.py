@@ -1,7 +1,8 @@
 """Training data on disk: shards of examples that are rendered once and read without filling the memory.
 
-Example `n` is drawn from seed `n` alone, so shards can be made in any order and by any number of
-processes. Seeds below HELD_OUT are for training; HELD_OUT and above are never trained on.
+Example `n` is drawn from seed `n` alone, and from the folder of objects where there is one, so shards can
+be made in any order and by any number of processes. Seeds below HELD_OUT are for training; HELD_OUT and
+above are never trained on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from crm_cli.fragments import Raster
 from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.ranks import Stopped
+from crm_cli.learn.sources import Folder
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +40,43 @@ SHARD = 256
 POLL_S = 0.2
 """How often one who waits for examples asks whether to go on."""
 
+NO_FAMILY = 255
+"""Label of what comes from files."""
+
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def write_shard(file: Path, seeds: range, raster: Raster, size_px: int, *, has_field: bool = True) -> None:
+def shard_of(size_px: int) -> int:
+    """How many examples a shard of larger pictures holds, to be of the same size on disk."""
+    return max(8, min(SHARD, SHARD * 64**2 // size_px**2))
+
+
+def write_shard(
+    file: Path,
+    seeds: range,
+    raster: Raster,
+    size_px: int,
+    *,
+    has_field: bool = True,
+    source: Folder | None = None,
+) -> None:
     """Render one example per seed and store them stacked, uncompressed; the file appears when it is whole.
 
-    Without has_field what only the reconstruction learns from is left out.
+    Without has_field what only the reconstruction learns from is left out. source: what they show instead
+    of procedural products.
 
-    Holds the arrays of `Example` with a leading axis of examples, `family` uint8 (index into FAMILIES)
-    and `seed` int64.
+    Holds the arrays of `Example` with a leading axis of examples, `family` uint8 (index into FAMILIES, or
+    NO_FAMILY) and `seed` int64.
     """
     names = list(FAMILIES)
     columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ARRAYS}
     families = []
     for seed in seeds:
-        example = make_example(np.random.default_rng(seed), raster, size_px=size_px, has_field=has_field)
-        families.append(names.index(example.family))
+        if source is None:
+            example = make_example(np.random.default_rng(seed), raster, size_px=size_px, has_field=has_field)
+        else:
+            example = source.example(seed, raster, size_px=size_px, has_field=has_field)
+        families.append(names.index(example.family) if source is None else NO_FAMILY)
         for name in ARRAYS:
             columns[name].append(getattr(example, name))
     stacked: dict[str, NDArray[np.generic]] = {name: np.stack(column) for name, column in columns.items()}
@@ -75,6 +97,7 @@ def build(
     size_px: int = 64,
     shard: int = SHARD,
     has_field: bool = True,
+    source: Folder | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
@@ -87,6 +110,7 @@ def build(
         size_px: Side of every picture.
         shard: Examples per file.
         has_field: See `write_shard`.
+        source: See `write_shard`.
         is_stopped: Asked now and then; whoever renders is then ended, and what is not whole is lost.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +125,9 @@ def build(
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts) as pool:
-        pending = {pool.submit(_render, file, seeds, size_px, has_field): file for file, seeds in todo}
+        pending = {
+            pool.submit(_render, file, seeds, size_px, has_field, source): file for file, seeds in todo
+        }
         try:
             while pending and not is_stopped():
                 for done in wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
@@ -136,13 +162,19 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _render(file: Path, seeds: range, size_px: int, has_field: bool) -> None:
+def _render(file: Path, seeds: range, size_px: int, has_field: bool, source: Folder | None) -> None:
     """Write one shard in a worker process, on one thread."""
     from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
     draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
-    write_shard(file, seeds, draws(), size_px, has_field=has_field)
+    write_shard(file, seeds, draws(), size_px, has_field=has_field, source=source)
+
+
+def stored_size_px(folder: Path) -> int | None:
+    """Side of the pictures in the sets of examples below a folder; None where there are none yet."""
+    file = min(folder.glob("*/*.npz"), default=None)
+    return None if file is None else int(_map_members(file)["photo"].shape[-1])
 
 
 class Shards:

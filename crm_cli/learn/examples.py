@@ -15,9 +15,8 @@ from crm_cli.frame import VIEWS
 from crm_cli.learn.camera import Hits, Posed, aim, draw, draw_pose, pose
 from crm_cli.learn.light import arriving, develop, draw_film, draw_studio, shade, shadow_map
 from crm_cli.learn.materials import Floats, Random, draw_colour
-from crm_cli.learn.parts import colour
 from crm_cli.learn.products import make_product
-from crm_cli.learn.solid import Solid
+from crm_cli.learn.subject import Body
 from crm_cli.records import expect
 
 FILL = 0.8
@@ -37,6 +36,9 @@ SAMPLES = 2
 
 SAME_SURFACE = 0.08
 """Samples of one pixel that lie further apart than this belong to different surfaces."""
+
+EMPTY = -4.0
+"""Depth of a sample that shows nothing: behind everything."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -82,11 +84,15 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64, has_field: b
     from them, and pictures alone need no more than a rasteriser.
     """
     product = make_product(rng)
-    posed = pose(product, draw_pose(rng))
+    return example_of(rng, pose(product, draw_pose(rng)), raster, size_px=size_px, has_field=has_field)
+
+
+def example_of(rng: Random, posed: Posed, raster: Raster, *, size_px: int, has_field: bool) -> Example:
+    """Photograph and measure what stands there; see `make_example`."""
     views, depth = six_views(posed, raster, size_px=size_px)
     photo = cut_out_photo(rng, posed, raster, size_px=size_px)
     measured = _measure(rng, posed) if has_field else UNMEASURED
-    return Example(family=product.family, photo=photo, views=views, depth=depth, **measured._asdict())
+    return Example(family=posed.product.family, photo=photo, views=views, depth=depth, **measured._asdict())
 
 
 class Measured(NamedTuple):
@@ -108,10 +114,10 @@ UNMEASURED = Measured(
 
 def _measure(rng: Random, posed: Posed) -> Measured:
     """Find places on a product's surface and distances around it."""
-    solid = Solid(posed.vertices, posed.faces, posed.product.part)
-    surface, surface_rgb = outer_surface(rng, posed, solid)
+    body = posed.product.body(posed.vertices)
+    surface, surface_rgb = outer_surface(rng, posed, body)
     points = places_around(rng, surface)
-    sdf = solid.signed_distance(points, reach=REACH).astype(np.float16)
+    sdf = body.signed_distance(points, reach=REACH).astype(np.float16)
     return Measured(points=points, sdf=sdf, surface=surface, surface_rgb=surface_rgb)
 
 
@@ -128,8 +134,9 @@ def six_views(posed: Posed, raster: Raster, *, size_px: int) -> tuple[NDArray[np
     hits = draw(raster, positions.reshape(-1, 3), stacked, height=fine, width=6 * fine)
     view, face = hits.face // faces, hits.face % faces
     own = Hits(pixel=hits.pixel, face=face, barycentric=hits.barycentric)
-    light = 0.9 + 0.1 * (posed.normals @ posed.up)[..., None]  # [F 3 1]
-    albedo = colour(posed.product, face, hits.barycentric) * own.blend(light)
+    light = own.blend(0.9 + 0.1 * (posed.normals @ posed.up)[..., None])  # [N 1]
+    light = np.where(posed.facing(face, axes[view, 2]) > 0, light, 1.8 - light)
+    albedo = posed.product.colour_at(face, hits.barycentric) * light
     toward = (positions.reshape(6, count, 3)[..., 2])[view[:, None], posed.faces[face]]  # [N 3]
     nearness = np.einsum("nk,nk->n", toward, hits.barycentric)
     rgba = _resolve(albedo, hits.pixel, fine, 6 * fine)
@@ -164,8 +171,13 @@ def _resolve_depth(
     nearness: Floats, pixel: NDArray[np.int64], height: int, width: int
 ) -> NDArray[np.float16]:
     """Average the samples of the nearest surface in each pixel: [H W], zero where empty."""
-    samples = _blocks(nearness[:, None].astype(np.float32), pixel, height, width, -4.0)[..., 0]  # [K H W]
-    same = (samples > samples.max(axis=0) - SAME_SURFACE) & (samples > -2)
+    samples = _blocks(nearness[:, None].astype(np.float32), pixel, height, width, EMPTY)[..., 0]  # [K H W]
+    return nearest_surface(samples)
+
+
+def nearest_surface(samples: Floats) -> NDArray[np.float16]:
+    """Average the samples [K H W] of the nearest surface in each pixel: [H W], zero where all are EMPTY."""
+    same = (samples > samples.max(axis=0) - SAME_SURFACE) & (samples > EMPTY / 2)
     mean = (samples * same).sum(axis=0) / np.maximum(same.sum(axis=0), 1)
     rounded: NDArray[np.float16] = mean.astype(np.float16)
     return rounded
@@ -194,6 +206,11 @@ def cut_out_photo(rng: Random, posed: Posed, raster: Raster, *, size_px: int) ->
         lit = arriving(hits.blend(posed.vertices[posed.faces]), studio.lights[0], axes, depths)
     light = shade(posed, hits, studio, camera, lit=lit)
     rgba = _resolve(develop(light, exposure=exposure, balance=balance, gamma=gamma), hits.pixel, fine, fine)
+    return spoil(rng, rgba)
+
+
+def spoil(rng: Random, rgba: Floats) -> NDArray[np.uint8]:
+    """Do to a clean cut-out [S S 4] what cameras, files and mattes do: RGBA [4 S S]."""
     background = np.float32(rng.choice([0.0, 0.5, 1.0])) if rng.uniform() < 0.7 else draw_colour(rng)
     alpha = rgba[..., 3:]
     rgb = _degrade(rng, rgba[..., :3] * alpha + background * (1 - alpha))
@@ -230,7 +247,7 @@ def damage(rng: Random, alpha: Floats) -> Floats:
         alpha = _spread(alpha, np.minimum)
     if rng.uniform() < 0.2:
         alpha = (alpha > 0.5).astype(np.float32)
-    if rng.uniform() < 0.03:
+    if rng.uniform() < 0.03 and alpha.max() > 0.5:
         rows, columns = np.nonzero(alpha > 0.5)
         at = rng.integers(len(rows))
         radius = len(alpha) * rng.uniform(0.02, 0.07)
@@ -250,7 +267,7 @@ def _spread(alpha: Floats, choose: np.ufunc) -> Floats:
     return result
 
 
-def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+def outer_surface(rng: Random, posed: Posed, body: Body) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Draw POINTS places evenly on the surface that no other part covers, with their colours."""
     a, b, c = (posed.vertices[posed.faces[:, k]] for k in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1).astype(np.float64)
@@ -263,10 +280,13 @@ def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.f
     weights = np.stack([1 - u - v, u, v], -1)
     hits = Hits(pixel=np.arange(drawn), face=face, barycentric=weights)
     places = hits.blend(posed.vertices[posed.faces])
-    # A place inside another part is deep in the union; one on the outside is on its border.
-    outer = np.flatnonzero(solid.signed_distance(places, reach=0.05) > -2e-3)
+    outward = np.cross(b - a, c - a)[face]
+    outward /= np.maximum(np.linalg.norm(outward, axis=1, keepdims=True), 1e-12)
+    outer = np.flatnonzero(body.shows(places, outward))
+    if not len(outer):  # all of a thicket's places are hidden
+        outer = np.arange(drawn)
     chosen = outer[np.arange(POINTS) % len(outer)]
-    rgb = to_bytes(colour(posed.product, face[chosen], weights[chosen]))
+    rgb = to_bytes(posed.product.colour_at(face[chosen], weights[chosen]))
     return places[chosen].astype(np.float16), rgb
 
 

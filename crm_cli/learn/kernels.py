@@ -1,4 +1,4 @@
-"""The warp kernels of learn/solid.py. Only Solid imports this module: importing warp takes time."""
+"""The warp kernels of learn/solid.py and learn/visibility.py, imported late: importing warp takes time."""
 # Warp compiles these functions from their source: its decorators carry no types and its array
 # annotations are calls, which it reads at definition (so no postponed annotations here).
 # mypy: disable-error-code="valid-type, untyped-decorator, misc, index, no-any-return"
@@ -83,3 +83,62 @@ def measure(
                 at = wp.mesh_eval_position(mesh, outside.face, outside.u, outside.v)
                 best = wp.min(best, wp.length(p - at))
     result[i] = best
+
+
+FAR = wp.constant(8.0)
+"""Longer than any line through the cube of the world."""
+
+BESIDE = wp.constant(0.004)
+"""A pixel of 512: a gap that one view sees through is wider."""
+
+
+@wp.kernel
+def look_out(
+    mesh: wp.uint64,
+    places: wp.array(dtype=wp.vec3),
+    directions: wp.array(dtype=wp.vec3),
+    axes: int,
+    leaks: int,
+    result: wp.array(dtype=int),
+) -> None:
+    """Say whether a place sees far away: along one of the first `axes` directions, or `leaks` others.
+
+    Along an axis it must see so from beside itself, too.
+    """
+    i = wp.tid()
+    free = int(NONE)
+    for k in range(directions.shape[0]):
+        if free < leaks:
+            d = directions[k]
+            if not wp.mesh_query_ray_anyhit(mesh, places[i], d, FAR):
+                if k >= axes:
+                    free += 1
+                elif not wp.mesh_query_ray_anyhit(
+                    mesh, places[i] + BESIDE * wp.vec3(d[1], d[2], d[0]), d, FAR
+                ):
+                    free += leaks
+    result[i] = wp.where(free >= leaks, 1, 0)
+
+
+@wp.kernel
+def measure_shell(
+    mesh: wp.uint64,
+    places: wp.array(dtype=wp.vec3),
+    seen: wp.array(dtype=int),
+    is_sheet: wp.array(dtype=int),
+    thin: float,
+    reach: float,
+    result: wp.array(dtype=float),
+) -> None:
+    """Measure one place against a surface: negative where it is not seen, or within a sheet."""
+    i = wp.tid()
+    distance = float(reach)
+    nearest = wp.mesh_query_point_no_sign(mesh, places[i], reach + thin)
+    if nearest.result:
+        at = wp.mesh_eval_position(mesh, nearest.face, nearest.u, nearest.v)
+        distance = wp.length(places[i] - at)
+        if seen[i] == 1 and is_sheet[nearest.face] == 1:
+            distance -= thin
+    if seen[i] == 0:
+        distance = -distance
+    result[i] = wp.clamp(distance, -reach, reach)

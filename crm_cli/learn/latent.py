@@ -122,10 +122,10 @@ class LatentTask:
 
     def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """Mean square of what the answer lacks of the noise."""
-        error = self.error(self.ask(self.show(batch, random), random))
+        error = self.error(self.ask(self.pictures(batch, random), random))
         return error, {"noise": error}
 
-    def show(self, batch: Batch, random: torch.Generator) -> Pictures:
+    def pictures(self, batch: Batch, random: torch.Generator) -> Pictures:
         """Draw how each example is turned, sized, coloured and shown."""
         photo, views, depth = (batch[name].to(random.device) for name in ("photo", "views", "depth"))
         count = len(photo)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from crm_cli.fragments import Raster
 from crm_cli.learn.camera import Camera, Hits, Posed
 from crm_cli.learn.materials import Floats, Random
-from crm_cli.learn.parts import colour
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -62,16 +61,14 @@ def draw_studio(rng: Random) -> Studio:
 
 def shade(posed: Posed, hits: Hits, studio: Studio, camera: Camera, *, lit: Floats | None = None) -> Floats:
     """Light the surface: linear RGB [N 3]. lit [N] says how much of the key light arrives (1 where None)."""
-    albedo = colour(posed.product, hits.face, hits.barycentric) ** 2.2
+    albedo = posed.product.colour_at(hits.face, hits.barycentric) ** 2.2
     normal = hits.blend(posed.normals)
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
     place = hits.blend(posed.vertices[posed.faces])
     sight = np.array([0, camera.distance, 0], np.float32) - place
     sight /= np.linalg.norm(sight, axis=1, keepdims=True)
-    gloss = np.array([m.gloss for m in posed.product.materials], np.float32)[posed.product.part[hits.face]]
-    sharpness = np.array([m.sharpness for m in posed.product.materials], np.float32)[
-        posed.product.part[hits.face]
-    ]
+    normal *= posed.facing(hits.face, sight)
+    gloss, sharpness = posed.product.shine_at(hits.face)
     upward = (0.5 + 0.5 * normal @ posed.up)[:, None]
     diffuse = studio.ground * (1 - upward) + studio.sky * upward
     shine = np.zeros_like(place)

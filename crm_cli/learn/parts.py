@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from crm_cli.learn.materials import Material
 from crm_cli.learn.shapes import Floats, Shape
+from crm_cli.learn.solid import Solid
+from crm_cli.learn.subject import Shine, shine_of
 from crm_cli.records import expect
 
 
@@ -54,6 +56,23 @@ class Product:
             local=(self.local, "V 3"),
             part=(self.part, "F"),
         )
+
+    @property
+    def is_closed(self) -> bool:
+        """All parts are."""
+        return True
+
+    def colour_at(self, face_ids: NDArray[np.int64], barycentric: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Albedo at places on faces; see `colour`."""
+        return colour(self, face_ids, barycentric)
+
+    def shine_at(self, face_ids: NDArray[np.int64]) -> Shine:
+        """How the parts that faces [N] belong to reflect lamps."""
+        return shine_of(self.materials, self.part[face_ids])
+
+    def body(self, vertices: NDArray[np.float32]) -> Solid:
+        """The union of the parts, their vertices [V 3] put in place."""
+        return Solid(vertices, self.faces, self.part)
 
 
 def assemble(family: str, parts: Sequence[Part]) -> Product:

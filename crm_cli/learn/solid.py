@@ -18,7 +18,7 @@ SPACING = 4.0
 
 
 @functools.cache
-def _kernels() -> ModuleType:
+def kernels_of_warp() -> ModuleType:
     """Import warp and the kernels, once."""
     import warp as wp
 
@@ -38,7 +38,7 @@ class Solid:
 
         vertices [V 3], faces [F 3]; part [F] counts from 0, and parts share no vertices.
         """
-        self._kernels = _kernels()
+        self._kernels = kernels_of_warp()
         import warp as wp
 
         owner = np.zeros(len(vertices), dtype=np.int64)
@@ -71,3 +71,9 @@ class Solid:
         wp.launch(self._kernels.measure, dim=len(places), inputs=inputs, outputs=[result], device="cpu")
         measured: NDArray[np.float32] = result.numpy()
         return measured
+
+    def shows(self, places: NDArray[np.float32], normals: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Say which places [N 3] of the parts' surfaces no other part covers: [N]."""
+        # A place inside another part is deep in the union; one on the outside is on its border.
+        outer: NDArray[np.bool_] = self.signed_distance(places, reach=0.05) > -2e-3
+        return outer
