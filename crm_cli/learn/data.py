@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ SHARD = 256
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+Writer = Callable[[Path, range, Raster, int], None]
+"""Renders one example per seed into a file, at a size in pixels."""
+
 
 def write_shard(file: Path, seeds: range, raster: Raster, size_px: int, *, has_field: bool = True) -> None:
     """Render one example per seed and store them stacked, uncompressed; the file appears when it is whole.
@@ -54,7 +57,12 @@ def write_shard(file: Path, seeds: range, raster: Raster, size_px: int, *, has_f
             columns[name].append(getattr(example, name))
     stacked: dict[str, NDArray[np.generic]] = {name: np.stack(column) for name, column in columns.items()}
     stacked["family"] = np.array(families, dtype=np.uint8)
-    stacked["seed"] = np.array(seeds, dtype=np.int64)
+    store(file, seeds, stacked)
+
+
+def store(file: Path, seeds: range, stacked: Arrays) -> None:
+    """Write a shard, examples along the leading axis, and their seeds; the file appears when it is whole."""
+    stacked = {**stacked, "seed": np.array(seeds, dtype=np.int64)}
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     with part.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **stacked)
@@ -70,6 +78,7 @@ def build(
     size_px: int = 64,
     shard: int = SHARD,
     has_field: bool = True,
+    write: Writer | None = None,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
 
@@ -81,7 +90,9 @@ def build(
         size_px: Side of every picture.
         shard: Examples per file.
         has_field: See `write_shard`.
+        write: What renders one shard, where it is not `write_shard`.
     """
+    writes = write or partial(write_shard, has_field=has_field)
     folder.mkdir(parents=True, exist_ok=True)
     todo: list[tuple[Path, range]] = []
     for file, seeds in shards_of(folder, count, first_seed=first_seed, shard=shard):
@@ -93,7 +104,7 @@ def build(
         return
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(_render, file, seeds, size_px, has_field): file for file, seeds in todo}
+        pending = {pool.submit(_render, file, seeds, size_px, writes): file for file, seeds in todo}
         for done in as_completed(pending):
             done.result()
             log.info("wrote %s", pending[done])
@@ -111,13 +122,13 @@ def shards_of(
     ]
 
 
-def _render(file: Path, seeds: range, size_px: int, has_field: bool) -> None:
+def _render(file: Path, seeds: range, size_px: int, write: Writer) -> None:
     """Write one shard in a worker process, on one thread."""
     from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
     draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
-    write_shard(file, seeds, draws(), size_px, has_field=has_field)
+    write(file, seeds, draws(), size_px)
 
 
 class Shards:
@@ -125,6 +136,7 @@ class Shards:
 
     def __init__(self, folder: Path, count: int | None = None) -> None:
         """Open the folder. count: take the first so many examples only, however many there are."""
+        self.folder = folder
         self.files = sorted(folder.glob("*.npz"))
         self._count = count
         self._arrays = [_map_members(file) for file in self.files]

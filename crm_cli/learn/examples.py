@@ -81,12 +81,17 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64, has_field: b
     has_field: whether distances and surface colours are measured as well; only the reconstruction learns
     from them, and pictures alone need no more than a rasteriser.
     """
-    product = make_product(rng)
-    posed = pose(product, draw_pose(rng))
+    posed = draw_posed(rng)
     views, depth = six_views(posed, raster, size_px=size_px)
     photo = cut_out_photo(rng, posed, raster, size_px=size_px)
     measured = _measure(rng, posed) if has_field else UNMEASURED
-    return Example(family=product.family, photo=photo, views=views, depth=depth, **measured._asdict())
+    return Example(family=posed.product.family, photo=photo, views=views, depth=depth, **measured._asdict())
+
+
+def draw_posed(rng: Random) -> Posed:
+    """Draw the product of an example as it stands in its world."""
+    product = make_product(rng)
+    return pose(product, draw_pose(rng))
 
 
 class Measured(NamedTuple):
