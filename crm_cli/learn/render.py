@@ -175,7 +175,10 @@ class NvdiffrastRenderer:
         self._library = nvdiffrast.torch
         self._contexts: dict[torch.device, Any] = {}
 
-    why_not = staticmethod(NvdiffrastRaster.why_not)
+    @staticmethod
+    def why_not(device: str) -> str | None:
+        """Need CUDA and a build of nvdiffrast that loads."""
+        return NvdiffrastRaster.why_not(device)
 
     def draw(self, placed: Tensor, faces: Tensor, *, size_px: int) -> Drawing:
         """Find what every pixel centre shows; see `Renderer`."""
