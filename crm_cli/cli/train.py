@@ -37,6 +37,17 @@ def train(
     first: Annotated[
         Path | None, typer.Option(metavar="FILE", help="ccm: rgb weights that draw half of what it sees.")
     ] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="reconstruction: learn from pictures of its surface.")
+    ] = False,
+    grid: Annotated[int, typer.Option(min=8, max=256, help="--end-to-end: cubes along each side.")] = 80,
+    lpips: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="--end-to-end: LPIPS from the files of VGG16 and its heads."),
+    ] = None,
+    architecture: Annotated[
+        str, typer.Option(metavar="small|release", help="--end-to-end: embedded, or as published.")
+    ] = "small",
     average: Annotated[float, typer.Option(min=0, max=1, help="Decay of the average that ships.")] = 0.995,
     warmup: Annotated[int, typer.Option(min=0, help="Steps in which the learning rate rises.")] = 50,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
@@ -50,6 +61,7 @@ def train(
 
     from crm_cli.learn.course import Course, check_precision, run_course
     from crm_cli.learn.course import ship as write_weights
+    from crm_cli.learn.surface import EndToEnd, check_end_to_end
     from crm_cli.learn.train import TrainSettings
     from crm_cli.toolbox import resolve_device
 
@@ -66,6 +78,9 @@ def train(
         grow=grow,
         first=first,
         commit=commit,
+        surface=check_end_to_end(
+            EndToEnd(grid=grid, lpips=tuple(lpips or ()), architecture=architecture), is_asked=end_to_end
+        ),
     )
     settings = TrainSettings(
         steps=steps,

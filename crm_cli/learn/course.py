@@ -17,11 +17,13 @@ import torch
 from crm_cli import __version__
 from crm_cli.errors import UsageError
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build
+from crm_cli.learn.portraits import Portrayed, build_portraits
+from crm_cli.learn.surface import EndToEnd, SurfaceTask
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, averaged, train
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
 from crm_cli.models.loading import load, save
-from crm_cli.models.reconstruction import SMALL
+from crm_cli.models.reconstruction import RELEASE, SMALL
 
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
 
@@ -46,6 +48,8 @@ class Course:
     """Share of the steps in which examples are still being rendered; 0: all are there before the first."""
     first: Path | None = None
     """Weights of a trained first stage: half of what the second one learns from is then drawn by it."""
+    surface: EndToEnd | None = None
+    """How the reconstruction is trained on pictures of its surface; None: on distances and colours."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
 
@@ -55,11 +59,24 @@ class Course:
         return not self.grow
 
 
-def open_task(network: str, seed: int, *, device: str = "cpu", first: Path | None = None) -> Task:
+def open_task(
+    network: str,
+    seed: int,
+    *,
+    device: str = "cpu",
+    first: Path | None = None,
+    surface: EndToEnd | None = None,
+) -> Task:
     """A fresh network on its device, its first parameters drawn from the seed.
 
-    first: see `Course`.
+    first, surface: see `Course`.
     """
+    if surface is not None and network != "reconstruction":
+        raise UsageError(
+            f"--end-to-end: {network} makes no surface",
+            code="E_TRAIN_SURFACE",
+            remedy="it is for the reconstruction",
+        )
     torch.manual_seed(seed)
     task: Task
     if network == "rgb":
@@ -67,12 +84,23 @@ def open_task(network: str, seed: int, *, device: str = "cpu", first: Path | Non
     elif network == "ccm":
         task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
     elif network == "reconstruction":
-        task = ReconstructionTask(SMALL)
+        task = ReconstructionTask(SMALL) if surface is None else _surface_task(surface, device)
     else:
         known = ", ".join(get_args(NetworkName))
         raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
     task.network.to(device)
     return task
+
+
+def _surface_task(surface: EndToEnd, device: str) -> SurfaceTask:
+    configs = {"small": SMALL, "release": RELEASE}
+    if surface.architecture not in configs:
+        raise UsageError(
+            f"--architecture {surface.architecture}: no such architecture",
+            code="E_TRAIN_ARCHITECTURE",
+            remedy=f"one of {', '.join(configs)}",
+        )
+    return SurfaceTask(configs[surface.architecture], surface, device=device)
 
 
 def _first_stage(file: Path, device: str) -> MultiViewUNet:
@@ -83,7 +111,7 @@ def _first_stage(file: Path, device: str) -> MultiViewUNet:
     return network
 
 
-def training_examples(course: Course, settings: TrainSettings) -> Shards | Growing:
+def training_examples(course: Course, settings: TrainSettings) -> Shards | Growing | Portrayed:
     """The training set of a course, rendered where it is missing; meanwhile, where it may grow."""
     folder = course.data / "train"
     if not course.grow:
@@ -102,17 +130,18 @@ def training_examples(course: Course, settings: TrainSettings) -> Shards | Growi
     )
 
 
-def held_out_examples(course: Course) -> Shards:
+def held_out_examples(course: Course) -> Shards | Portrayed:
     """The held-out set of a course, rendered where it is missing."""
     return _examples(course, course.data / "held-out", course.held_out, first_seed=HELD_OUT)
 
 
-def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> Shards:
+def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> Shards | Portrayed:
     workers = max(1, course.workers)
     for shard in build(folder, count, workers, first_seed=first_seed, has_field=course.has_field):
         log.info("examples: %s", shard)
     shards = Shards(folder, count)
-    if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
+    is_measured = course.network == "reconstruction" and course.surface is None
+    if is_measured and len(shards) and not len(shards[0]["points"]):
         raise UsageError(
             f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
             code="E_TRAIN_DATA",
@@ -124,7 +153,16 @@ def _examples(course: Course, folder: Path, count: int, *, first_seed: int) -> S
             code="E_TRAIN_DATA",
             remedy=f"remove {shards.files[-1].name} there, or give another --data folder",
         )
-    return shards
+    return shards if course.surface is None else _portrayed(shards, workers, first_seed=first_seed)
+
+
+def _portrayed(shards: Shards, workers: int, *, first_seed: int) -> Portrayed:
+    """Examples with their portraits, which are rendered beside them where they are missing."""
+    folder = shards.folder.with_name(f"{shards.folder.name}-portraits")
+    size_px = shards[0]["photo"].shape[-1]
+    for shard in build_portraits(folder, len(shards), workers, first_seed=first_seed, size_px=size_px):
+        log.info("portraits: %s", shard)
+    return Portrayed(shards, Shards(folder, len(shards)))
 
 
 def check_precision(name: str) -> Precision:
@@ -149,11 +187,15 @@ def run_course(course: Course, settings: TrainSettings) -> Iterator[Progress]:
             remedy="leave --grow out",
         )
     # First: a wrong name should not cost an hour of rendering.
-    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
+    task = open_task(
+        course.network, settings.seed, device=course.device, first=course.first, surface=course.surface
+    )
     yield from train(task, training_examples(course, settings), settings, course.folder)
 
 
-def measure(task: Task, examples: Shards, *, batch: int = 8, device: str = "cpu") -> dict[str, float]:
+def measure(
+    task: Task, examples: Shards | Portrayed, *, batch: int = 8, device: str = "cpu"
+) -> dict[str, float]:
     """Mean of the task's terms over a held-out set, each batch with its own fixed noise."""
     task.network.eval()
     totals: Counter[str] = Counter()
@@ -168,17 +210,21 @@ def measure(task: Task, examples: Shards, *, batch: int = 8, device: str = "cpu"
 
 def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float]:
     """Write the averaged parameters of a course's checkpoint as a weights file, with what they score."""
-    task = open_task(course.network, settings.seed, device=course.device, first=course.first)
+    task = open_task(
+        course.network, settings.seed, device=course.device, first=course.first, surface=course.surface
+    )
     task.network.load_state_dict(averaged(course.folder / "checkpoint.safetensors"))
     scores = measure(task, held_out_examples(course), device=course.device)
     metadata = {
         "network": course.network,
-        "preset": "small",
+        "preset": "small" if course.surface is None else course.surface.architecture,
         "crm_version": __version__,
         "commit": course.commit,
         "settings": json.dumps(asdict(settings), sort_keys=True),
         "examples": str(course.examples),
         "held_out": json.dumps(scores, sort_keys=True),
     }
+    if course.surface is not None:
+        metadata["end_to_end"] = json.dumps(course.surface.words, sort_keys=True)
     save(task.network.cpu(), file, metadata)
     return scores

@@ -48,6 +48,12 @@ class EndToEnd:
     architecture: str = "small"
     """The embedded network's size and kind, or the published one's: release."""
 
+    @property
+    def words(self) -> dict[str, str | int]:
+        """What a weights file says of it: names of files, but not where they were."""
+        names = ", ".join(file.name for file in self.lpips)
+        return {"architecture": self.architecture, "grid": self.grid, "lpips": names}
+
 
 def check_end_to_end(settings: EndToEnd, *, is_asked: bool) -> EndToEnd | None:
     """The settings, or None where nobody asked for them; UsageError where they would be passed over."""
