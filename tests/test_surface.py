@@ -14,12 +14,12 @@ from crm_cli.learn import surface as module
 from crm_cli.learn.data import Shards, write_shard
 from crm_cli.learn.portraits import Portrayed, draw_eyes, write_portraits
 from crm_cli.learn.render import OwnRenderer
-from crm_cli.learn.shell import find_shell
+from crm_cli.learn.shell import Shell, find_shell
 from crm_cli.learn.surface import EndToEnd, SurfaceTask, check_end_to_end, open_renderer, show
 from crm_cli.learn.train import Batch, TrainSettings, train
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.flexicubes import CubeWeights
-from crm_cli.models.reconstruction import MINI, TINY, ReconstructionConfig
+from crm_cli.models.reconstruction import MINI, TINY, PlaneField, ReconstructionConfig
 
 MICRO = replace(MINI, plane_px=16)
 """The published structure on planes of 16 pixels."""
@@ -171,13 +171,22 @@ def test_it_repeats_byte_for_byte_and_resumes_exactly(
     assert files[0] == files[1] == files[2]
 
 
-def test_half_precision_leaves_the_surface_in_single(examples: Portrayed) -> None:
+def test_half_precision_ends_before_the_surface(examples: Portrayed, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(field: PlaneField, *rest: object) -> Shell:
+        seen.append((field.triplane.planes.dtype, torch.is_autocast_enabled("cpu")))
+        return find_shell(field, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "find_shell", watched)
     batch = examples.batch(np.array([0]))
     task = task_of(MICRO)
     plain, _ = task.loss(batch, random())
     with torch.autocast("cpu", torch.bfloat16):
         half, terms = task.loss(batch, random())
+    assert seen == [(torch.float32, False)] * 2
     assert half.dtype == terms["depth"].dtype == torch.float32
+    assert half != plain, "the U-Net did calculate in half precision"
     torch.testing.assert_close(half, plain, rtol=0.05, atol=0)
 
 
@@ -190,6 +199,7 @@ def test_a_network_that_draws_nothing_is_pulled_back(examples: Portrayed) -> Non
     loss.backward()
     assert terms["iou"] == 0 and loss.isfinite()
     assert bias.grad[0] < 0  # type: ignore[index]
+    assert all(parameter.grad is not None for parameter in task.network.parameters())
 
 
 def test_settings_without_their_word_are_refused() -> None:

@@ -57,9 +57,17 @@ def find_shell(field: PlaneField, resolution: int, random: torch.Generator) -> S
     points = flexicubes.grid(resolution, device=str(field.triplane.planes.device))
     with torch.no_grad():
         sdf, offset = sample_near_surface(field, points, resolution)
+    weights = _weights_term(field, points, resolution, random)
     cubes = flexicubes.surface_cubes(sdf, resolution)
     if not len(cubes):
-        return _lost(field, points, sdf)
+        nearest = sdf.topk(min(LOST_POINTS, len(sdf)), largest=False).indices
+        return Shell(
+            vertices=points[:0],
+            faces=cubes.new_zeros(0, 3),
+            deviation=sdf.new_zeros(()),
+            signs=field.geometry(points[nearest])[0].mean(),
+            weights=weights,
+        )
     corners = torch.unique(flexicubes.cube_corners(cubes, resolution))
     values, moved = field.geometry(points[corners])
     sdf = flexicubes.close_border(sdf.index_copy(0, corners, values), resolution)
@@ -69,9 +77,7 @@ def find_shell(field: PlaneField, resolution: int, random: torch.Generator) -> S
         vertices, faces, deviation = flexicubes.extract(
             points, sdf, resolution, refine=lambda places: field.geometry(places)[0]
         )
-        return Shell(
-            vertices=vertices, faces=faces, deviation=deviation, signs=signs, weights=sdf.new_zeros(())
-        )
+        return Shell(vertices=vertices, faces=faces, deviation=deviation, signs=signs, weights=weights)
     # Rounding may differ between the two answers, and with it the cubes.
     cubes = flexicubes.surface_cubes(sdf, resolution)
     raw = field.raw_weights(points[flexicubes.cube_corners(cubes, resolution)])
@@ -82,8 +88,6 @@ def find_shell(field: PlaneField, resolution: int, random: torch.Generator) -> S
         weights=flexicubes.CubeWeights.from_raw(raw),
         training=True,
     )
-    some = torch.randint(resolution**3, (WEIGHED_CUBES,), generator=random, device=points.device)
-    weights = field.raw_weights(points[flexicubes.cube_corners(some, resolution)]).square().mean()
     return Shell(vertices=vertices, faces=faces, deviation=deviation, signs=signs, weights=weights)
 
 
@@ -108,10 +112,9 @@ def sign_entropy(sdf: Tensor, resolution: int) -> Tensor:
     return functional.binary_cross_entropy_with_logits(values, is_outside[edges.flip(1)].to(values))
 
 
-def _lost(field: PlaneField, points: Tensor, sdf: Tensor) -> Shell:
-    """A field without a surface: nothing to draw, and a pull on what is nearest to having one."""
-    nearest = sdf.topk(min(LOST_POINTS, len(sdf)), largest=False).indices
-    pull = field.geometry(points[nearest])[0].mean()
-    nothing = torch.zeros(0, 3, dtype=torch.int64, device=points.device)
-    zero = sdf.new_zeros(())
-    return Shell(vertices=points[:0], faces=nothing, deviation=zero, signs=pull, weights=zero)
+def _weights_term(field: PlaneField, points: Tensor, resolution: int, random: torch.Generator) -> Tensor:
+    """Mean square of the raw weights of cubes drawn at random; nought for a network without any."""
+    if field.hull is not None:
+        return points.new_zeros(())
+    some = torch.randint(resolution**3, (WEIGHED_CUBES,), generator=random, device=points.device)
+    return field.raw_weights(points[flexicubes.cube_corners(some, resolution)]).square().mean()

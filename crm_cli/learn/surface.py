@@ -172,10 +172,10 @@ def show(field: PlaneField, shell: Shell, eyes: Eyes, renderer: Renderer, *, siz
     drawing = renderer.draw(placed, shell.faces, size_px=size_px)
     places = drawing.interpolate(shell.vertices, shell.faces)  # [K S S 3]
     hit = drawing.covered.view(-1).nonzero()[:, 0]
+    # Also where nothing is hit: every parameter then has a gradient, as several processes expect it.
+    colours = field.colour(places.view(-1, 3).index_select(0, hit))
     painted = places.new_zeros(drawing.face.numel(), 4)
-    if len(hit):
-        colours = field.colour(places.view(-1, 3).index_select(0, hit))
-        painted = painted.index_copy(0, hit, functional.pad(colours, (0, 1), value=1.0))
+    painted = painted.index_copy(0, hit, functional.pad(colours, (0, 1), value=1.0))
     rgba = renderer.smooth(painted.view(*drawing.face.shape, 4), drawing, placed, shell.faces)
     rgba = rgba.permute(0, 3, 1, 2)
     return Shown(
