@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from crm_cli.errors import UsageError
 from crm_cli.frame import VIEWS
-from crm_cli.learn.data import Shards, write_shard
+from crm_cli.learn.data import Shards, store, write_shard
 from crm_cli.learn.examples import draw_posed
 from crm_cli.learn.portraits import (
     ARRAYS,
@@ -131,3 +131,10 @@ def test_portraits_of_other_examples_are_refused(folders: tuple[Path, Path], tmp
         Portrayed(Shards(folders[0]), Shards(tmp_path))
     with pytest.raises(UsageError, match="not the portraits of the examples"):
         Portrayed(Shards(folders[0]), Shards(folders[1], 2))
+    stored = {name: np.array(array) for name, array in np.load(folders[1] / "0000000.npz").items()}
+    other = tmp_path / "other"
+    other.mkdir()
+    # Of the same seeds, but something else: as examples that come from files.
+    store(other / "0000000.npz", range(3), stored | {"family": stored["family"] + 1})
+    with pytest.raises(UsageError, match="not the portraits of the examples"):
+        Portrayed(Shards(folders[0]), Shards(other))

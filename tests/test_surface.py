@@ -12,14 +12,16 @@ from torch import Tensor
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.learn import surface as module
 from crm_cli.learn.data import Shards, write_shard
-from crm_cli.learn.portraits import Portrayed, draw_eyes, write_portraits
+from crm_cli.learn.portraits import Portrayed, draw_eyes, eyes_of, write_portraits
 from crm_cli.learn.render import OwnRenderer
 from crm_cli.learn.shell import Shell, find_shell
 from crm_cli.learn.surface import EndToEnd, SurfaceTask, check_end_to_end, open_renderer, show
+from crm_cli.learn.tasks import records_of
 from crm_cli.learn.train import Batch, TrainSettings, train
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.flexicubes import CubeWeights
 from crm_cli.models.reconstruction import MINI, TINY, PlaneField, ReconstructionConfig
+from crm_cli.toolbox import accelerators
 
 MICRO = replace(MINI, plane_px=16)
 """The published structure on planes of 16 pixels."""
@@ -200,6 +202,39 @@ def test_a_network_that_draws_nothing_is_pulled_back(examples: Portrayed) -> Non
     assert terms["iou"] == 0 and loss.isfinite()
     assert bias.grad[0] < 0  # type: ignore[index]
     assert all(parameter.grad is not None for parameter in task.network.parameters())
+
+
+def test_a_sample_shows_what_is_drawn_above_what_is(examples: Portrayed) -> None:
+    batch = examples.batch(np.array([0, 1]))
+    with torch.no_grad():
+        picture = task_of(TINY).show(batch, random())
+    assert picture.shape == (3, 2 * 2 * 24, 8 * 24)
+    drawn, truth = picture.view(3, 2, 2, 24, 8, 24).unbind(2)
+    portrait = batch["portrait"][:, ::2].float() / 255
+    wanted = portrait[:, :, :3] + module.BACKGROUND * (1 - portrait[:, :, 3:])
+    torch.testing.assert_close(truth, wanted.permute(2, 0, 3, 1, 4))
+    # Views of a mug or a shoe carve out nearly the mug and the shoe.
+    assert 0 < (drawn - truth).abs().mean() < 0.5 * (truth - module.BACKGROUND).abs().mean()
+
+
+@pytest.mark.skipif(not accelerators(), reason="needs CUDA")
+def test_a_gpu_finds_the_loss_and_the_pull_of_the_cpu(examples: Portrayed) -> None:
+    batch = examples.batch(np.array([0, 1]))
+    losses, slopes = [], []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        task = SurfaceTask(MICRO, EndToEnd(grid=GRID), device=device)
+        task.network.to(device)
+        fields = task.network.fields(records_of(batch["views"].to(device) / 255, batch["depth"].to(device)))  # type: ignore[operator]
+        shell = find_shell(fields[0], GRID, torch.Generator(device).manual_seed(0))
+        eyes = eyes_of(batch["eye_axes"][0].to(device), batch["eye_distance"][0].to(device))
+        shown = show(fields[0], shell, eyes, open_renderer(device), size_px=24)
+        loss = shown.mask.square().mean() + shown.rgb.square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        slopes.append(task.network.sdfMlp.fc1.weight.grad.cpu())  # type: ignore[union-attr, operator]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.nn.functional.cosine_similarity(*(s.flatten() for s in slopes), dim=0) > 0.95
 
 
 def test_settings_without_their_word_are_refused() -> None:

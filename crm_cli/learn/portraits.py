@@ -24,6 +24,7 @@ from crm_cli.learn.data import SHARD, Shards, build, store
 from crm_cli.learn.examples import draw_posed, to_bytes
 from crm_cli.learn.materials import Floats, Random
 from crm_cli.learn.parts import colour
+from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.render import Eyes, OwnRenderer, Renderer
 from crm_cli.records import expect
 
@@ -150,16 +151,13 @@ def portray_product(posed: Posed, rng: Random, renderer: Renderer, *, size_px: i
 def write_portraits(file: Path, seeds: range, raster: Raster, size_px: int) -> None:
     """Render the portraits of one example per seed, and store them stacked; see `data.write_shard`."""
     renderer = OwnRenderer(raster)
-    made = [
-        portray_product(
-            draw_posed(np.random.default_rng(seed)),
-            np.random.default_rng((seed, STREAM)),
-            renderer,
-            size_px=size_px,
-        )
-        for seed in seeds
-    ]
-    store(file, seeds, {name: np.stack([getattr(p, field) for p in made]) for field, name in ARRAYS.items()})
+    made, families = [], []
+    for seed in seeds:
+        posed, rng = draw_posed(np.random.default_rng(seed)), np.random.default_rng((seed, STREAM))
+        made.append(portray_product(posed, rng, renderer, size_px=size_px))
+        families.append([*FAMILIES].index(posed.product.family))
+    stacked = {name: np.stack([getattr(one, field) for one in made]) for field, name in ARRAYS.items()}
+    store(file, seeds, {**stacked, "family": np.array(families, dtype=np.uint8)})
 
 
 def build_portraits(
@@ -177,8 +175,9 @@ class Portrayed:
     def __init__(self, examples: Shards, portraits: Shards) -> None:
         """Lay two folders side by side. UsageError where they are not of the same examples."""
         self.examples, self.portraits = examples, portraits
+        ends = (0, len(examples) - 1)
         if len(examples) != len(portraits) or any(
-            int(examples[index]["seed"]) != int(portraits[index]["seed"]) for index in (0, len(examples) - 1)
+            examples[index][name] != portraits[index][name] for index in ends for name in ("seed", "family")
         ):
             raise UsageError(
                 f"{portraits.folder}: not the portraits of the examples in {examples.folder}",

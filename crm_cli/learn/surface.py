@@ -122,6 +122,17 @@ class SurfaceTask:
             loss = loss + LPIPS * terms["lpips"]
         return loss, terms
 
+    def show(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """Each object as drawn, and as it is below that, from half of its portraits' places: [3 H W]."""
+        rows = []
+        for index, field in enumerate(self._fields(batch, random)):
+            rgba = batch["portrait"][index, ::2].float() / 255
+            eyes = eyes_of(batch["eye_axes"][index, ::2], batch["eye_distance"][index, ::2])
+            shell = find_shell(field, self._grid, random)
+            drawn = show(field, shell, eyes, self._renderer, size_px=rgba.shape[-1])
+            rows += [torch.cat([*pictures], -1) for pictures in (drawn.rgb, _on_background(rgba))]
+        return torch.cat(rows, 1).clamp(0, 1)
+
     def _fields(self, batch: Batch, random: torch.Generator) -> list[PlaneField]:
         """What the network makes of the views, with noise on its input; in single precision from here on."""
         views, depth = batch["views"].float() / 255, batch["depth"].float()
