@@ -89,7 +89,7 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64, has_field: b
 
 
 def draw_posed(rng: Random) -> Posed:
-    """Draw the product of an example as it stands in its world."""
+    """Draw the product of an example, turned as it is photographed: the first that its generator decides."""
     product = make_product(rng)
     return pose(product, draw_pose(rng))
 
