@@ -2,7 +2,7 @@
 
 Each example has VIEWS_EACH of them, drawn from its seed alone, so that they can be rendered once, in any
 order and by any number of processes, into shards beside those of the examples. A step looks at some.
-(CRM §4.1: 16 perspective pictures of each shape, of which an iteration takes 8)
+(CRM: 16 perspective pictures of each shape, of which an iteration takes 8)
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ LPIPS, DEPTH, MASK, REGULAR = 0.1, 0.5, 0.5, 0.005
 """Weights of the loss's terms beside that of colour. (CRM §3.3)"""
 
 VIEWS_A_STEP = 8
-"""Pictures of each object that a step looks at. (CRM §4.1)"""
+"""Pictures of each object that a step looks at, as published."""
 
 BACKGROUND = 0.5
 """Grey behind both pictures, like that of the network's input: an object that is missing is wrong wherever it
