@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from crm_cli.errors import UsageError
 from crm_cli.frame import VIEWS
+from crm_cli.learn import portraits as module
 from crm_cli.learn.data import Shards, store, write_shard
 from crm_cli.learn.examples import draw_posed
 from crm_cli.learn.portraits import (
@@ -18,6 +19,7 @@ from crm_cli.learn.portraits import (
     LOWEST_DEG,
     VIEWS_EACH,
     Portrayed,
+    build_portraits,
     draw_eyes,
     paint_of,
     portray,
@@ -138,3 +140,11 @@ def test_portraits_of_other_examples_are_refused(folders: tuple[Path, Path], tmp
     store(other / "0000000.npz", range(3), stored | {"family": stored["family"] + 1})
     with pytest.raises(UsageError, match="not the portraits of the examples"):
         Portrayed(Shards(folders[0]), Shards(other))
+
+
+def test_shards_of_larger_portraits_hold_fewer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[int, object] = {}
+    monkeypatch.setattr(module, "build", lambda *_, size_px, shard, **rest: asked.setdefault(size_px, shard))
+    for size_px in (16, 64, 256):
+        build_portraits(tmp_path, 1, 1, size_px=size_px)
+    assert asked == {16: 256, 64: 256, 256: 16}

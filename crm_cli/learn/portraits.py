@@ -161,9 +161,13 @@ def write_portraits(file: Path, seeds: range, raster: Raster, size_px: int) -> N
 
 
 def build_portraits(
-    folder: Path, count: int, workers: int, *, first_seed: int = 0, size_px: int = 64, shard: int = SHARD
+    folder: Path, count: int, workers: int, *, first_seed: int = 0, size_px: int = 64
 ) -> Iterator[Path]:
-    """Render the portraits of `count` examples into a folder; see `data.build`."""
+    """Render the portraits of `count` examples into a folder; see `data.build`.
+
+    Shards of larger pictures hold fewer: a process that renders keeps one in memory, 100 MB.
+    """
+    shard = max(1, min(SHARD, SHARD * 64**2 // size_px**2))
     return build(
         folder, count, workers, first_seed=first_seed, size_px=size_px, shard=shard, write=write_portraits
     )
