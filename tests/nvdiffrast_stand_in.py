@@ -81,7 +81,8 @@ def _shade(corners, number, x, y):
     with np.errstate(divide="ignore", invalid="ignore"):
         total = area[0] + area[1] + area[2]
         u, v = (np.clip(np.nan_to_num(part / total), 0, 1) for part in area[:2])
-        ratio = sum(c[2] * part for c, part in zip(corners, area, strict=True)) / total
+        z, w = (sum(c[k] * part for c, part in zip(corners, area, strict=True)) for k in (2, 3))
+        ratio = z / w
     scale = 1 / np.maximum(u + v, 1)
     return np.stack((u * scale, v * scale, np.clip(ratio, -1, 1), np.full_like(u, number + 1)), axis=-1)
 

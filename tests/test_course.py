@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,11 +35,13 @@ from crm_cli.learn.course import (
     training_examples,
 )
 from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
+from crm_cli.learn.portraits import write_portraits
+from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import Batch, Precision, Progress, Terms, TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
-from crm_cli.models.reconstruction import TINY
+from crm_cli.models.reconstruction import MINI, TINY, Reconstruction
 from crm_cli.toolbox import accelerators
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
@@ -212,6 +215,51 @@ def test_a_set_that_was_made_smaller_is_refused_rather_than_passed_off_as_larger
         list(run_course(course, SETTINGS))
     assert "0000000.npz" in caught.value.remedy
     assert not course.folder.exists()
+
+
+@pytest.fixture
+def portrayed(data: Path, tmp_path: Path) -> Path:
+    """The data with portraits beside them; built where they are, nothing is rendered."""
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    for name, seeds in (("train", range(4)), ("held-out", range(HELD_OUT, HELD_OUT + 5))):
+        (folder / f"{name}-portraits").mkdir()
+        write_portraits(folder / f"{name}-portraits" / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 16)
+    return folder
+
+
+def test_a_course_end_to_end_learns_resumes_and_ships(portrayed: Path, tmp_path: Path) -> None:
+    course = replace(course_of("reconstruction", portrayed, tmp_path / "run"), surface=EndToEnd(grid=12))
+    lines = list(run_course(course, SETTINGS))
+    assert set(lines[0].terms) == {"colour", "depth", "mask", "irregular", "iou"}
+    resumed = replace(course, folder=tmp_path / "resumed")
+    interrupted(run_course(resumed, SETTINGS), 3)
+    list(run_course(resumed, SETTINGS))
+    assert checkpoint(resumed) == checkpoint(course)
+    file = tmp_path / "reconstruction.safetensors"
+    scores = ship(course, SETTINGS, file)
+    assert 0 < scores["iou"] < 1
+    loading.load(open_task("reconstruction", seed=9).network, [file])  # the same network, however trained
+    with safe_open(file, "pt") as opened:
+        metadata = json.loads(opened.metadata()[loading.METADATA_KEY])
+    assert metadata["preset"] == "small"
+    assert json.loads(metadata["end_to_end"]) == {"architecture": "small", "grid": 12, "lpips": ""}
+
+
+def test_examples_without_distances_will_do_end_to_end(portrayed: Path, tmp_path: Path) -> None:
+    write_shard(portrayed / "train" / "0000000.npz", range(4), WarpRaster(), 16, has_field=False)
+    course = course_of("reconstruction", portrayed, tmp_path / "run")
+    assert len(list(run_course(replace(course, surface=EndToEnd(grid=8)), SETTINGS))) == 4
+
+
+def test_the_published_reconstruction_is_trained_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RELEASE", MINI)
+    task = open_task("reconstruction", 0, surface=EndToEnd(architecture="release"))
+    assert [*task.network.state_dict()] == [*Reconstruction(MINI).state_dict()]
+    with pytest.raises(UsageError, match="huge: no such architecture"):
+        open_task("reconstruction", 0, surface=EndToEnd(architecture="huge"))
+    with pytest.raises(UsageError, match="ccm makes no surface"):
+        open_task("ccm", 0, surface=EndToEnd())
 
 
 def test_an_unknown_network_is_refused_before_anything_is_rendered(tmp_path: Path) -> None:

@@ -417,6 +417,37 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(positions, inputs, eps=1e-7, atol=1e-5)
 
 
+def test_searched_crossings_move_as_the_field_does() -> None:
+    points = flexicubes.grid(12, dtype=torch.float64)
+
+    def size(radius: Tensor, stretch: Tensor) -> Tensor:
+        def field(p: Tensor) -> Tensor:
+            return stretch * (5 * (p.norm(dim=1) - radius)).tanh()
+
+        return flexicubes.extract(points, field(points), 12, refine=field)[0].norm(dim=1).mean()
+
+    ball = torch.tensor([0.7, 1.0], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(size(*ball), ball)
+    step = torch.eye(2, dtype=torch.float64) * 0.005  # moves no crossing to another edge
+    ball.requires_grad_(False)
+    wanted = torch.stack([(size(*(ball + way)) - size(*(ball - way))) / 0.01 for way in step])
+    # The radius moves the surface as much, a factor does not; the search leaves 1/256 of a cell open.
+    torch.testing.assert_close(slopes, wanted, atol=0.02, rtol=0)
+    assert slopes[0] > 0.9 and abs(slopes[1]) < 0.02
+
+
+def test_where_a_field_jumps_its_height_moves_nothing() -> None:
+    points = flexicubes.grid(12, dtype=torch.float64)
+    height = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def jump(p: Tensor) -> Tensor:
+        return torch.where(p.norm(dim=1) < 0.7, -height, height)
+
+    vertices, _, _ = flexicubes.extract(points, jump(points), 12, refine=jump)
+    (slope,) = torch.autograd.grad(vertices.norm(dim=1).mean(), height)
+    assert abs(slope.item()) < 1 / 256  # a bracket of the search, within which nobody knows
+
+
 def test_the_regularizer_vanishes_where_crossings_are_equally_far() -> None:
     # One occupied corner's three crossings surround their dual vertex evenly; a tilted plane's do not.
     points = flexicubes.grid(2, dtype=torch.float64)

@@ -164,6 +164,34 @@ def train(
         ),
     ] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Cores a step may use.", rich_help_panel=PLACE)] = 1,
+    end_to_end: Annotated[
+        bool,
+        typer.Option(
+            "--end-to-end",
+            help="reconstruction: learn from pictures of its surface.",
+            rich_help_panel=LENGTH,
+        ),
+    ] = False,
+    grid: Annotated[
+        int,
+        typer.Option(min=8, max=256, help="--end-to-end: cubes along each side.", rich_help_panel=LENGTH),
+    ] = 80,
+    lpips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="--end-to-end: LPIPS from the files of VGG16 and its heads.",
+            rich_help_panel=LENGTH,
+        ),
+    ] = None,
+    architecture: Annotated[
+        str,
+        typer.Option(
+            metavar="small|release",
+            help="--end-to-end without --start: embedded, or as published.",
+            rich_help_panel=BEGIN,
+        ),
+    ] = "small",
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=TOLD)
     ] = 100,
@@ -199,6 +227,7 @@ def train(
     from crm_cli.learn.latent import LEARNING_RATE, WEIGHT_DECAY, LatentSettings
     from crm_cli.learn.ranks import Ranks, joined
     from crm_cli.learn.shipping import require_place
+    from crm_cli.learn.surface import EndToEnd, check_end_to_end
     from crm_cli.learn.train import TrainSettings
     from crm_cli.toolbox import precision_doubt, resolve_device
 
@@ -226,6 +255,9 @@ def train(
         source=source,
         size_px=size_px,
         commit=commit,
+        surface=check_end_to_end(
+            EndToEnd(grid=grid, lpips=tuple(lpips or ()), architecture=architecture), is_asked=end_to_end
+        ),
         sample_every=sample_every,
         measure_every=measure_every,
     )

@@ -19,6 +19,7 @@ from crm_cli.learn.latent import LatentSettings, open_latent
 from crm_cli.learn.ranks import ALONE, Ranks, Stopped
 from crm_cli.learn.rendering import held_out_examples, rendering, training_examples
 from crm_cli.learn.shipping import ship_set
+from crm_cli.learn.surface import EndToEnd, SurfaceTask
 from crm_cli.learn.tasks import CcmTask, ReconstructionTask, RgbTask
 from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, never, train
 from crm_cli.learn.watch import Watch, measure
@@ -55,6 +56,8 @@ class Course:
     """Folder of GLB files, or of the published layout, to learn from instead of procedural products."""
     size_px: int | None = None
     """Side of every picture; None: as in the folder of examples, 64 in a new one."""
+    surface: EndToEnd | None = None
+    """How the reconstruction is trained on pictures of its surface; None: on distances and colours."""
     commit: str = "unknown"
     """The source the file was made from; goes into its metadata."""
     sample_every: int = 0
@@ -76,11 +79,18 @@ def open_task(
     first: Path | None = None,
     start: Start | None = None,
     latent: LatentSettings | None = None,
+    surface: EndToEnd | None = None,
 ) -> Task:
     """A network on its device, its first parameters drawn from the seed or those it starts from.
 
-    first, start, latent: see `Course`.
+    first, start, latent, surface: see `Course`.
     """
+    if surface is not None and network != "reconstruction":
+        raise UsageError(
+            f"--end-to-end: {network} makes no surface",
+            code="E_TRAIN_SURFACE",
+            remedy="it is for the reconstruction",
+        )
     torch.manual_seed(seed)
     if start is not None and start.is_latent and network != "reconstruction":
         return open_latent(start, latent, device=device)
@@ -90,7 +100,10 @@ def open_task(
     elif network == "ccm":
         task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
     elif network == "reconstruction":
-        task = ReconstructionTask(SMALL if start is None else start.reconstruction)
+        config = SMALL if start is None else start.reconstruction
+        task = ReconstructionTask(config)
+        if surface is not None:
+            task = SurfaceTask(surface.config if start is None else config, surface, device=device)
     else:
         known = ", ".join(get_args(NetworkName))
         raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
@@ -194,6 +207,7 @@ def _task_of(course: Course, settings: TrainSettings) -> Task:
         first=course.first,
         start=course.start,
         latent=course.latent,
+        surface=course.surface,
     )
 
 
@@ -207,13 +221,15 @@ def ship(course: Course, settings: TrainSettings, file: Path) -> dict[str, float
     scores = measure(task, held_out_examples(course), device=course.device)
     metadata = {
         "network": course.network,
-        "preset": "small",
+        "preset": "small" if course.surface is None else course.surface.architecture,
         "crm_version": __version__,
         "commit": course.commit,
         "settings": json.dumps(asdict(settings), sort_keys=True),
         "examples": str(course.examples),
         "held_out": json.dumps(scores, sort_keys=True),
     }
+    if course.surface is not None:
+        metadata["end_to_end"] = json.dumps(course.surface.words, sort_keys=True)
     if course.start is not None:
         metadata |= {"preset": course.start.architecture, "start": course.start.digest}
         if course.start.is_latent:

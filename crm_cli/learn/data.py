@@ -15,7 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,9 @@ NO_FAMILY = 255
 """Label of what comes from files."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+Writer = Callable[[Path, range, Raster, int], None]
+"""Renders one example per seed into a file, at a size in pixels."""
 
 
 def shard_of(size_px: int) -> int:
@@ -81,7 +84,12 @@ def write_shard(
             columns[name].append(getattr(example, name))
     stacked: dict[str, NDArray[np.generic]] = {name: np.stack(column) for name, column in columns.items()}
     stacked["family"] = np.array(families, dtype=np.uint8)
-    stacked["seed"] = np.array(seeds, dtype=np.int64)
+    store(file, seeds, stacked)
+
+
+def store(file: Path, seeds: range, stacked: Arrays) -> None:
+    """Write a shard, examples along the leading axis, and their seeds; the file appears when it is whole."""
+    stacked = {**stacked, "seed": np.array(seeds, dtype=np.int64)}
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     with part.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **stacked)
@@ -98,6 +106,7 @@ def build(
     shard: int = SHARD,
     has_field: bool = True,
     source: Folder | None = None,
+    write: Writer | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
@@ -111,8 +120,10 @@ def build(
         shard: Examples per file.
         has_field: See `write_shard`.
         source: See `write_shard`.
+        write: What renders one shard, where it is not `write_shard`.
         is_stopped: Asked now and then; whoever renders is then ended, and what is not whole is lost.
     """
+    writes = write or partial(write_shard, has_field=has_field, source=source)
     folder.mkdir(parents=True, exist_ok=True)
     todo: list[tuple[Path, range]] = []
     for file, seeds in shards_of(folder, count, first_seed=first_seed, shard=shard):
@@ -125,9 +136,7 @@ def build(
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts) as pool:
-        pending = {
-            pool.submit(_render, file, seeds, size_px, has_field, source): file for file, seeds in todo
-        }
+        pending = {pool.submit(_render, file, seeds, size_px, writes): file for file, seeds in todo}
         try:
             while pending and not is_stopped():
                 for done in wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
@@ -162,18 +171,19 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _render(file: Path, seeds: range, size_px: int, has_field: bool, source: Folder | None) -> None:
+def _render(file: Path, seeds: range, size_px: int, write: Writer) -> None:
     """Write one shard in a worker process, on one thread."""
     from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
     draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
-    write_shard(file, seeds, draws(), size_px, has_field=has_field, source=source)
+    write(file, seeds, draws(), size_px)
 
 
 def stored_size_px(folder: Path) -> int | None:
     """Side of the pictures in the sets of examples below a folder; None where there are none yet."""
-    file = min(folder.glob("*/*.npz"), default=None)
+    files = (file for part in ("train", "held-out") for file in (folder / part).glob("*.npz"))
+    file = min(files, default=None)
     return None if file is None else int(_map_members(file)["photo"].shape[-1])
 
 
@@ -182,6 +192,7 @@ class Shards:
 
     def __init__(self, folder: Path, count: int | None = None) -> None:
         """Open the folder. count: take the first so many examples only, however many there are."""
+        self.folder = folder
         self.files = sorted(folder.glob("*.npz"))
         self._count = count
         self._arrays = [_map_members(file) for file in self.files]

@@ -83,8 +83,13 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64, has_field: b
     has_field: whether distances and surface colours are measured as well; only the reconstruction learns
     from them, and pictures alone need no more than a rasteriser.
     """
+    return example_of(rng, draw_posed(rng), raster, size_px=size_px, has_field=has_field)
+
+
+def draw_posed(rng: Random) -> Posed:
+    """Draw the product of an example, turned as it is photographed: the first that its generator decides."""
     product = make_product(rng)
-    return example_of(rng, pose(product, draw_pose(rng)), raster, size_px=size_px, has_field=has_field)
+    return pose(product, draw_pose(rng))
 
 
 def example_of(rng: Random, posed: Posed, raster: Raster, *, size_px: int, has_field: bool) -> Example:

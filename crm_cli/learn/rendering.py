@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build, shard_of, stored_size_px
+from crm_cli.learn.portraits import Portrayed, write_portraits
 from crm_cli.learn.ranks import Stopped
 from crm_cli.learn.sources import Folder, open_folder, refuse_other
 from crm_cli.learn.subject import Unusable
@@ -28,7 +29,7 @@ SIZE_PX = 64
 
 def training_examples(
     course: Course, settings: TrainSettings, *, is_stopped: Callable[[], bool] = never
-) -> Shards | Growing:
+) -> Shards | Growing | Portrayed:
     """The training set of a course, rendered where it is missing; where it may grow, see `rendering`."""
     folder = course.data / "train"
     if not course.grow:
@@ -45,7 +46,7 @@ def training_examples(
     )
 
 
-def held_out_examples(course: Course, *, is_stopped: Callable[[], bool] = never) -> Shards:
+def held_out_examples(course: Course, *, is_stopped: Callable[[], bool] = never) -> Shards | Portrayed:
     """The held-out set of a course, rendered where it is missing."""
     folder = course.data / "held-out"
     return _examples(course, folder, course.held_out, first_seed=HELD_OUT, is_stopped=is_stopped)
@@ -82,20 +83,11 @@ def rendering(course: Course) -> Iterator[Callable[[], bool]]:
 
 def _examples(
     course: Course, folder: Path, count: int, *, first_seed: int, is_stopped: Callable[[], bool]
-) -> Shards:
+) -> Shards | Portrayed:
     render = _renderer(course, max(1, course.workers), first_seed=first_seed)
-    _render_all(render, folder, count, is_stopped)
-    if is_stopped():
-        raise Stopped
-    try:
-        shards = Shards(folder, count)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UsageError(
-            f"{folder}: an example file is damaged: {error}",
-            code="E_TRAIN_DATA",
-            remedy="remove it there: it is rendered again",
-        ) from error
-    if course.network == "reconstruction" and len(shards) and not len(shards[0]["points"]):
+    shards = _rendered(render, folder, count, is_stopped)
+    is_measured = course.network == "reconstruction" and course.surface is None
+    if is_measured and len(shards) and not len(shards[0]["points"]):
         raise UsageError(
             f"{folder}: its examples are pictures alone, and reconstruction learns from distances too",
             code="E_TRAIN_DATA",
@@ -107,7 +99,29 @@ def _examples(
             code="E_TRAIN_DATA",
             remedy=f"remove {shards.files[-1].name} there, or give another --data folder",
         )
-    return shards
+    if course.surface is None:
+        return shards
+    source = _source(course, is_held_out=bool(first_seed))
+    paint = partial(render, write=partial(write_portraits, source=source))
+    beside = folder.with_name(f"{folder.name}-portraits")
+    return Portrayed(shards, _rendered(paint, beside, count, is_stopped))
+
+
+def _rendered(
+    render: Callable[..., Iterator[Path]], folder: Path, count: int, is_stopped: Callable[[], bool]
+) -> Shards:
+    """What a folder holds when everything is rendered."""
+    _render_all(render, folder, count, is_stopped)
+    if is_stopped():
+        raise Stopped
+    try:
+        return Shards(folder, count)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UsageError(
+            f"{folder}: an example file is damaged: {error}",
+            code="E_TRAIN_DATA",
+            remedy="remove it there: it is rendered again",
+        ) from error
 
 
 def _renderer(course: Course, workers: int, *, first_seed: int) -> Callable[..., Iterator[Path]]:

@@ -71,14 +71,25 @@ class Folder:
         Raises:
             Unusable: The object's files are no longer what they were when they were listed.
         """
+        rng, subject = self._turn_of(seed, size_px)
+        if isinstance(subject, RenderedObject):
+            return example_of_views(rng, subject, size_px=size_px)
+        return example_of(rng, _stood(rng, subject), raster, size_px=size_px, has_field=has_field)
+
+    def posed(self, seed: int, *, size_px: int) -> Posed:
+        """The mesh of an example, turned as it is photographed; see `example`."""
+        rng, subject = self._turn_of(seed, size_px)
+        if isinstance(subject, RenderedObject):
+            raise TypeError("the published layout has pictures alone")
+        return _stood(rng, subject)
+
+    def _turn_of(self, seed: int, size_px: int) -> tuple[Random, LoadedMesh | RenderedObject]:
+        """The object whose turn it is, and the random numbers of its photo."""
         visit, photo = divmod(seed - self.first_seed, VISIT)
         turn, index = divmod(visit, len(self.objects))
         found = self.objects[index]
         rng = np.random.default_rng([int(found.digest, 16), turn * VISIT + photo])
-        subject = _read(self.kind, found, size_px)
-        if isinstance(subject, RenderedObject):
-            return example_of_views(rng, subject, size_px=size_px)
-        return example_of(rng, _stood(rng, subject), raster, size_px=size_px, has_field=has_field)
+        return rng, _read(self.kind, found, size_px)
 
 
 def _stood(rng: Random, mesh: LoadedMesh) -> Posed:

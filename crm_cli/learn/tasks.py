@@ -243,8 +243,12 @@ def degraded(views: Tensor, depth: Tensor, random: torch.Generator) -> list[SixV
     strength = torch.rand(len(views), 1, 1, 1, generator=random, device=views.device) * 0.08
     noisy = torch.rand(len(views), 1, 1, 1, generator=random, device=views.device) < 0.6
     depth = torch.where(noisy, depth + waves * strength, depth).clamp(-1, 1)
-    rgba = on_grey(views)
+    return records_of(views, depth)
+
+
+def records_of(views: Tensor, depth: Tensor) -> list[SixViews]:
+    """Views [B 6 4 S S] and depth [B 6 S S] as the denoisers hand them on, on grey."""
     return [
         SixViews(rgb=v[:, :3], alpha=v[:, 3:], ccm=maps_of(d, v[:, 3:]))
-        for v, d in zip(rgba, depth, strict=True)
+        for v, d in zip(on_grey(views), depth, strict=True)
     ]

@@ -37,6 +37,9 @@ ALLOWED_OPCODES = {
 # fmt: on
 """All that torch.save writes for them (pickle protocol 2)."""
 
+OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How torch's files before 1.6 begin: a pickle of the number 0x1950a86a20f9469cfc6c."""
+
 MAX_PICKLE_BYTES = 1 << 24
 """Of the part that names the tensors: 0.4 MB in the published files."""
 
@@ -70,6 +73,26 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
         "neither safetensors nor a checkpoint in torch's zip format (older formats are not read)",
         "E_WEIGHTS_BROKEN",
     )
+
+
+def read_old_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The same, from torch's format before 1.6 as well: by torch's own unpickler, which builds tensors alone.
+
+    For files that a user names and that no fetch converts.
+    """
+    try:
+        with file.open("rb") as stream:
+            is_old = stream.read(len(OLD_MAGIC)) == OLD_MAGIC
+        if is_old:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 see above
+            return _tensors_of(loaded, file)
+    except OSError:
+        pass  # what is wrong with it is told below
+    # A damaged pickle of harmless parts can fail in any way.
+    except Exception as error:
+        reason = str(error).split("\n")[0][:200]
+        raise _refusal(file, f"damaged ({type(error).__name__}: {reason})", "E_WEIGHTS_BROKEN") from error
+    return read_checkpoint(file)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

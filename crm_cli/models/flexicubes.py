@@ -28,6 +28,10 @@ EDGES: tuple[tuple[int, int], ...] = (
 REFINEMENTS = 8
 """Halvings of a cut edge of an 80³ grid: they place the crossing to 1e-4 of the object's size."""
 
+LEAST_SLOPE = 0.1
+"""Growth of a field for each unit of way that its crossings' gradients reckon with at least; distances have
+one, and where the surface runs along an edge the crossing would fly off."""
+
 PLACED = 2 / 80 / 2**REFINEMENTS
 """How near a crossing is placed on finer grids too, which need fewer halvings for it."""
 
@@ -123,7 +127,8 @@ def extract(
         resolution: n, cubes a side.
         weights: for the cubes of `surface_cubes`, in that order; None is neutral.
         refine: signed distance [N] at points [N 3]. Crossings are then searched for along each cut
-            edge instead of interpolated, for fields that jump; not differentiable.
+            edge instead of interpolated, for fields that jump. What its answers are differentiable in, the
+            crossings are, too: they move as the field's zero does along the edge.
         training: Split every quad into four triangles, so that gamma has a gradient.
 
     Returns:
@@ -149,22 +154,23 @@ def extract(
     plain = _crossings(vertices, sdf, ends_at, refine)  # [P 3]
     crossings, beta = plain, torch.ones_like(plain[:, :1])
     if weights is not None:
-        beta = weights.beta[owner, edge, None]
-        crossings = _cross(vertices[ends_at], sdf[ends_at] * weights.alpha[owner[:, None], ends])
+        beta = _pick(weights.beta.reshape(-1, 1), owner * 12 + edge)
+        alpha = _pick(weights.alpha.reshape(-1), owner[:, None] * 8 + ends)
+        crossings = _cross(_pick(vertices, ends_at), _pick(sdf, ends_at) * alpha)
     total = int(counts.sum())
     duals = _mean_by(crossings, beta, dual, total)
 
     axis = torch.tensor([(a ^ b) >> 1 for a, b in EDGES], device=sdf.device)[edge]  # corner steps 1, 2, 4
     is_inside_first = sdf[ends_at[:, 0]] <= 0
     quads = _quads(ends_at[:, 0] * 3 + axis, dual, is_inside_first ^ (axis == 1))
-    gamma = None if weights is None else weights.gamma.repeat_interleave(counts)[quads]
+    gamma = None if weights is None else _pick(weights.gamma.repeat_interleave(counts), quads)
     if training:
         duals, faces = _split_in_four(duals, quads, gamma)
     else:
         faces = _split_in_two(duals, quads, gamma)
 
-    distance = (duals[dual] - plain).norm(dim=1, keepdim=True)
-    spread = distance - _mean_by(distance, torch.ones_like(distance), dual, total)[dual]
+    distance = (_pick(duals, dual) - plain).norm(dim=1, keepdim=True)
+    spread = distance - _pick(_mean_by(distance, torch.ones_like(distance), dual, total), dual)
     return duals, faces, spread.abs().mean()
 
 
@@ -353,6 +359,14 @@ def _places(cubes: Tensor, resolution: int) -> tuple[Tensor, Tensor, Tensor]:
 # ---- positions ----
 
 
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of values [N ...] at places of any shape.
+
+    Its gradient adds up in one order, on any number of threads; that of an indexed tensor need not.
+    """
+    return values.index_select(0, index.reshape(-1)).view(*index.shape, *values.shape[1:])
+
+
 def _cross(ends: Tensor, values: Tensor) -> Tensor:
     """Where the line between two points [P 2 3] with values [P 2] of opposite sign crosses zero."""
     (a, b), (at_a, at_b) = ends.unbind(1), values[..., None].unbind(1)
@@ -363,7 +377,7 @@ def _crossings(
     vertices: Tensor, sdf: Tensor, ends_at: Tensor, refine: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
     if refine is None:
-        return _cross(vertices[ends_at], sdf[ends_at])
+        return _cross(_pick(vertices, ends_at), _pick(sdf, ends_at))
     order, first = _runs(ends_at[:, 0] * vertices.shape[0] + ends_at[:, 1])
     edges = ends_at[order[first]]
     inside, outside = vertices[edges].unbind(1)
@@ -371,16 +385,22 @@ def _crossings(
     inside, outside = torch.where(swap, outside, inside), torch.where(swap, inside, outside)
     values = torch.where(swap, sdf[edges].flip(1), sdf[edges])
     longest = float((outside - inside).abs().amax())
-    low, high = _search(
-        lambda which, share: _along(inside, outside, which, share),
-        values,
-        refine,
-        bracket=max(2.0**-REFINEMENTS, PLACED / longest),
-    )
+    with torch.no_grad():
+        low, high, slope = _search(
+            lambda which, share: _along(inside, outside, which, share),
+            values,
+            refine,
+            bracket=max(2.0**-REFINEMENTS, PLACED / longest),
+        )
     middle = (low + high) / 2
+    if torch.is_grad_enabled():
+        value = refine((inside + middle[:, None] * (outside - inside)).detach())
+        # Nought, but for its gradient: the zero of a field that grows moves inwards.
+        steepest = slope.clamp(min=LEAST_SLOPE * longest)
+        middle = middle + (value.detach() - value) / steepest
     run = torch.zeros_like(order)
     run[order] = first.cumsum(0) - 1
-    return (inside + middle[:, None] * (outside - inside))[run]
+    return _pick(inside + middle[:, None] * (outside - inside), run)
 
 
 def _along(inside: Tensor, outside: Tensor, which: Tensor, share: Tensor) -> Tensor:
@@ -394,9 +414,10 @@ def _search(
     refine: Callable[[Tensor], Tensor],
     *,
     bracket: float,
-) -> tuple[Tensor, Tensor]:
-    """Enclose the crossing of each edge within a share `bracket` of its length: two shares [E], low and high.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Enclose the crossing of each edge within a share `bracket` of its length.
 
+    Returns two shares [E], low and high, and by how much the field grows between them for each share.
     place: points [K 3] on edges [K] at shares [K]. values: [E 2], distances inside and outside.
     Where the field is smooth, two steps to where a line would cross zero come so near that a third, one
     bracket further on, encloses it. What is left is halved, as suits jumps, and tried again.
@@ -424,7 +445,7 @@ def _search(
         wide = wide[(high - low)[wide] > bracket]
         if not len(wide):
             break
-    return low, high
+    return low, high, (at_high - at_low) / (high - low)
 
 
 def _runs(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -474,7 +495,7 @@ def _split_in_two(duals: Tensor, quads: Tensor, gamma: Tensor | None) -> Tensor:
 
 def _split_in_four(duals: Tensor, quads: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor]:
     """Add a vertex within each quad, between the middles of its diagonals; triangles [4Q 3] around it."""
-    middles = (duals[quads[:, :2]] + duals[quads[:, 2:]]) / 2  # [Q 2 3]
+    middles = (_pick(duals, quads[:, :2]) + _pick(duals, quads[:, 2:])) / 2  # [Q 2 3]
     if gamma is None:
         centres = middles.mean(1)
     else:

@@ -246,10 +246,13 @@ class PlaneField:
 
     def cube_weights(self, corners: Tensor) -> CubeWeights | None:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
-        if self.hull is not None:
-            return None
+        return None if self.hull is not None else CubeWeights.from_raw(self.raw_weights(corners))
+
+    def raw_weights(self, corners: Tensor) -> Tensor:
+        """What the published network says of cubes with undeformed corners [M 8 3]: [M 21], not squashed."""
         features = in_chunks(self._features, corners.flatten(0, 1), self.chunk).view(len(corners), -1)
-        return CubeWeights.from_raw(WEIGHT_SCALE * self.model.weightMlp(features))
+        raw: Tensor = WEIGHT_SCALE * self.model.weightMlp(features)
+        return raw
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours [N 3] in [0, 1]."""
