@@ -118,6 +118,7 @@ def test_a_file_of_a_denoiser_finds_its_towers_in_its_folder_or_among_the_publis
     write(tmp_path / "home" / "published", networks(seed=1))
     found = open_start(str(alone), "rgb")
     assert found.weights is not None and found.weights.name == "published" and found.files == (alone,)
+    assert found.digest == file.sha256 != beside.digest == mini.digest
 
 
 def test_a_fresh_network_takes_only_what_stays_frozen(mini: WeightsSet) -> None:

@@ -65,8 +65,10 @@ class Start:
 
     @property
     def digest(self) -> str:
-        """Stand for the contents of everything that training begins with."""
-        return self.weights.digest if self.weights else digest_of(self.files[0])
+        """Stand for the contents of what the network begins with: of the whole set, or of a file alone."""
+        if self.weights is None or self.files[0].parent != self.weights.directory:
+            return digest_of(self.files[0])
+        return self.weights.digest
 
 
 def find_start(

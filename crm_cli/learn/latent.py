@@ -128,30 +128,31 @@ class LatentTask:
     def pictures(self, batch: Batch, random: torch.Generator) -> Pictures:
         """Draw how each example is turned, sized, coloured and shown."""
         photo, views, depth = (batch[name].to(random.device) for name in ("photo", "views", "depth"))
-        count = len(photo)
-        faces = range(len(VIEWS)) if self.name == "rgb" else SIDES
-        drawn = torch.rand(count, 8, generator=random, device=random.device).tolist()
-        examples = []
-        for index, (shows_photo, face, size, grey, outlined, *ink) in enumerate(drawn):
-            is_first = self.name == "rgb"
-            is_photo = shows_photo < self._settings.photos
-            examples.append(
-                _pictures(
-                    photo[index] / 255 if is_photo else None,
-                    views[index] / 255,
-                    depth[index].float(),
-                    face=FRONT if is_photo else faces[int(face * len(faces))],
-                    share=FULL * (SMALLEST + (1 - SMALLEST) * size if is_first else 1.0),
-                    grey=grey,
-                    contour=Contour.drawn(outlined / CONTOURED, ink)
-                    if is_first and outlined < CONTOURED
-                    else None,
-                )
-            )
+        drawn = torch.rand(len(photo), 8, generator=random, device=random.device).tolist()
+        examples = [
+            self._shown_as(numbers, photo[index] / 255, views[index] / 255, depth[index].float())
+            for index, numbers in enumerate(drawn)
+        ]
         return Pictures(
             seen=torch.stack([example.seen for example in examples]),
             rgb=torch.stack([example.rgb for example in examples]),
             maps=torch.stack([example.maps for example in examples]),
+        )
+
+    def _shown_as(self, drawn: list[float], photo: Tensor, views: Tensor, depth: Tensor) -> Pictures:
+        """One example as eight evenly distributed numbers in [0, 1) say."""
+        shows_photo, face, size, grey, outlined, *ink = drawn
+        is_photo, is_first = shows_photo < self._settings.photos, self.name == "rgb"
+        faces = range(len(VIEWS)) if is_first else SIDES
+        is_contoured = is_first and outlined < CONTOURED
+        return _pictures(
+            photo if is_photo else None,
+            views,
+            depth,
+            face=FRONT if is_photo else faces[int(face * len(faces))],
+            share=FULL * (SMALLEST + (1 - SMALLEST) * size) if is_first else FULL,
+            grey=grey,
+            contour=Contour.drawn(outlined / CONTOURED, ink) if is_contoured else None,
         )
 
     @torch.no_grad()
