@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +53,7 @@ NEAR = (0.01, 0.02, F_SCORE_AT)
 """Distances at which grids are told apart: a cell of a grid of 40 is 0.05, one of 160 0.0125."""
 
 POINTS = 8
-"""Measurements along a curve, the one before the first step not counted."""
+"""Measurements along a curve, the one before the first step not counted; two where only the end counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +96,12 @@ def run(variant: Variant, seed: int, options: argparse.Namespace) -> Run:
     held_out = examples(options.data, "held-out", options.held_out, is_turned=variant.is_turned)
     task, shipped = AblationTask(variant, seed=seed), AblationTask(variant, seed=seed)
     folder = options.out / "runs" / f"{variant.name}-{seed}"
+    # A run that was stopped begins anew: its curve was not kept.
+    shutil.rmtree(folder, ignore_errors=True)
     curve = [{"samples": 0, **course.measure(shipped, held_out)}]
     cpu_s = 0.0
-    for step in sorted({round(settings.steps * (k + 1) / POINTS) for k in range(POINTS)} - {0}):
+    points = POINTS if variant.is_compared else 2
+    for step in sorted({round(settings.steps * (k + 1) / points) for k in range(points)} - {0}):
         began = time.process_time()
         for _ in train(task, learnt, settings, folder, until=step):
             pass
@@ -150,7 +154,7 @@ def imagine_all(options: argparse.Namespace) -> Path:
     from safetensors.torch import save_file
 
     file: Path = options.out / "imagined.safetensors"
-    if not file.exists():
+    if not file.exists() or len(read_imagined(file)) < options.scored:
         _, imagine = embedded(views_px=64)
         held_out = Shards(options.data / "held-out", options.held_out)
         tensors = {}
@@ -290,8 +294,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="the same, in steps of 8")
     parser.add_argument("--examples", type=int, default=1024, help="to learn from")
     parser.add_argument("--held-out", type=int, default=128, help="to measure on")
-    parser.add_argument("--scored", type=int, default=64, help="of these, whose surface is compared")
-    parser.add_argument("--gridded", type=int, default=96, help="of these, drawn on every grid")
+    parser.add_argument("--scored", type=int, default=40, help="of these, whose surface is compared")
+    parser.add_argument("--gridded", type=int, default=40, help="of these, drawn on every grid")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="processes")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder of the table")
     options = parser.parse_args(arguments)

@@ -116,6 +116,20 @@ def test_a_variant_learns_from_one_batch(variant: Variant, data: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_one_place_in_so_many_is_learnt_from(data: Path) -> None:
+    task = AblationTask(VARIANTS["unet"], seed=0)
+    batch = dict(examples(data, task.variant).batch(np.arange(1)))
+
+    def loss(moved: slice) -> float:
+        spoilt = batch["sdf"].clone()
+        spoilt[:, moved] = -spoilt[:, moved]
+        with torch.no_grad():
+            return task.loss({**batch, "sdf": spoilt}, torch.Generator().manual_seed(0))[0].item()
+
+    plain = loss(slice(0))
+    assert loss(slice(1, None, module.EVERY)) == plain != loss(slice(0, None, module.EVERY))
+
+
 @compared
 def test_a_network_reads_what_its_variant_leaves_it_and_nothing_else(variant: Variant, data: Path) -> None:
     """Depth changes the answer exactly where coordinate maps are read."""
