@@ -30,7 +30,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 def write_all(out: Path, to: Path) -> list[Path]:
     """Write ablations.md, ablations.png and ablations.csv from the runs of a folder."""
     runs = read_runs(out)
-    rows = [row for file in sorted(out.glob("grids-*.json")) for row in json.loads(file.read_text())["rows"]]
+    rows = [row for file in sorted((out / "grids").glob("*.json")) for row in json.loads(file.read_text())]
     page, picture, numbers = (to / f"ablations.{kind}" for kind in ("md", "png", "csv"))
     parts = [compared(runs), shapes(runs), learning(runs), stability(runs), grids(rows)]
     page.write_text(filled(page.read_text("utf-8") if page.exists() else "", "\n\n".join(parts)), "utf-8")

@@ -20,14 +20,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from functools import cache
+from itertools import chain, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from ablation_table import write_all
+from ablation_table import THIN, write_all
 from numpy.typing import NDArray
 
 from crm_cli.errors import PhotoError
@@ -141,6 +142,7 @@ def score(task: AblationTask, held_out: Any, index: int, views: SixViews | None 
     return list(distances(points, batch["surface"][0].numpy()))
 
 
+@cache
 def embedded(*, views_px: int | None = None) -> tuple[Toolbox, Imagine]:
     """The embedded networks; views_px: the side of the views they hand on, where not the default's."""
     sets = [] if views_px is None else [Override("views.size_px", str(views_px), "ablations")]
@@ -198,38 +200,33 @@ def closeness(
 
 
 @torch.inference_mode()
-def measure_grids(indices: Sequence[int], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One object after the other on every grid, from exact and from imagined views."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+def measure_grids(index: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One object on every grid, from exact and from imagined views."""
     toolbox, imagine = embedded()
     network = cast(Reconstruction, toolbox.networks["reconstruction"])
-    raster = WarpRaster()
     held_out = Shards(options.data / "held-out", options.held_out)
+    batch = held_out.batch(np.array([index]))
+    posed = posed_product(HELD_OUT + index)
+    solid = Solid(posed.vertices, posed.faces, posed.product.part)
+    [imagined] = imagine([_cutout(batch["photo"][0], index)])
     rows = []
-    for index in indices:
-        batch = held_out.batch(np.array([index]))
-        posed = posed_product(HELD_OUT + index)
-        solid = Solid(posed.vertices, posed.faces, posed.product.part)
-        true = batch["surface"][0].numpy()
-        [imagined] = imagine([_cutout(batch["photo"][0], index)])
-        for views, shown in (("true", fine_views(index, raster)), ("imagined", imagined)):
-            drawn: Field = network.field(shown)
-            for grid in GRIDS:
-                began = time.process_time()
-                mesh = surface(drawn, grid)
-                seconds = time.process_time() - began
-                rows.append(
-                    {
-                        "object": index,
-                        "family": list(FAMILIES)[int(held_out.families[index])],
-                        "views": views,
-                        "grid": grid,
-                        "cpu_s": seconds,
-                        "faces": len(mesh.faces),
-                        **closeness(mesh, solid, true),
-                    }
-                )
+    for views, shown in (("true", fine_views(index, WarpRaster())), ("imagined", imagined)):
+        drawn: Field = network.field(shown)
+        for grid in GRIDS:
+            began = time.process_time()
+            mesh = surface(drawn, grid)
+            seconds = time.process_time() - began
+            rows.append(
+                {
+                    "object": index,
+                    "family": posed.product.family,
+                    "views": views,
+                    "grid": grid,
+                    "cpu_s": seconds,
+                    "faces": len(mesh.faces),
+                    **closeness(mesh, solid, batch["surface"][0].numpy()),
+                }
+            )
     return rows
 
 
@@ -245,15 +242,20 @@ def work(name: str, seed: int, options: argparse.Namespace) -> str:
     """One run in a process of its own."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    file = options.out / "runs" / f"{name}-{seed}.json"
+    if file.exists():
+        return f"{name} {seed}: done meanwhile by another call"
     found = run(VARIANTS[name], seed, options)
-    write_json(options.out / "runs" / f"{name}-{seed}.json", asdict(found))
+    write_json(file, asdict(found))
     return f"{name} {seed}: {found.cpu_s:.0f} CPU-s, {found.curve[-1]}"
 
 
-def work_on_grids(indices: Sequence[int], job: int, options: argparse.Namespace) -> str:
-    rows = measure_grids(indices, options)
-    write_json(options.out / f"grids-{job}.json", {"rows": rows})
-    return f"grids: {len(indices)} objects"
+def work_on_grids(index: int, options: argparse.Namespace) -> str:
+    """One object in a process that others may share."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    write_json(options.out / "grids" / f"{index}.json", measure_grids(index, options))
+    return f"grids: object {index}"
 
 
 def write_json(file: Path, tree: Any) -> None:
@@ -271,6 +273,18 @@ def todo(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
             is_wanted = seed == options.seeds[0] or VARIANTS[name].is_compared or options.variant
             if is_wanted and not (options.out / "runs" / f"{name}-{seed}.json").exists():
                 yield name, seed
+
+
+def todo_on_grids(options: argparse.Namespace) -> Iterator[int]:
+    """Held-out objects to be drawn on every grid: half of them thin, as far as there are so many."""
+    if not (options.grids or options.all):
+        return
+    families = Shards(options.data / "held-out", options.held_out).families
+    is_thin = np.array([list(FAMILIES)[family] in THIN for family in families])
+    sides = [np.flatnonzero(is_thin == side)[: options.gridded // 2] for side in (True, False)]
+    for index in chain(*zip_longest(*sides)):
+        if index is not None and not (options.out / "grids" / f"{index}.json").exists():
+            yield int(index)
 
 
 def told(lines: Iterable[str]) -> None:
@@ -295,7 +309,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=1024, help="to learn from")
     parser.add_argument("--held-out", type=int, default=128, help="to measure on")
     parser.add_argument("--scored", type=int, default=40, help="of these, whose surface is compared")
-    parser.add_argument("--gridded", type=int, default=40, help="of these, drawn on every grid")
+    parser.add_argument("--gridded", type=int, default=40, help="of these, drawn on every grid; half thin")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="processes")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder of the table")
     options = parser.parse_args(arguments)
@@ -308,21 +322,18 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what is asked for and missing, then write the table."""
     options = parsed(arguments)
-    (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    for folder in ("runs", "grids"):
+        (options.out / folder).mkdir(parents=True, exist_ok=True)
     wanted = list(todo(options))
-    has_grids = (options.grids or options.all) and not (options.out / "grids-0.json").exists()
-    if wanted or has_grids:
+    if wanted or options.grids or options.all:
         # One process, one thread: so that its seconds can be compared, and nothing waits for another.
         os.environ["OMP_NUM_THREADS"] = "1"
         open_data(options.data, options.examples, options.held_out)
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-            pool.submit(imagine_all, options).result()
+            if any(VARIANTS[name].is_compared for name, _ in wanted):
+                pool.submit(imagine_all, options).result()
             pending = [pool.submit(work, name, seed, options) for name, seed in wanted]
-            if has_grids:
-                pending += [
-                    pool.submit(work_on_grids, range(job, options.gridded, options.jobs), job, options)
-                    for job in range(options.jobs)
-                ]
+            pending += [pool.submit(work_on_grids, index, options) for index in todo_on_grids(options)]
             told(done.result() for done in as_completed(pending))
     if options.table or options.all:
         told(str(file) for file in write_all(options.out, options.to))

@@ -371,7 +371,8 @@ def test_the_table_is_written_into_its_page_and_words_around_it_stay(tmp_path: P
     rows = [
         {**row, "views": views, "f0.01": 0.2, "f0.02": 0.4, "f0.04": 0.8} for views in ("true", "imagined")
     ]
-    (tmp_path / "grids-0.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "0.json").write_text(json.dumps(rows))
     page = tmp_path / "ablations.md"
     page.write_text(f"Before.\n\n{BEGIN}old{END}\nAfter.\n")
     ablation_table.write_all(tmp_path, tmp_path)
