@@ -32,7 +32,7 @@ def write_all(out: Path, to: Path) -> list[Path]:
     runs = read_runs(out)
     rows = [row for file in sorted((out / "grids").glob("*.json")) for row in json.loads(file.read_text())]
     page, picture, numbers = (to / f"ablations.{kind}" for kind in ("md", "png", "csv"))
-    parts = [compared(runs), shapes(runs), learning(runs), stability(runs), grids(rows)]
+    parts = [variants(), compared(runs), shapes(runs), learning(runs), stability(runs), grids(rows)]
     page.write_text(filled(page.read_text("utf-8") if page.exists() else "", "\n\n".join(parts)), "utf-8")
     draw(runs).save(picture, optimize=True)
     numbers.write_text(as_csv(runs), "ascii")
@@ -66,14 +66,22 @@ def spread_of(values: Sequence[float], digits: int) -> str:
     return shown if len(values) < 2 else f"{shown} ± {(max(values) - min(values)) / 2:.{digits}f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; all columns but the first are numbers."""
-    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, of: str = "---:") -> str:
+    """Markdown; of: how the columns after the first are aligned, numbers where it is not said."""
+    lines = [f"| {' | '.join(head)} |", "| --- |" + f" {of} |" * (len(head) - 1)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
+def variants() -> str:
+    """What every variant changes, and why."""
+    rows = [[f"`{one.name}`", f"`{one.against}`", one.changes, one.claim] for one in COMPARED]
+    return "### What is left out\n\n" + table(
+        ["variant", "beside", "what differs", "what it tests"], rows, of=":---"
+    )
+
+
 def compared(runs: Runs) -> str:
-    """What every variant changes, and how well it has learnt."""
+    """How well every variant has learnt."""
     rows = []
     for variant in COMPARED:
         some = runs.get(variant.name, ())
@@ -81,7 +89,7 @@ def compared(runs: Runs) -> str:
             last = [one["curve"][-1] for one in some]
             rows.append(
                 [
-                    f"`{variant.name}`: {variant.changes}",
+                    f"`{variant.name}`",
                     f"{some[0]['plane_parameters'] / 1000:.0f} k",
                     f"{fmean(one['cpu_s'] for one in some):.0f}",
                     *(
@@ -91,7 +99,7 @@ def compared(runs: Runs) -> str:
                     spread_of([loss_of(point) for point in last], 3),
                 ]
             )
-    head = ["variant", "plane network", "CPU-s", "distance", "inside or outside", "colour", "loss"]
+    head = ["variant", "parameters", "CPU-s", "distance", "inside or outside", "colour", "loss"]
     return "### Held-out terms at the end\n\n" + table(head, rows)
 
 
@@ -144,8 +152,8 @@ def learning(runs: Runs) -> str:
     for variant in COMPARED:
         some = runs.get(variant.name, ())
         if some:
-            shares = [round(point["samples"] / some[0]["samples"] * 1000) / 10 for point in some[0]["curve"]]
-            head = head[:1] + [f"{share:g} %" for share in shares]
+            shares = [round(100 * point["samples"] / some[0]["samples"]) for point in some[0]["curve"]]
+            head = head[:1] + [f"{share} %" for share in shares]
             points = zip(*(one["curve"] for one in some), strict=True)
             rows.append([f"`{variant.name}`", *(f"{fmean(map(loss_of, each)):.3f}" for each in points)])
     return "### How fast they learn\n\n" + table(head, rows)
@@ -213,6 +221,13 @@ def as_csv(runs: Runs) -> str:
     return text.getvalue()
 
 
+def measure_of(variant: Variant) -> str:
+    """The variant that it is compared with, or that one is."""
+    while variant.against != variant.name:
+        variant = VARIANTS[variant.against]
+    return variant.name
+
+
 def draw(runs: Runs, *, side_px: int = 420) -> Image.Image:
     """Held-out loss by examples seen: a panel for each measure with what is compared with it."""
     measures = [variant.name for variant in COMPARED if variant.against == variant.name]
@@ -221,7 +236,7 @@ def draw(runs: Runs, *, side_px: int = 420) -> Image.Image:
         lines = [
             (variant.name, [[(p["samples"], loss_of(p)) for p in one["curve"]] for one in runs[variant.name]])
             for variant in COMPARED
-            if variant.against == measure and variant.name in runs
+            if measure_of(variant) == measure and variant.name in runs
         ]
         if lines:
             panel = _panel(lines, width=2 * (side_px * 3 // 2), height=2 * side_px)
@@ -235,7 +250,7 @@ Line = tuple[str, list[list[tuple[float, float]]]]
 
 def _panel(lines: Sequence[Line], *, width: int, height: int) -> Image.Image:
     """Curves on axes that begin at no example and at the least loss of all; twice as large as it is shown."""
-    left, right, top, bottom = 110, width - 30, 70, height - 90
+    left, right, top, bottom = 110, width - 70, 70, height - 90
     points = [point for _, curves in lines for curve in curves for point in curve]
     most_x, low, high = max(x for x, _ in points), min(y for _, y in points), max(y for _, y in points)
     panel = Image.new("RGB", (width, height), "white")
