@@ -121,10 +121,10 @@ def shapes(runs: Runs) -> str:
         "variant",
         "F, true views",
         "Chamfer",
-        "F beside the measure",
+        "F, difference",
         "F, imagined",
         "Chamfer",
-        "F beside it",
+        "difference",
     ]
     return "### Surfaces\n\n" + table(head, rows)
 
@@ -169,10 +169,10 @@ def stability(runs: Runs) -> str:
             line = lines.setdefault(f"{network}, batch {variant.batch}", {})
             line[variant.learning_rate] = _ended(one["curve"])
     rows = [[name, *(line.get(rate, "") for rate in rates)] for name, line in lines.items()]
-    samples = STABILITY[0].samples
-    return (
-        f"### Batch and learning rate\n\nHeld-out loss after {samples:,} examples, whatever the batch.\n\n"
-        + table(["network", *(f"rate {rate:g}" for rate in rates)], rows)
+    seen = {one["samples"] for variant in STABILITY for one in runs.get(variant.name, ())}
+    told = f"Held-out loss after {max(seen, default=0):,} examples, whatever the batch; one seed each."
+    return f"### Batch and learning rate\n\n{told}\n\n" + table(
+        ["network", *(f"rate {rate:g}" for rate in rates)], rows
     )
 
 
@@ -263,7 +263,7 @@ def _panel(lines: Sequence[Line], *, width: int, height: int) -> Image.Image:
 
     for y in _ticks(low, high):
         pen.line([at(0, y), at(most_x, y)], "#dddddd", 2)
-        pen.text((left - 12, at(0, y)[1]), f"{y:.2g}", "black", font, anchor="rm")
+        pen.text((left - 12, at(0, y)[1]), f"{y:.3g}", "black", font, anchor="rm")
     for share in range(5):
         x = most_x * share / 4
         pen.text((at(x, low)[0], bottom + 14), f"{x:,.0f}", "black", font, anchor="mt")
@@ -278,8 +278,8 @@ def _panel(lines: Sequence[Line], *, width: int, height: int) -> Image.Image:
 
 
 def _ticks(low: float, high: float) -> Iterator[float]:
-    """1, 1.5, 2, 3, 5 and 7 times powers of ten between two values."""
+    """Round values between two, evenly enough on a logarithmic axis."""
     for power in range(-4, 4):
-        for digit in (1, 1.5, 2, 3, 5, 7):
+        for digit in (1, 1.25, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8):
             if low <= digit * 10.0**power <= high:
                 yield digit * 10.0**power

@@ -309,7 +309,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=1024, help="to learn from")
     parser.add_argument("--held-out", type=int, default=128, help="to measure on")
     parser.add_argument("--scored", type=int, default=40, help="of these, whose surface is compared")
-    parser.add_argument("--gridded", type=int, default=40, help="of these, drawn on every grid; half thin")
+    parser.add_argument("--gridded", type=int, default=32, help="of these, drawn on every grid; half thin")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="processes")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder of the table")
     options = parser.parse_args(arguments)

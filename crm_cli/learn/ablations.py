@@ -234,7 +234,7 @@ STABILITY: tuple[Variant, ...] = tuple(
     )
     for name, build, batches in (
         ("unet", build_unet, (4, 16, 64)),
-        ("transformer", build_transformer, (16,)),
+        ("transformer", build_transformer, (4, 16)),
     )
     for batch in batches
     for rate in (5e-4, 2e-3, 8e-3, 3.2e-2)
