@@ -132,11 +132,14 @@ class ReconstructionTask:
     def __init__(self, config: ReconstructionConfig) -> None:
         self.network: nn.Module = Reconstruction(config)
 
+    def shown(self, batch: Batch, random: torch.Generator) -> list[SixViews]:
+        """What the network gets of a batch."""
+        return degraded(batch["views"].float() / 255, batch["depth"].float(), random)
+
     def loss(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Terms]:
         """Clipped distance, inside or outside, and colour on the surface."""
-        views, depth = batch["views"].float() / 255, batch["depth"].float()
-        fields = self.network.fields(degraded(views, depth, random))  # type: ignore[operator]
-        distance = occupancy = colour = views.new_zeros(())
+        fields = self.network.fields(self.shown(batch, random))  # type: ignore[operator]
+        distance = occupancy = colour = torch.zeros((), device=batch["points"].device)
         for index, field in enumerate(fields):
             sdf = batch["sdf"][index].float()
             answer = field.geometry(batch["points"][index].float())[0]
