@@ -151,7 +151,8 @@ def _pieces(data: bytes) -> Iterator[_Piece]:
     """Read every triangle list of a file's scene, turned from glTF's frame into the world."""
     import trimesh
 
-    scene = trimesh.load_scene(io.BytesIO(data), file_type="glb", process=False)
+    described, numbered = _numbered(data)
+    scene = trimesh.load_scene(io.BytesIO(numbered), file_type="glb", process=False)
     textures: dict[int, Texture] = {}
     turn = np.array(EXPORT_TURN, dtype=np.float64).T
     for node in scene.graph.nodes_geometry:
@@ -164,7 +165,36 @@ def _pieces(data: bytes) -> Iterator[_Piece]:
         if np.linalg.det(matrix[:3, :3]) < 0:  # a mirrored copy: its faces would look inwards
             faces = faces[:, ::-1]
         uv, tint, paint = _painted(geometry.visual, len(placed), textures)
+        if paint.texture is not None:
+            uv = _shifted(uv, described["materials"][int(geometry.visual.material.name)])
         yield _Piece(corners=(placed @ turn.T)[faces], uv=uv[faces], tint=tint[faces], paint=paint)
+
+
+def _numbered(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Read a GLB's JSON, and name its materials by their numbers: trimesh keeps names, and not all else."""
+    (length,) = struct.unpack_from("<I", data, 12)
+    described: dict[str, Any] = json.loads(data[20 : 20 + length])
+    for number, material in enumerate(described.get("materials", [])):
+        material["name"] = str(number)
+    text = json.dumps(described).encode("utf-8")
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    sizes = struct.pack("<II", 20 + len(text) + len(rest), len(text))
+    return described, data[:8] + sizes + data[16:20] + text + rest
+
+
+def _shifted(uv: Floats, material: dict[str, Any]) -> Floats:
+    """Shift, turn and scale texture coordinates [V 2] as KHR_texture_transform has it.
+
+    A turn is counter-clockwise as one looks at the picture, whose second axis runs downwards.
+    """
+    laid = material.get("pbrMetallicRoughness", {}).get("baseColorTexture", {})
+    found = laid.get("extensions", {}).get("KHR_texture_transform", {})
+    angle = float(found.get("rotation", 0.0))
+    turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    scaled = uv * np.array(found.get("scale", (1, 1)), np.float32)
+    shifted: Floats = (scaled @ turned.T + found.get("offset", (0, 0))).astype(np.float32)
+    return shifted
 
 
 def _painted(visual: Any, count: int, textures: dict[int, Texture]) -> tuple[Floats, Floats, Paint]:
