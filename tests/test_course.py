@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn import course as module
+from crm_cli.learn import rendering
 from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.course import (
     Course,
     NetworkName,
     check_precision,
-    held_out_examples,
     measure,
     open_task,
     run_course,
     ship,
-    training_examples,
 )
 from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
 from crm_cli.learn.portraits import write_portraits
+from crm_cli.learn.rendering import held_out_examples, training_examples
 from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import Batch, Precision, Progress, Terms, TrainSettings
 from crm_cli.mesh.raster import WarpRaster
@@ -285,7 +285,7 @@ def growing_from_nothing(tmp_path: Path) -> Course:
 def test_a_growing_course_that_is_stopped_ends_its_rendering(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "build", partial(build, size_px=16))
+    monkeypatch.setattr(rendering, "build", partial(build, size_px=16))
     course = growing_from_nothing(tmp_path)
     before = set(threading.enumerate())
     # Stopped while the first step waits for its examples.
@@ -304,14 +304,14 @@ def test_a_growing_course_fails_as_its_rendering_does(
         yield tmp_path
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "build", fail)
+    monkeypatch.setattr(rendering, "build", fail)
     with pytest.raises(OutputError, match="No space left") as caught:
         list(run_course(growing_from_nothing(tmp_path), SETTINGS))
     assert "--data" in str(caught.value)
 
 
 def test_examples_that_nobody_renders_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Growing", partial(Growing, patience_s=0))
+    monkeypatch.setattr(rendering, "Growing", partial(Growing, patience_s=0))
     with pytest.raises(EnvironmentProblem, match="not written within 0 s") as caught:
         list(run_course(replace(growing_from_nothing(tmp_path), workers=0), SETTINGS))
     assert "--workers" in caught.value.remedy

@@ -16,16 +16,17 @@ from published_layout import layout_of
 from crm_cli.errors import UsageError
 from crm_cli.frame import FRONT
 from crm_cli.learn import course as course_module
-from crm_cli.learn import sources
+from crm_cli.learn import rendering, sources
 from crm_cli.learn.camera import EXTENT, draw_pose, pose
 from crm_cli.learn.catalogue import encode_truth
-from crm_cli.learn.course import Course, held_out_examples, run_course, ship, training_examples
+from crm_cli.learn.course import Course, run_course, ship
 from crm_cli.learn.data import HELD_OUT, NO_FAMILY, Shards, build, write_shard
 from crm_cli.learn.examples import ARRAYS, Example, example_of, outer_surface, six_views
 from crm_cli.learn.materials import Material, solid
 from crm_cli.learn.meshes import read_mesh
 from crm_cli.learn.parts import Part, assemble
 from crm_cli.learn.products import make_product
+from crm_cli.learn.rendering import held_out_examples, training_examples
 from crm_cli.learn.shapes import ellipsoid
 from crm_cli.learn.sources import LIST, VISIT, Folder, open_folder
 from crm_cli.learn.subject import Unusable
@@ -287,14 +288,16 @@ def course_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
         monkeypatch.setattr(course_module, name, config)
 
-    def render(folder: Path, count: int, workers: int, **how: int) -> Iterator[Path]:
-        first, _ = how.pop("first_seed", 0), how.pop("shard")
+    def render(folder: Path, count: int, **how: int) -> Iterator[Path]:
+        first = how.pop("first_seed", 0)
+        for name in ("shard", "workers", "is_stopped"):
+            del how[name]
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{first:07d}.npz"
         write_shard(file, range(first, first + count), RASTER, how.pop("size_px"), **how)
         yield file
 
-    monkeypatch.setattr(course_module, "build", render)
+    monkeypatch.setattr(rendering, "build", render)
 
     def course(network: str, source: Path, **other: object) -> Course:
         places = {"data": tmp_path / "data", "folder": tmp_path / "run"}

@@ -25,7 +25,7 @@ from crm_cli.learn.train import Precision, Progress, Task, TrainSettings, never,
 from crm_cli.learn.watch import Watch, measure
 from crm_cli.models.denoiser import SMALL_CCM, SMALL_RGB, MultiViewUNet
 from crm_cli.models.loading import load, save
-from crm_cli.models.reconstruction import SMALL
+from crm_cli.models.reconstruction import RELEASE, SMALL, ReconstructionConfig
 
 NetworkName = Literal["rgb", "ccm", "reconstruction"]
 
@@ -100,10 +100,11 @@ def open_task(
     elif network == "ccm":
         task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
     elif network == "reconstruction":
-        config = SMALL if start is None else start.reconstruction
-        task = ReconstructionTask(config)
-        if surface is not None:
-            task = SurfaceTask(surface.config if start is None else config, surface, device=device)
+        config = _reconstruction(surface) if start is None else start.reconstruction
+        if surface is None:
+            task = ReconstructionTask(config)
+        else:
+            task = SurfaceTask(config, surface, device=device)
     else:
         known = ", ".join(get_args(NetworkName))
         raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
@@ -111,6 +112,19 @@ def open_task(
         start.fill(task.network)
     task.network.to(device)
     return task
+
+
+def _reconstruction(surface: EndToEnd | None) -> ReconstructionConfig:
+    """How a reconstruction is built that starts with nothing."""
+    configs = {"small": SMALL, "release": RELEASE}
+    wanted = "small" if surface is None else surface.architecture
+    if wanted not in configs:
+        raise UsageError(
+            f"--architecture {wanted}: no such architecture",
+            code="E_TRAIN_ARCHITECTURE",
+            remedy=f"one of {', '.join(configs)}",
+        )
+    return configs[wanted]
 
 
 def _first_stage(file: Path, device: str) -> MultiViewUNet:

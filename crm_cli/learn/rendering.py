@@ -61,12 +61,13 @@ def rendering(course: Course) -> Iterator[Callable[[], bool]]:
     if not course.grow or not course.workers:
         yield never
         return
-    over, failures = Event(), list[CrmError]()
+    over, failures, folder = Event(), list[CrmError](), course.data / "train"
     render = _renderer(course, course.workers, first_seed=0)
 
     def work() -> None:
         try:
-            _render_all(render, course.data / "train", course.examples, over.is_set)
+            with _blaming(folder):
+                deque(render(folder, course.examples, is_stopped=over.is_set), 0)
         except CrmError as error:
             failures.append(error)
 
@@ -111,22 +112,29 @@ def _rendered(
     render: Callable[..., Iterator[Path]], folder: Path, count: int, is_stopped: Callable[[], bool]
 ) -> Shards:
     """What a folder holds when everything is rendered."""
-    _render_all(render, folder, count, is_stopped)
+    with _blaming(folder):
+        deque(render(folder, count, is_stopped=is_stopped), 0)
     if is_stopped():
         raise Stopped
     try:
         return Shards(folder, count)
     except (zipfile.BadZipFile, ValueError) as error:
-        raise UsageError(
-            f"{folder}: an example file is damaged: {error}",
-            code="E_TRAIN_DATA",
-            remedy="remove it there: it is rendered again",
-        ) from error
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{folder}: an example file is damaged: {error}",
+        code="E_TRAIN_DATA",
+        remedy="remove it there: it is rendered again",
+    )
 
 
 def _renderer(course: Course, workers: int, *, first_seed: int) -> Callable[..., Iterator[Path]]:
     """What renders a course's examples, from a seed on; see `data.build`."""
-    size_px = _size_px(course)
+    with _blaming(course.data):
+        size_px = _size_px(course)
+        source = _source(course, is_held_out=bool(first_seed))
     return partial(
         build,
         workers=workers,
@@ -134,18 +142,19 @@ def _renderer(course: Course, workers: int, *, first_seed: int) -> Callable[...,
         size_px=size_px,
         shard=shard_of(size_px),
         has_field=course.has_field,
-        source=_source(course, is_held_out=bool(first_seed)),
+        source=source,
     )
 
 
-def _render_all(
-    render: Callable[..., Iterator[Path]], folder: Path, count: int, is_stopped: Callable[[], bool]
-) -> None:
-    """Render so many examples into a folder, and say what is to be done where that cannot be."""
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """Say what is to be done where examples cannot be rendered."""
     try:
-        deque(render(folder, count, is_stopped=is_stopped), 0)
+        yield
     except Unusable as error:
         raise UsageError(str(error), code="E_TRAIN_SOURCE", remedy="give another --data folder") from error
+    except zipfile.BadZipFile as error:
+        raise _damaged(folder, error) from error
     except BrokenProcessPool as error:
         raise EnvironmentProblem(
             f"{folder}: a process that rendered examples was ended by the system",

@@ -22,7 +22,7 @@ from crm_cli.learn.shell import Shell, find_shell
 from crm_cli.learn.tasks import degraded, records_of
 from crm_cli.learn.train import Batch, Terms
 from crm_cli.mesh.raster import RASTERS, NvdiffrastRaster
-from crm_cli.models.reconstruction import RELEASE, SMALL, PlaneField, Reconstruction, ReconstructionConfig
+from crm_cli.models.reconstruction import PlaneField, Reconstruction, ReconstructionConfig
 from crm_cli.records import Triplane
 from crm_cli.toolbox import RASTERISER, choose
 
@@ -47,18 +47,6 @@ class EndToEnd:
     """Files that hold the perceptual loss's weights; none: it is left out."""
     architecture: str = "small"
     """The embedded network's size and kind, or the published one's: release."""
-
-    @property
-    def config(self) -> ReconstructionConfig:
-        """How the architecture's reconstruction is built; UsageError where there is none of that name."""
-        configs = {"small": SMALL, "release": RELEASE}
-        if self.architecture not in configs:
-            raise UsageError(
-                f"--architecture {self.architecture}: no such architecture",
-                code="E_TRAIN_ARCHITECTURE",
-                remedy=f"one of {', '.join(configs)}",
-            )
-        return configs[self.architecture]
 
     @property
     def words(self) -> dict[str, str | int]:
