@@ -101,10 +101,7 @@ def open_task(
         task = CcmTask(SMALL_CCM, first=None if first is None else _first_stage(first, device))
     elif network == "reconstruction":
         config = _reconstruction(surface) if start is None else start.reconstruction
-        if surface is None:
-            task = ReconstructionTask(config)
-        else:
-            task = SurfaceTask(config, surface, device=device)
+        task = ReconstructionTask(config) if surface is None else SurfaceTask(config, surface, device=device)
     else:
         known = ", ".join(get_args(NetworkName))
         raise UsageError(f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {known}")
