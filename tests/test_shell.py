@@ -66,6 +66,21 @@ def test_every_part_of_the_published_network_is_pulled() -> None:
         if name.startswith(("sdfMlp", "weightMlp")):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert field.triplane.planes.grad is not None
+    # Both what the distance says and where the grid is moved to.
+    bias = field.model.sdfMlp.fc3.bias.grad
+    assert bias is not None and bias.abs().min() > 0
+
+
+def test_a_surface_that_fills_the_world_is_closed_at_its_border() -> None:
+    field = published()
+    with torch.no_grad():
+        field.model.sdfMlp.fc3.bias[0] += 3  # positive inside here: all is
+    shell = find_shell(field, GRID, random())
+    assert len(shell.faces)
+    ahead = torch.cat([shell.faces[:, [0, 1]], shell.faces[:, [1, 2]], shell.faces[:, [2, 0]]])
+    pairs = {tuple(edge) for edge in ahead.tolist()}
+    assert all((b, a) in pairs for a, b in pairs)
+    assert shell.vertices.abs().max() < 1
 
 
 def test_the_embedded_network_is_pulled_through_its_searched_crossings() -> None:

@@ -115,6 +115,17 @@ def test_every_parameter_of_either_network_is_pulled(examples: Portrayed) -> Non
         assert not still
 
 
+def test_the_published_network_sees_noise_as_its_generator_says(examples: Portrayed) -> None:
+    task, batch = task_of(MICRO), examples.batch(np.array([0, 0]))
+    planes = [
+        torch.stack([field.triplane.planes for field in task._fields(batch, random(seed))])
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(planes[0], planes[1])
+    assert not torch.equal(planes[0], planes[2])
+    assert not torch.equal(planes[0][0], planes[0][1]), "each object its own"
+
+
 def test_a_step_takes_half_of_the_portraits_as_its_generator_says(examples: Portrayed) -> None:
     task = task_of(MICRO)
     taken: list[Tensor] = []
