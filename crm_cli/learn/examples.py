@@ -81,12 +81,17 @@ def make_example(rng: Random, raster: Raster, *, size_px: int = 64, has_field: b
     has_field: whether distances and surface colours are measured as well; only the reconstruction learns
     from them, and pictures alone need no more than a rasteriser.
     """
-    product = make_product(rng)
-    posed = pose(product, draw_pose(rng))
+    posed = draw_posed(rng)
     views, depth = six_views(posed, raster, size_px=size_px)
     photo = cut_out_photo(rng, posed, raster, size_px=size_px)
     measured = _measure(rng, posed) if has_field else UNMEASURED
-    return Example(family=product.family, photo=photo, views=views, depth=depth, **measured._asdict())
+    return Example(family=posed.product.family, photo=photo, views=views, depth=depth, **measured._asdict())
+
+
+def draw_posed(rng: Random) -> Posed:
+    """Draw the product of an example, turned as it is photographed: the first that its generator decides."""
+    product = make_product(rng)
+    return pose(product, draw_pose(rng))
 
 
 class Measured(NamedTuple):
@@ -250,12 +255,14 @@ def _spread(alpha: Floats, choose: np.ufunc) -> Floats:
     return result
 
 
-def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Draw POINTS places evenly on the surface that no other part covers, with their colours."""
+def outer_surface(
+    rng: Random, posed: Posed, solid: Solid, count: int = POINTS
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Draw so many places evenly on the surface that no other part covers, with their colours."""
     a, b, c = (posed.vertices[posed.faces[:, k]] for k in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1).astype(np.float64)
     ends = np.cumsum(area)
-    drawn = 2 * POINTS
+    drawn = 2 * count
     face = np.searchsorted(ends, rng.uniform(0, ends[-1], drawn)).clip(max=len(area) - 1)
     u, v = rng.random((2, drawn), dtype=np.float32)
     folded = u + v > 1
@@ -265,7 +272,7 @@ def outer_surface(rng: Random, posed: Posed, solid: Solid) -> tuple[NDArray[np.f
     places = hits.blend(posed.vertices[posed.faces])
     # A place inside another part is deep in the union; one on the outside is on its border.
     outer = np.flatnonzero(solid.signed_distance(places, reach=0.05) > -2e-3)
-    chosen = outer[np.arange(POINTS) % len(outer)]
+    chosen = outer[np.arange(count) % len(outer)]
     rgb = to_bytes(colour(posed.product, face[chosen], weights[chosen]))
     return places[chosen].astype(np.float16), rgb
 
