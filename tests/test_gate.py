@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import gate_table as tables
 import numpy as np
 import pytest
 from PIL import Image
-from test_compare import better_by, score, varied
+from scored import better_by, score, varied
 
 from crm_cli.learn.compare import decide
 from crm_cli.learn.data import HELD_OUT
@@ -110,7 +114,9 @@ class Pool:
 
         self.asked.append(arguments)
         done: Future[Any] = Future()
-        done.set_result([score(seed, 0.6 if arguments[1] == "new" else 0.5) for seed in arguments[0]])
+        seeds, weights, _ = arguments
+        f_scores = [0.6 if name == "new" else 0.5 for name in weights]
+        done.set_result([[score(seed, value) for value in f_scores] for seed in seeds])
         return done
 
 
@@ -131,11 +137,99 @@ def test_two_sets_of_weights_are_measured_on_the_same_held_out_products() -> Non
     assert max(len(arguments[0]) for arguments in pool.asked) <= gate.SHARE
 
 
-def test_weights_against_themselves_are_measured_once_and_may_not_ship() -> None:
-    scores, before, decision, pool = judged(["--count", "4", "--against", "embedded"])
+def test_weights_against_themselves_may_not_ship() -> None:
+    scores, before, decision, _ = judged(["--count", "4", "--against", "embedded"])
     assert before == scores
-    assert len(pool.asked) == 1
     assert not decision.may_ship
+
+
+def test_without_other_weights_the_solids_alone_decide() -> None:
+    scores, before, decision, _ = judged(["--count", "4"])
+    assert len(scores) == 4
+    assert before is None
+    assert decision.may_ship
+
+
+class Finished(Pool):
+    """Has looked at the photos already."""
+
+    def __init__(self, *are_sound: bool) -> None:
+        super().__init__()
+        self.are_sound = are_sound
+
+    def map(self, work: Any, files: Sequence[Path], weights: Sequence[str]) -> list[Any]:
+        told = [photo_found(file.name, sound) for file, sound in zip(files, self.are_sound, strict=True)]
+        return [(one, [cell((0, 0, 0))] * len(gate.PHOTO_HEADS)) for one in told]
+
+
+def photo_found(name: str, is_sound: bool) -> dict[str, Any]:
+    return {
+        "photo": name,
+        "grade": "pass",
+        "reasons": ("likeness.colour", "photo.seen"),
+        "silhouette_iou": 0.9,
+        "colour_distance": 4.21,
+        "seen_share": 0.25,
+        "is_low": False,
+        "is_sound": is_sound,
+        "components": 1,
+        "handles": 3,
+    }
+
+
+@pytest.mark.parametrize("second", [True, False], ids=["whole", "torn"])
+def test_a_torn_photo_stops_weights_and_every_photo_gets_its_picture(tmp_path: Path, second: bool) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    given = gate.options(["--photos", str(tmp_path), "-o", str(tmp_path)])
+    report = gate.Report({})
+    gate.on_photos(Finished(True, second), given, report)  # type: ignore[arg-type]
+    assert report.may_ship is second
+    assert [one["photo"] for one in report.kept["photos"]] == ["a.png", "b.png"]
+    row = rows_of(report.text[0])[3]
+    closed = "yes" if second else "no"
+    assert row[:-1] == ["b.png", "pass", "0.900", "4.2", "25%", closed, "1", "3"]
+    assert row[-1] == "likeness.colour, photo.seen"
+    assert (tmp_path / "a.webp").stat().st_size and (tmp_path / "b.webp").stat().st_size
+
+
+def test_what_is_decided_is_told_and_kept() -> None:
+    words = ["--count", "12", "--weights", "old", "--against", "new"]
+    report = gate.Report({})
+    gate.on_products(Pool(), gate.options(words), report)  # type: ignore[arg-type]
+    assert not report.may_ship
+    assert len(report.kept["scores"]) == 12
+    assert report.kept["decision"]["differences"][0]["figure"] == "f_score"
+    assert report.text[-1].endswith("May not ship.\n")
+
+
+def test_nothing_is_decided_about_views_that_were_given() -> None:
+    report = gate.Report({})
+    gate.on_products(Pool(), gate.options(["--count", "2", "--given", "rgb"]), report)  # type: ignore[arg-type]
+    assert report.may_ship
+    assert "decision" not in report.kept
+    assert not any("ship" in text for text in report.text)
+
+
+@pytest.mark.slow
+def test_the_gate_measures_products_and_photos_to_the_end(tmp_path: Path) -> None:
+    """Two products and a photo, in half a minute of two processors."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(Path(__file__).parent / "photos" / "kitchen" / "mug.jpg", photos)
+    command = [sys.executable, gate.__file__, "--count", "2", "--photos", photos, "-o", out]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode in (0, 1)
+    assert done.stdout == (out / "table.md").read_text()
+    kept = json.loads((out / "scores.json").read_text())
+    assert [one["seed"] for one in kept["scores"]] == [HELD_OUT, HELD_OUT + 1]
+    assert all(0.1 < one["made"]["f_score"] < 1 for one in kept["scores"])
+    assert kept["photos"][0]["is_sound"]
+    with Image.open(out / "families.webp") as drawn:
+        assert (
+            drawn.width == 2 * (len(gate.HEADS) * pictures.CELL_PX + pictures.MARGIN_PX) + pictures.MARGIN_PX
+        )
+    assert (out / "mug.webp").exists()
 
 
 def cell(colour: tuple[int, int, int]) -> Image.Image:

@@ -111,27 +111,32 @@ def evaluate(
 
     imagine: draws the views instead of the chain's denoisers, for instance from the truth.
     """
-    for one in subjects:
-        views = imagine(one) if imagine else chain.imagine(one.cutout)
-        yield score(chain.make(one.photo, one.cutout, views), one)
+    return (score for one in subjects for score in compare_on(one, [chain], imagine))
 
 
-def score(made: Made, truth: Subject) -> Score:
-    """Measure what was made of a subject."""
-    outline_iou, depth_l1 = view_errors(made.views, truth.views)
+def compare_on(one: Subject, chains: Iterable[Chain], imagine: Imagination | None = None) -> list[Score]:
+    """Score what each of several chains makes of one subject; the solids are the same for all of them."""
     with torch.inference_mode():
-        return Score(
-            seed=truth.seed,
-            family=truth.family,
-            outline_iou=outline_iou,
-            depth_l1=depth_l1,
-            silhouette_iou=float(made.checks.silhouette_iou),
-            made=fit_asset(made.textured, truth),
-            inflated=fit_solid(inflated(truth.cutout), truth),
-            revolved=fit_solid(revolved(truth.cutout), truth),
-            is_low=made.is_low,
-            grade=made.verdict.grade,
+        solids = [fit_solid(solid(one.cutout), one) for solid in (inflated, revolved)]
+    found = []
+    for chain in chains:
+        made = chain.make(one.photo, one.cutout, imagine(one) if imagine else chain.imagine(one.cutout))
+        outline_iou, depth_l1 = view_errors(made.views, one.views)
+        found.append(
+            Score(
+                seed=one.seed,
+                family=one.family,
+                outline_iou=outline_iou,
+                depth_l1=depth_l1,
+                silhouette_iou=float(made.checks.silhouette_iou),
+                made=fit_asset(made.textured, one),
+                inflated=solids[0],
+                revolved=solids[1],
+                is_low=made.is_low,
+                grade=made.verdict.grade,
+            )
         )
+    return found
 
 
 def view_errors(views: SixViews, truth: SixViews) -> tuple[float, float]:
