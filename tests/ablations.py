@@ -35,11 +35,12 @@ from crm_cli.errors import PhotoError
 from crm_cli.learn import course
 from crm_cli.learn.ablations import VARIANTS, AblationTask, Variant
 from crm_cli.learn.data import HELD_OUT, Shards, build
-from crm_cli.learn.evaluate import F_SCORE_AT, GRID, _cutout, distances, spread
+from crm_cli.learn.fit import CELLS, F_SCORE_AT, distances, spread
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.solid import Solid
 from crm_cli.learn.train import averaged, train
 from crm_cli.learn.turned import TurnedShards, posed_product, retake, retake_all
+from crm_cli.learn.unseen import held
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import agree
 from crm_cli.models.field import Field, surface
@@ -135,7 +136,7 @@ def score(task: AblationTask, held_out: Any, index: int, views: SixViews | None 
     batch = held_out.batch(np.array([index]))
     seen = task.exact(batch)[0] if views is None else task.variant.retouch(views, None)
     try:
-        mesh = surface(cast(Reconstruction, task.network).field(seen), GRID)
+        mesh = surface(cast(Reconstruction, task.network).field(seen), CELLS)
     except PhotoError:  # nothing drawn
         return [1.0, 0.0]
     points = spread(mesh.vertices, mesh.faces, 4096)
@@ -161,7 +162,7 @@ def imagine_all(options: argparse.Namespace) -> Path:
         held_out = Shards(options.data / "held-out", options.held_out)
         tensors = {}
         for index in range(options.scored):
-            [views] = imagine([_cutout(held_out.batch(np.array([index]))["photo"][0], index)])
+            [views] = imagine([held(held_out.batch(np.array([index]))["photo"][0].numpy(), index)[1]])
             for name in ("rgb", "alpha", "ccm"):
                 tensors[f"{index}.{name}"] = getattr(views, name).contiguous()
         save_file(tensors, file.with_suffix(".part"))
@@ -208,7 +209,7 @@ def measure_grids(index: int, options: argparse.Namespace) -> list[dict[str, Any
     batch = held_out.batch(np.array([index]))
     posed = posed_product(HELD_OUT + index)
     solid = Solid(posed.vertices, posed.faces, posed.product.part)
-    [imagined] = imagine([_cutout(batch["photo"][0], index)])
+    [imagined] = imagine([held(batch["photo"][0].numpy(), index)[1]])
     rows = []
     for views, shown in (("true", fine_views(index, WarpRaster())), ("imagined", imagined)):
         drawn: Field = network.field(shown)

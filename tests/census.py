@@ -43,7 +43,7 @@ FIRST_SEED = 1_200_000
 """Beyond every training, the evaluation, and the seeds that `crm products` takes if none is given."""
 
 POINTS = 4096
-"""On each surface that is compared, as in crm_cli/learn/evaluate.py."""
+"""On each surface that is compared, spread evenly."""
 
 OUTSIDE = -2e-3
 """A place of a truth that is deeper in another part than this, in world units, cannot be seen."""
@@ -233,7 +233,7 @@ def accuracy(read: judges.Geometry, truth: Path) -> tuple[float, float]:
     Both stand with the bottom of their boxes centred on the origin; nothing is fitted.
     """
     from crm_cli.export.scene import METRES_PER_UNIT
-    from crm_cli.learn.evaluate import distances, spread
+    from crm_cli.learn.fit import distances, spread
 
     drawn = spread(read.points, read.faces, POINTS) / METRES_PER_UNIT
     return distances(drawn.astype(np.float32), true_points(truth) / np.float32(METRES_PER_UNIT))
@@ -245,7 +245,7 @@ def true_points(truth: Path) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     from crm_cli.export.scene import METRES_PER_UNIT
-    from crm_cli.learn.evaluate import spread
+    from crm_cli.learn.fit import spread
     from crm_cli.learn.solid import Solid
 
     read = judges.read_trimesh(truth)

@@ -260,7 +260,22 @@ def _encoded(picture: np.ndarray[Any, np.dtype[np.uint8]], suffix: str) -> bytes
 
 
 def encode_truth(posed: Posed, seed: int, raster: Raster) -> bytes:
-    """Write a product as it was photographed as a GLB, by the writer of our own assets.
+    """Write a product as it was photographed as a GLB, by the writer of our own assets."""
+    scene = build_scene(
+        paint_truth(posed, raster),
+        provenance={
+            "crm_version": __version__,
+            "digitalSourceType": MADE_BY_A_PROGRAM,
+            "family": posed.product.family,
+            "seed": str(seed),
+        },
+        metres_per_unit=METRES_PER_UNIT,
+    )
+    return encode_glb(scene, picture=encode_texture(scene.texture, "png", quality=100))
+
+
+def paint_truth(posed: Posed, raster: Raster) -> TexturedMesh:
+    """A product as it was photographed, as a textured mesh.
 
     One mesh of closed parts, which may reach into each other; its texture holds the colours without light.
     """
@@ -273,18 +288,7 @@ def encode_truth(posed: Posed, seed: int, raster: Raster) -> bytes:
     texture[covered] = to_bytes(
         posed.product.colour_at(hits.face.numpy().ravel(), hits.barycentric.numpy().reshape(-1, 3))
     )
-    textured = TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
-    scene = build_scene(
-        textured,
-        provenance={
-            "crm_version": __version__,
-            "digitalSourceType": MADE_BY_A_PROGRAM,
-            "family": posed.product.family,
-            "seed": str(seed),
-        },
-        metres_per_unit=METRES_PER_UNIT,
-    )
-    return encode_glb(scene, picture=encode_texture(scene.texture, "png", quality=100))
+    return TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
 
 
 def shoot_all(plans: Sequence[Plan], *, jobs: int) -> Iterator[Shot]:

@@ -272,12 +272,14 @@ def _spread(alpha: Floats, choose: np.ufunc) -> Floats:
     return result
 
 
-def outer_surface(rng: Random, posed: Posed, body: Body) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Draw POINTS places evenly on the surface that no other part covers, with their colours."""
+def outer_surface(
+    rng: Random, posed: Posed, body: Body, count: int = POINTS
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Draw so many places evenly on the surface that no other part covers, with their colours."""
     a, b, c = (posed.vertices[posed.faces[:, k]] for k in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1).astype(np.float64)
     ends = np.cumsum(area)
-    drawn = 2 * POINTS
+    drawn = 2 * count
     face = np.searchsorted(ends, rng.uniform(0, ends[-1], drawn)).clip(max=len(area) - 1)
     u, v = rng.random((2, drawn), dtype=np.float32)
     folded = u + v > 1
@@ -290,7 +292,7 @@ def outer_surface(rng: Random, posed: Posed, body: Body) -> tuple[NDArray[np.flo
     outer = np.flatnonzero(body.shows(places, outward))
     if not len(outer):  # all of a thicket's places are hidden
         outer = np.arange(drawn)
-    chosen = outer[np.arange(POINTS) % len(outer)]
+    chosen = outer[np.arange(count) % len(outer)]
     rgb = to_bytes(posed.product.colour_at(face[chosen], weights[chosen]))
     return places[chosen].astype(np.float16), rgb
 
