@@ -155,6 +155,22 @@ def test_alone_or_with_others_a_photo_becomes_the_same_views(parts: dict[str, nn
     assert (together[0].rgb - together[1].rgb).abs().max() > 0.1
 
 
+def test_in_batches_of_one_size_a_photo_s_views_do_not_tell_its_neighbours(
+    parts: dict[str, nn.Module],
+) -> None:
+    photos = [cutout(letter * 64, seed) for seed, letter in enumerate("abc")]
+    preset = preset_with("views.truncate=false", "rgb.steps=1", "ccm.steps=1")
+    heard = []
+    way = PublishedImagination(parts, preset, batch=2)
+    together = way(photos, lambda done, of: heard.append((done, of)))
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)], "two batches of two steps"
+    # Second of a pair, alone in what would be one, and in a run that began with it.
+    for again, among in zip(way([photos[2], photos[0]], lambda done, of: None), together[::-2], strict=True):
+        assert torch.equal(again.rgb, among.rgb) and torch.equal(again.ccm, among.ccm)
+    [alone] = way(photos[1:2], lambda done, of: None)
+    assert torch.equal(alone.rgb, together[1].rgb) and torch.equal(alone.ccm, together[1].ccm)
+
+
 def test_another_seed_draws_something_else(parts: dict[str, nn.Module]) -> None:
     one, other = (imagine(parts, preset_with(f"seed={seed}"), cutout())[0] for seed in (0, 1))
     assert (one.rgb - other.rgb).abs().max() > 0.1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -261,6 +262,94 @@ def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
     shared = open_toolbox(asked, device="cpu", threads=1, precision="float32", sharers=30).networks
     assert isinstance(alone, Shelf) and isinstance(shared, Shelf)
     assert set(alone.loaded) == set(found.parts) and shared.loaded == ()
+
+
+class Recording:
+    """What of `torch.cuda` makes recordings, with a log of what was done instead of a device."""
+
+    OutOfMemoryError = torch.OutOfMemoryError
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.log: list[object] = []
+        self.failure = failure
+
+    def current_stream(self) -> Recording:
+        return self
+
+    def Stream(self) -> Recording:
+        return self
+
+    def wait_stream(self, other: object) -> None:
+        self.log.append("wait")
+
+    def CUDAGraph(self) -> Recording:
+        return self
+
+    def pool(self) -> str:
+        return "pool"
+
+    def replay(self) -> None:
+        self.log.append("replay")
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def graph(self, graph: object, *, pool: object, capture_error_mode: str) -> Iterator[None]:
+        self.log.append(("record", pool))
+        yield
+        if self.failure is not None:
+            raise self.failure
+
+
+def recording(monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> Recording:
+    stand_in = Recording(failure)
+    monkeypatch.setattr(torch, "cuda", stand_in)
+    return stand_in
+
+
+def test_a_step_is_run_once_aside_then_recorded_and_all_recordings_share_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
+    for _ in range(2):
+        replay = recorder(lambda: device.log.append("step"))
+        assert replay is not None
+        replay()
+    once = ["wait", "step", "wait", ("record", None), "step", "replay"]
+    assert device.log == [*once, *once[:3], ("record", "pool"), *once[4:]]
+    assert recorder.why_not is None
+
+
+def test_a_recording_that_fails_is_told_once_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = recording(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"))
+    recorder = toolbox.GraphRecorder()
+    for _ in range(2):
+        assert recorder(lambda: device.log.append("step")) is None
+    assert recorder.why_not == "recording failed: operation not permitted"
+    assert device.log.count("step") == 2
+    assert caplog.messages == ["kernels are launched one by one: recording failed: operation not permitted"]
+
+
+def test_memory_that_runs_out_while_recording_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    recorder = toolbox.GraphRecorder()
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder(lambda: None)
+    assert recorder.why_not is None
+
+
+def test_nothing_is_recorded_where_it_would_not_help(
+    monkeypatch: pytest.MonkeyPatch, opened: Toolbox
+) -> None:
+    assert opened.recorder.why_not == "a CPU has nothing to launch"
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=False) is None
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=True) == "the networks take turns in memory"
+    monkeypatch.setenv("CRM_GRAPHS", "off")
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=False) == "CRM_GRAPHS is off"
 
 
 def test_usable_memory_stays_within_the_control_group_but_for_cached_files(

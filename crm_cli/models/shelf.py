@@ -44,11 +44,15 @@ class Shelf(Mapping[str, nn.Module]):
         self._here.move_to_end(part)
         return self._here[part]
 
-    def preload(self) -> None:
-        """Read everything now, where it all fits: what is wrong with a file shows before the first photo."""
-        if self._room is None or sum(map(self.cost, self)) <= self._room:
-            for part in self:
-                self.__getitem__(part)
+    def preload(self) -> bool:
+        """Read everything now, where it all fits, and say whether it does.
+
+        So what is wrong with a file shows before the first photo.
+        """
+        has_room = self._room is None or sum(map(self.cost, self)) <= self._room
+        for part in self if has_room else ():
+            self.__getitem__(part)
+        return has_room
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights.parts)
