@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +39,11 @@ GRAPHS = "CRM_GRAPHS"
 """Environment variable: `off` launches every kernel of a denoiser by itself, to compare."""
 
 WORK_BYTES = 1_100_000_000
-"""What one photo needs on an accelerator beside the networks: activations of a guided step 0.3 GB, of the VAE
-0.2 GB, of the surface's grid 0.4 GB, and what the allocator keeps."""
+"""What one photo needs on an accelerator beside the networks: 0.3 GB of a guided step, which a recording
+keeps, 0.7 GB of the reconstruction, and what the allocator keeps; see `models.memory`."""
+
+WORK_BYTES_MORE = 300_000_000
+"""What every further photo of a batch adds to that."""
 
 WORK_BYTES_CPU = 3_000_000_000
 """The same on a CPU, where activations are single precision and convolutions unfold their input."""
@@ -177,7 +182,7 @@ def open_toolbox(
     dtype = getattr(torch, resolve_precision(precision, device))
     # Who asks for single precision gets it: by default convolutions on a GPU round to ten bits.
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-    room_bytes = 0 if is_frugal else None if is_small else _room(device, sharers)
+    room_bytes = 0 if is_frugal else None if is_small else room_for_networks(device, sharers, batch)
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
     has_all = networks.preload()
     recorder = GraphRecorder(_why_no_graphs(device, networks_take_turns=not has_all))
@@ -229,7 +234,7 @@ def _processor_flags() -> set[str]:
     return set()
 
 
-def _room(device: str, sharers: int) -> int | None:
+def room_for_networks(device: str, sharers: int = 1, batch: int = 1) -> int | None:
     """Bytes that networks may take on a device; None where nobody knows.
 
     Workers open at the same time and all find the same memory free, so each takes its share alone.
@@ -240,7 +245,20 @@ def _room(device: str, sharers: int) -> int | None:
         free = usable_memory()
         return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
     free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
-    return max(0, free // sharers - WORK_BYTES)
+    return max(0, free // sharers - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held so far, on an accelerator or of the machine's memory.
+
+    On an accelerator what tensors took, without what the driver and the allocator keep for themselves.
+    """
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))  # noqa: TID251
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def choose(protocol: str, table: Sequence[type[AnyTool]], device: str, wanted: str = "auto") -> type[AnyTool]:

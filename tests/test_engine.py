@@ -271,7 +271,7 @@ def test_a_step_neither_waits_for_the_device_nor_decides_by_what_is_on_it(
 ) -> None:
     unet, (shown, _) = network(config, torch.float32), given(config)
     made = Engine(unet, sampling(guided=0.5), texts=TEXTS, shown=shown)
-    step = partial(made._step, unet, is_guided=is_guided)
+    step = partial(made.step, unet, is_guided=is_guided)
     first = captured(step)
     second = captured(step)
     assert first.kernels == second.kernels

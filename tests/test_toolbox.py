@@ -237,18 +237,30 @@ def test_who_asks_for_single_precision_gets_all_its_bits(monkeypatch: pytest.Mon
 
 def test_networks_take_what_the_device_has_free_but_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 5_000_000_000)
-    assert toolbox._room("cpu", 1) == 2_000_000_000
+    assert toolbox.room_for_networks("cpu", 1) == 2_000_000_000
     monkeypatch.setattr(toolbox, "usable_memory", lambda: None)
-    assert toolbox._room("cpu", 1) is None
+    assert toolbox.room_for_networks("cpu", 1) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900_000_000, 8_000_000_000))
-    assert toolbox._room("cuda:0", 1) == 0
+    assert toolbox.room_for_networks("cuda:0", 1) == 0
 
 
 def test_workers_that_share_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 12_000_000_000)
-    assert toolbox._room("cpu", 2) == 3_000_000_000
+    assert toolbox.room_for_networks("cpu", 2) == 3_000_000_000
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (8_000_000_000, 8_000_000_000))
-    assert toolbox._room("cuda:0", 4) == 900_000_000
+    assert toolbox.room_for_networks("cuda:0", 4) == 900_000_000
+    assert toolbox.room_for_networks("cuda:0", 1, batch=3) == 6_300_000_000
+
+
+def test_the_peak_is_that_of_the_device_that_the_networks_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel counts it a second time, page by page.
+    lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            assert toolbox.peak_memory("cpu") == pytest.approx(1024 * int(line.split()[1]), rel=0.05)
+    assert toolbox.peak_memory("cpu") > 50_000_000, "torch alone is larger"
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: {"cuda:1": 77}[device])
+    assert toolbox.peak_memory("cuda:1") == 77
 
 
 def test_networks_of_workers_that_share_a_device_wait_for_their_turn(

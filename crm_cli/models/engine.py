@@ -107,7 +107,7 @@ class Engine:
 
     def _make_conditions(self, network: MultiViewUNet, texts: Tensor, shown: Shown) -> Conditions:
         """Those of [unconditional; conditional] objects, or of the latter alone where nothing is guided."""
-        halves = 2 if self._guided_until else 1
+        halves = 2 if self.is_ever_guided else 1
         assert shown.image is not None
         read = network.read(texts.flip(0)[-halves:])
         unseen = network.see(torch.zeros_like(shown.image[:1]).to(texts))
@@ -150,8 +150,8 @@ class Engine:
 
     def _launch(self, network: MultiViewUNet, *, is_guided: bool) -> Step:
         """What makes one evaluation, recorded where that is possible."""
-        step = partial(self._step, network, is_guided=is_guided)
-        is_used = self._guided_until > 0 if is_guided else self._guided_until < self._steps
+        step = partial(self.step, network, is_guided=is_guided)
+        is_used = self.is_ever_guided if is_guided else self._guided_until < self._steps
         if self._record is None or not is_used:
             return step
         if is_guided not in self._recorded:
@@ -174,7 +174,12 @@ class Engine:
             if kept is not None and given is not None:
                 kept.copy_(given)
 
-    def _step(self, network: MultiViewUNet, *, is_guided: bool) -> None:
+    @property
+    def is_ever_guided(self) -> bool:
+        """Whether any evaluation is of both halves."""
+        return self._guided_until > 0
+
+    def step(self, network: MultiViewUNet, *, is_guided: bool) -> None:
         """One evaluation: nothing here may wait for the device, or decide by what is on it."""
         x = self._state()
         asked = torch.cat([x, x]) if is_guided else x

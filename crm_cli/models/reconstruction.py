@@ -248,8 +248,9 @@ class PlaneField:
         """Weights of cubes with undeformed corners [M 8 3]; the embedded network leaves them neutral."""
         if self.hull is not None:
             return None
-        features = in_chunks(self._features, corners.flatten(0, 1), self.chunk).view(len(corners), -1)
-        return CubeWeights.from_raw(WEIGHT_SCALE * self.model.weightMlp(features))
+        return CubeWeights.from_raw(
+            WEIGHT_SCALE * in_chunks(self._raw_weights, corners, self.chunk, each=corners.shape[1])
+        )
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours [N 3] in [0, 1]."""
@@ -263,6 +264,12 @@ class PlaneField:
         smooth = GAP_SCALES[0] * (gaps / GAP_SCALES[0]).logsumexp(0, keepdim=True)
         gaps = torch.cat((gaps, gaps.amax(0, keepdim=True), smooth))
         return torch.cat((*planes, *((gaps / scale).tanh() for scale in GAP_SCALES))).T
+
+    def _raw_weights(self, corners: Tensor) -> Tensor:
+        """What the weight head answers about cubes, [M 21]; all 8 corners are one row of features."""
+        features = self._features(corners.flatten(0, 1)).reshape(len(corners), -1)
+        answer: Tensor = self.model.weightMlp(features)
+        return answer
 
     def _geometry(self, points: Tensor) -> Tensor:
         gaps = None if self.hull is None else self.hull.gaps(points)

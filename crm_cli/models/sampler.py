@@ -51,7 +51,9 @@ def published_schedule() -> Schedule:
 
     (thu-ml/CRM, imagedream/configs; rescaling: arXiv 2305.08891, algorithm 1)
     """
-    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), TIMESTEPS, dtype=torch.float64) ** 2
+    ends = math.sqrt(0.00085), math.sqrt(0.012)
+    # Numbers for the host, whatever device tensors are made on by default.
+    betas = torch.linspace(*ends, TIMESTEPS, dtype=torch.float64, device="cpu") ** 2
     roots = torch.cumprod(1 - betas, dim=0).sqrt()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return Schedule(roots**2)
@@ -181,7 +183,7 @@ def shares_of(solver: str, levels: Sequence[float]) -> Tensor:
     Row i holds the shares of the noise and of each x0 so far in what evaluation i is asked about; the last
     row those in the result. Solvers are linear in all of these, so one that is given unit vectors tells them.
     """
-    units = torch.eye(len(levels), dtype=torch.float64)
+    units = torch.eye(len(levels), dtype=torch.float64, device="cpu")
     asked: list[Tensor] = []
 
     def clean_at(x: Tensor, i: int) -> Tensor:
