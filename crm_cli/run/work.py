@@ -136,6 +136,7 @@ class Work:
         self._last_progress = 0.0
         self._has_announced_end = False
         self._has_forecast = False
+        self._peak_bytes: dict[str, int] = {}
 
     def run(self) -> Iterator[Event]:
         """Do everything that the plan asks for, and say in the folder why where that cannot be."""
@@ -241,6 +242,7 @@ class Work:
             weights=self._weights.name,
             weights_digest=self._weights.digest,
             verdicts=dict(self._verdicts),
+            peak_bytes=dict(self._peak_bytes),
         )
 
     def _turns(self) -> Iterator[Turn]:
@@ -443,6 +445,9 @@ class Work:
     def _finish(self, report: Finished) -> Iterator[Event]:
         """Publish an asset, or decide what its failure means."""
         attempt = self._attempts[report.job.id]
+        if report.peak_bytes:
+            kind = report.device.partition(":")[0]
+            self._peak_bytes[kind] = max(self._peak_bytes.get(kind, 0), report.peak_bytes)
         outcome: Asset | Failed | CommitRecord = report.outcome
         if isinstance(outcome, Asset):
             yield from self._leave_stage(attempt)
