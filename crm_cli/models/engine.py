@@ -210,6 +210,7 @@ class Engines:
         self._record = record
         self._made: WeakKeyDictionary[MultiViewUNet, dict[tuple[object, ...], Engine]] = WeakKeyDictionary()
 
+    @torch.inference_mode()
     def run(
         self,
         network: MultiViewUNet,
