@@ -186,6 +186,8 @@ def open_toolbox(
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
     has_all = networks.preload()
     recorder = GraphRecorder(_why_no_graphs(device, networks_take_turns=not has_all))
+    if recorder.why_not is not None and device != "cpu":
+        log.warning("kernels are launched one by one: %s", recorder.why_not)
     return Toolbox(
         device=device,
         mattes=mattes,
