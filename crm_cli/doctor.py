@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -10,8 +11,18 @@ from importlib.util import find_spec
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.installed import why_not_importable
+from crm_cli.preset import DEFAULT, EMBEDDED, load_preset
 from crm_cli.run.machine import default_workers
-from crm_cli.toolbox import accelerators, survey, usable_cores, usable_memory
+from crm_cli.toolbox import (
+    WORK_BYTES,
+    WORK_BYTES_CPU,
+    accelerators,
+    resolve_precision,
+    room_for_networks,
+    survey,
+    usable_cores,
+    usable_memory,
+)
 
 OPTIONAL = {
     "nvdiffrast": "pip install setuptools wheel ninja"
@@ -71,8 +82,8 @@ def examine() -> Examination:
     if lacking:
         lines += [f"required: {', '.join(lacking)} not installed", f"  pip install {' '.join(lacking)}"]
     tools, found, has_tools = _devices()
-    weights, has_weights = _weights()
-    lines += [*tools, weights, *_missing(has_accelerator=bool(found))]
+    weights, has_weights = _weights(found)
+    lines += [*tools, *weights, *_missing(has_accelerator=bool(found))]
     return Examination(lines=tuple(lines), can_convert=has_tools and has_weights and not lacking)
 
 
@@ -101,16 +112,41 @@ def _tools(device: str) -> list[str]:
     return lines
 
 
-def _weights() -> tuple[str, bool]:
-    """The weights in use, or what is wrong with them."""
+def _weights(devices: Sequence[str]) -> tuple[list[str], bool]:
+    """The weights in use with what they need, or what is wrong with them."""
     from crm_cli.models.weights import find
 
     try:
         found = find("auto")
     except EnvironmentProblem as error:
-        return f"weights: {error}", False
+        return [f"weights: {error}"], False
     where = f"{found.architecture}, {found.digest[:12]}, {found.directory}"
-    return f"weights: {found.name} ({where})", True
+    needs = [] if found.architecture == EMBEDDED else [_memory(found.architecture, [*devices, "cpu"][0])]
+    return [f"weights: {found.name} ({where})", *needs], True
+
+
+def _memory(architecture: str, device: str) -> str:
+    """What networks of the published kind need on a device, and whether they will stay there."""
+    import torch
+
+    from crm_cli.models.memory import need
+
+    precision = resolve_precision("auto", device)
+    preset = load_preset(DEFAULT, architecture=architecture).preset
+    needed = need(architecture, preset, dtype=getattr(torch, precision))
+    weights_bytes = sum(needed.weights.values())
+    work_bytes = WORK_BYTES_CPU if device == "cpu" else WORK_BYTES
+    room_bytes = room_for_networks(device)
+    stays = room_bytes is None or weights_bytes <= room_bytes
+    return (
+        f"memory on {device}: {_gb(weights_bytes + work_bytes)} with all networks in {precision}, "
+        f"{_gb(max(needed.weights.values()) + work_bytes)} with one at a time; "
+        + ("all stay" if stays else f"{_gb(room_bytes or 0)} free for them: they take turns")
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _missing(*, has_accelerator: bool) -> list[str]:

@@ -121,7 +121,13 @@ class Imagine:
     """Cut-outs → six views → six coordinate maps, many photos per network call."""
 
     def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
-        self._imagine = open_imagination(toolbox.weights.architecture, toolbox.networks, preset)
+        self._imagine = open_imagination(
+            toolbox.weights.architecture,
+            toolbox.networks,
+            preset,
+            engines=toolbox.engines,
+            batch=toolbox.batch,
+        )
 
     def __call__(self, cutouts: Sequence[Cutout], report_step: Progress = ignore) -> list[SixViews]:
         """Draw what the photos do not show; report_step is told the evaluations done, and of how many."""

@@ -389,6 +389,9 @@ def show_summary(console: Console, event: RunFinished, *, retry: str) -> None:
     if event.seconds > 0 and event.counts.get("converted"):
         rate = event.counts["converted"] * 3600 / event.seconds
         table.add_row("per hour", Text(f"{rate:.0f}", justify="right"), "")
+    for device, peak in sorted(event.peak_bytes.items()):
+        where = "" if device == "cpu" else f"of {device} "
+        table.add_row("memory", Text(f"{peak / 1e9:.1f} GB", justify="right"), f"{where}at most in a worker")
     console.print(table)
     if event.report is not None:
         say(console, f"contact sheet: {event.report}")

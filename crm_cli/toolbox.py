@@ -8,11 +8,14 @@ the table that `crm doctor` prints. This is the only file that asks about device
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.fragments import Raster
@@ -22,16 +25,25 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from crm_cli.models.engine import Engines, Step
     from crm_cli.models.flexicubes import Surfacer
     from crm_cli.models.matting import Matte
     from crm_cli.models.weights import WeightsSet
 
+log = logging.getLogger(__name__)
+
 RASTERISER, SURFACE = "CRM_RASTERISER", "CRM_SURFACE"
 """Environment variables that name a tool, to compare one with another; assets need neither."""
 
+GRAPHS = "CRM_GRAPHS"
+"""Environment variable: `off` launches every kernel of a denoiser by itself, to compare."""
+
 WORK_BYTES = 1_100_000_000
-"""What one photo needs on an accelerator beside the networks: activations of a guided step 0.3 GB, of the VAE
-0.2 GB, of the surface's grid 0.4 GB, and what the allocator keeps."""
+"""What one photo needs on an accelerator beside the networks: 0.3 GB of a guided step, which a recording
+keeps, 0.7 GB of the reconstruction, and what the allocator keeps; see `models.memory`."""
+
+WORK_BYTES_MORE = 300_000_000
+"""What every further photo of a batch adds to that."""
 
 WORK_BYTES_CPU = 3_000_000_000
 """The same on a CPU, where activations are single precision and convolutions unfold their input."""
@@ -66,6 +78,47 @@ class ToolRow(NamedTuple):
     why_not: str | None
 
 
+class GraphRecorder:
+    """Records the kernels that a step launches on a GPU, and launches them again as one (a CUDA graph).
+
+    A denoiser's step is some thousand kernels of a few microseconds; one by one, starting them takes longer
+    than they do.
+    """
+
+    def __init__(self, why_not: str | None = None) -> None:
+        self.why_not = why_not
+        """What keeps it from recording here; None as long as nothing does."""
+        self._pool: Any = None
+
+    def __call__(self, step: Step) -> Step | None:
+        """Record a step, or say why not; see `engine.Record`. Want of memory is the caller's matter."""
+        import torch
+
+        if self.why_not is not None:
+            return None
+        cuda = torch.cuda  # noqa: TID251
+        graph = cuda.CUDAGraph()
+        try:
+            # Libraries set themselves up in a first run, which no recording may contain.
+            aside = cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(cuda.current_stream())
+            with cuda.stream(aside):
+                step()
+            cuda.current_stream().wait_stream(aside)
+            # All recordings work in the same memory, one after the other: what lasts lies outside of it.
+            with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+        except cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.why_not = f"recording failed: {str(error).splitlines()[0]}"
+            log.warning("kernels are launched one by one: %s", self.why_not)
+            return None
+        self._pool = graph.pool()
+        replay: Step = graph.replay
+        return replay
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Toolbox:
     """Every tool that the stations use, opened and placed."""
@@ -79,6 +132,12 @@ class Toolbox:
     """The parts of the weights; a part is read when it is first asked for."""
     dtype: torch.dtype
     """What the networks calculate in, but for the reconstruction."""
+    engines: Engines
+    """What the published denoisers run on."""
+    recorder: GraphRecorder
+    """What the engines record their steps with, or why they do not."""
+    batch: int = 1
+    """Photos in one call of a network."""
     is_frugal: bool = False
     """Whether memory has run out before, and stations should ask for less of it at once."""
 
@@ -90,17 +149,20 @@ def open_toolbox(
     threads: int,
     precision: str = "auto",
     sharers: int = 1,
+    batch: int = 1,
     is_frugal: bool = False,
 ) -> Toolbox:
     """Open the tools a preset asks for, or raise EnvironmentProblem.
 
     precision: float32, bfloat16 or float16; auto is what the device does best.
     sharers: how many processes like this one share the device.
+    batch: how many photos the networks are given at a time; with another number the last bits are others.
     is_frugal: keep one network at a time on the device.
     """
     import torch
 
     from crm_cli.mesh.raster import RASTERS
+    from crm_cli.models.engine import Engines
     from crm_cli.models.flexicubes import SURFACES
     from crm_cli.models.matting import MATTES
     from crm_cli.models.shelf import Shelf
@@ -120,9 +182,12 @@ def open_toolbox(
     dtype = getattr(torch, resolve_precision(precision, device))
     # Who asks for single precision gets it: by default convolutions on a GPU round to ten bits.
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
-    room_bytes = 0 if is_frugal else None if is_small else _room(device, sharers)
+    room_bytes = 0 if is_frugal else None if is_small else room_for_networks(device, sharers, batch)
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
-    networks.preload()
+    has_all = networks.preload()
+    recorder = GraphRecorder(_why_no_graphs(device, networks_take_turns=not has_all))
+    if recorder.why_not is not None and device != "cpu":
+        log.warning("kernels are launched one by one: %s", recorder.why_not)
     return Toolbox(
         device=device,
         mattes=mattes,
@@ -131,8 +196,21 @@ def open_toolbox(
         weights=weights,
         networks=networks,
         dtype=dtype,
+        engines=Engines(recorder),
+        recorder=recorder,
+        batch=batch,
         is_frugal=is_frugal,
     )
+
+
+def _why_no_graphs(device: str, *, networks_take_turns: bool) -> str | None:
+    """Say what speaks against recording what a GPU does, or None."""
+    if device == "cpu":
+        return "a CPU has nothing to launch"
+    if os.environ.get(GRAPHS) == "off":
+        return f"{GRAPHS} is off"
+    # A recording holds the addresses of the weights: each time they had gone it would have to be made again.
+    return "the networks take turns in memory" if networks_take_turns else None
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -175,7 +253,7 @@ def _processor_flags() -> set[str]:
     return set()
 
 
-def _room(device: str, sharers: int) -> int | None:
+def room_for_networks(device: str, sharers: int = 1, batch: int = 1) -> int | None:
     """Bytes that networks may take on a device; None where nobody knows.
 
     Workers open at the same time and all find the same memory free, so each takes its share alone.
@@ -186,7 +264,20 @@ def _room(device: str, sharers: int) -> int | None:
         free = usable_memory()
         return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
     free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
-    return max(0, free // sharers - WORK_BYTES)
+    return max(0, free // sharers - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held so far, on an accelerator or of the machine's memory.
+
+    On an accelerator what tensors took, without what the driver and the allocator keep for themselves.
+    """
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))  # noqa: TID251
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
 
 
 def choose(protocol: str, table: Sequence[type[AnyTool]], device: str, wanted: str = "auto") -> type[AnyTool]:

@@ -67,6 +67,20 @@ def test_one_worker_converts_one_photo_after_another_naming_its_stages(tmp_path:
     assert b"stray words" in (tmp_path / "worker-1.log").read_bytes()
 
 
+def test_a_worker_tells_the_most_memory_that_it_has_held(tmp_path: Path) -> None:
+    belt = pool(tmp_path)
+    told = []
+    for name in ("a.jpg", "raise_b.jpg", "segv_c.jpg"):
+        belt.submit(job(tmp_path, name))
+        while belt.running:
+            told += [report for report in belt.wait(0.5) if isinstance(report, Finished)]
+    belt.close()
+    assert {one.device for one in told} == {"cpu"}
+    # A Python process takes megabytes, and one without torch no gigabyte; who has died tells nothing.
+    assert all(5e6 < one.peak_bytes < 1e9 for one in told[:2])
+    assert told[2].peak_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "code"),
     [

@@ -60,7 +60,7 @@ def _operations_of_one_site() -> dict[int, int]:
         residual, transformer = network.middle_block[0], network.middle_block[1]
         text = torch.zeros(1, 77, MINI_RGB.context_width)
         image = torch.zeros(1, MINI_RGB.image_tokens, MINI_RGB.context_width)
-        prompt = transformer.prompt(text, image)
+        prompt = (transformer.attention.read(text), transformer.attention.see(image))
         with FlopCounterMode(display=False) as site:
             x = torch.zeros(MINI_RGB.frames, 64, 16, 16)
             transformer(residual(x, torch.zeros(MINI_RGB.frames, MINI_RGB.embedding_width)), prompt)

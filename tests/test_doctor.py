@@ -8,6 +8,7 @@ from crm_cli import doctor
 from crm_cli.cli.app import app
 from crm_cli.doctor import examine
 from crm_cli.models import weights
+from crm_cli.models.memory import Need
 
 
 def test_a_machine_with_everything_can_convert() -> None:
@@ -83,3 +84,23 @@ def test_broken_weights_are_told_with_their_remedy_and_nothing_can_be_converted(
     assert not report.can_convert
     [line] = [line for line in report.lines if line.startswith("weights: ")]
     assert "E_WEIGHTS_BROKEN" in line and "crm weights fetch" in line
+
+
+@pytest.mark.parametrize(
+    ("free", "fate"), [(8e9, "all stay"), (3.5e9, "2.4 GB free for them: they take turns")]
+)
+def test_what_the_published_networks_need_is_told_beside_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, free: float, fate: str
+) -> None:
+    found = Need(weights={"rgb": 1_900_000_000, "rest": 3_700_000_000}, work={"rgb": 0, "rest": 0})
+    monkeypatch.setattr("crm_cli.models.memory.need", lambda architecture, preset, dtype: found)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (int(free), int(free)))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    line = doctor._memory("release", "cuda:0")
+    needs = "6.7 GB with all networks in bfloat16, 4.8 GB with one at a time"
+    assert line == f"memory on cuda:0: {needs}; {fate}"
+
+
+def test_the_embedded_networks_need_too_little_to_be_told() -> None:
+    lines, can_convert = doctor._weights([])
+    assert can_convert and len(lines) == 1

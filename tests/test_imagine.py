@@ -1,6 +1,7 @@
 import hashlib
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from crm_cli.models.imagine import (
     EmbeddedImagination,
     PublishedImagination,
     coverage,
+    in_batches,
     open_imagination,
 )
+from crm_cli.models.sampler import Progress
 from crm_cli.preset import Override, Preset, load_preset
 from crm_cli.records import Crop, Cutout, SixViews
 
@@ -153,6 +156,42 @@ def test_alone_or_with_others_a_photo_becomes_the_same_views(parts: dict[str, nn
         assert (views.rgb - among.rgb).abs().max() < 1e-4
         assert (views.ccm - among.ccm).abs().max() < 1e-3
     assert (together[0].rgb - together[1].rgb).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("photos", "asked"),
+    [("abcde", ["abc", "dee"]), ("a", ["aaa"]), ("abc", ["abc"]), ("", [])],
+)
+def test_networks_are_always_given_the_same_number_of_photos(photos: str, asked: list[str]) -> None:
+    groups: list[str] = []
+    heard: list[tuple[int, int]] = []
+
+    def draw(cutouts: Any, progress: Progress) -> Any:
+        groups.append("".join(cutouts))
+        progress(1, 2)
+        progress(2, 2)
+        return [letter.upper() for letter in cutouts]
+
+    drawn: Any = in_batches(draw, cast(Any, photos), 3, lambda done, of: heard.append((done, of)))
+    assert groups == asked
+    assert "".join(drawn) == photos.upper(), "without those that only fill up"
+    assert heard == [(k + 1, 2 * len(asked)) for k in range(2 * len(asked))]
+
+
+def test_in_batches_of_one_size_a_photo_s_views_do_not_tell_its_neighbours(
+    parts: dict[str, nn.Module],
+) -> None:
+    photos = [cutout(letter * 64, seed) for seed, letter in enumerate("abc")]
+    preset = preset_with("views.truncate=false", "rgb.steps=1", "ccm.steps=1")
+    heard = []
+    way = PublishedImagination(parts, preset, batch=2)
+    together = way(photos, lambda done, of: heard.append((done, of)))
+    assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)], "two batches of two steps"
+    # Second of a pair, alone in what would be one, and in a run that began with it.
+    for again, among in zip(way([photos[2], photos[0]], lambda done, of: None), together[::-2], strict=True):
+        assert torch.equal(again.rgb, among.rgb) and torch.equal(again.ccm, among.ccm)
+    [alone] = way(photos[1:2], lambda done, of: None)
+    assert torch.equal(alone.rgb, together[1].rgb) and torch.equal(alone.ccm, together[1].ccm)
 
 
 def test_another_seed_draws_something_else(parts: dict[str, nn.Module]) -> None:

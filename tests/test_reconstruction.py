@@ -299,6 +299,25 @@ def test_published_weights_are_squashed_into_the_papers_ranges() -> None:
     assert 0.25 < float(weights.gamma.min()) < float(weights.gamma.max()) < 0.75
 
 
+def test_a_published_field_is_asked_in_pieces_of_the_wanted_size() -> None:
+    model = Reconstruction(TINY_PUBLISHED).requires_grad_(False)
+    whole = model.field(trace(ball(), 16))
+    pieces = dataclasses.replace(whole, chunk=40)
+    corners = torch.rand(23, 8, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows: list[int] = []
+    hear = model.weightMlp.register_forward_hook(lambda layer, given, answer: rows.append(len(answer)))
+    found = pieces.cube_weights(corners)
+    assert rows == [5, 5, 5, 5, 3], "cubes of eight points each"
+    hear.remove()
+    expected = whole.cube_weights(corners)
+    assert found is not None and expected is not None
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    points = corners.flatten(0, 1)
+    torch.testing.assert_close(pieces.geometry(points), whole.geometry(points))
+    torch.testing.assert_close(pieces.colour(points), whole.colour(points))
+
+
 @pytest.mark.parametrize("config", [SMALL, TINY], ids=["small", "tiny"])
 def test_an_untrained_embedded_network_is_the_hull(config: object) -> None:
     views = trace(block(0.6, 0.4, 0.7), 64)

@@ -12,7 +12,7 @@ from runs import PATHS, start
 from typer.testing import CliRunner
 
 from crm_cli.cli.app import app
-from crm_cli.run.events import Event
+from crm_cli.run.events import Event, RunFinished
 from crm_cli.run.schema import schema
 
 PUBLISHED = Path(__file__).parent / "crm.events.1.json"
@@ -33,6 +33,8 @@ def test_every_event_of_a_run_fits_the_schema(tmp_path: Path) -> None:
         for event in start(photos, **changes):
             VALIDATOR.validate(json.loads(event.as_json()))
             seen.add(event.type)
+            if isinstance(event, RunFinished) and event.counts.get("converted"):
+                assert set(event.peak_bytes) == {"cpu"} and event.peak_bytes["cpu"] > 5e6
     ends = {"run_started", "plan", "asset_planned", "progress", "run_finished"}
     stages = {"stage_started", "stage_progress", "stage_finished"}
     assert ends | stages | {"asset_started", "attempt_failed", "asset_finished"} <= seen

@@ -99,6 +99,14 @@ def test_the_summary_names_the_weights() -> None:
     assert line.split() == ["weights", "published", "(0123456789ab)"]
 
 
+def test_the_summary_tells_the_most_memory_that_a_worker_has_held_on_each_device() -> None:
+    console = paper()
+    end = replace(finished(), peak_bytes={"cuda": 6_240_000_000, "cpu": 870_000_000})
+    show_summary(console, end, retry="")
+    lines = [" ".join(line.split()) for line in text(console).splitlines() if "memory" in line]
+    assert lines == ["memory 0.9 GB at most in a worker", "memory 6.2 GB of cuda at most in a worker"]
+
+
 @pytest.mark.parametrize(
     ("left", "failures", "words"),
     [

@@ -5,7 +5,8 @@ import torch
 from miniature import networks, write
 
 from crm_cli.errors import EnvironmentProblem
-from crm_cli.models.shelf import Shelf
+from crm_cli.models.loading import open_part
+from crm_cli.models.shelf import Shelf, laid_out
 from crm_cli.models.weights import WeightsSet
 
 PARTS = ["rgb", "ccm", "vision", "vae", "contexts", "reconstruction"]
@@ -56,6 +57,29 @@ def test_surfaces_and_contexts_stay_single_precision(weights: WeightsSet) -> Non
     assert all(dtypes == {torch.float16} for part, dtypes in kinds.items() if part not in wide)
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "is_turned"),
+    [
+        ("cuda:0", torch.bfloat16, True),
+        ("cuda:0", torch.float16, True),
+        ("cuda:0", torch.float32, False),
+        ("cpu", torch.bfloat16, False),
+    ],
+)
+def test_half_precision_on_a_gpu_has_channels_last_and_the_same_numbers(
+    weights: WeightsSet, device: str, dtype: torch.dtype, is_turned: bool
+) -> None:
+    plain, turned = (open_part(weights, "vae", dtype=dtype) for _ in range(2))
+    turned = laid_out(turned, device=device, dtype=dtype)
+    kernel = turned.get_parameter("encoder.down.0.block.0.conv1.weight")
+    assert kernel.is_contiguous(memory_format=torch.channels_last) is is_turned
+    assert kernel.is_contiguous() is not is_turned
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(turned.parameters(), plain.parameters(), strict=True)
+    )
+
+
 def test_the_part_unused_longest_makes_room(weights: WeightsSet) -> None:
     cost = shelf(weights).cost
     networks_here = shelf(weights, room_bytes=cost("rgb") + cost("vae") + cost("vision"))
@@ -76,7 +100,7 @@ def test_everything_is_read_at_once_only_where_it_fits(weights: WeightsSet) -> N
     total = sum(map(shelf(weights).cost, PARTS))
     for room, loaded in ((None, 6), (total, 6), (total - 1, 0)):
         networks_here = shelf(weights, room_bytes=room)
-        networks_here.preload()
+        assert networks_here.preload() is (loaded > 0)
         assert len(networks_here.loaded) == loaded
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -236,18 +237,30 @@ def test_who_asks_for_single_precision_gets_all_its_bits(monkeypatch: pytest.Mon
 
 def test_networks_take_what_the_device_has_free_but_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 5_000_000_000)
-    assert toolbox._room("cpu", 1) == 2_000_000_000
+    assert toolbox.room_for_networks("cpu", 1) == 2_000_000_000
     monkeypatch.setattr(toolbox, "usable_memory", lambda: None)
-    assert toolbox._room("cpu", 1) is None
+    assert toolbox.room_for_networks("cpu", 1) is None
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900_000_000, 8_000_000_000))
-    assert toolbox._room("cuda:0", 1) == 0
+    assert toolbox.room_for_networks("cuda:0", 1) == 0
 
 
 def test_workers_that_share_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolbox, "usable_memory", lambda: 12_000_000_000)
-    assert toolbox._room("cpu", 2) == 3_000_000_000
+    assert toolbox.room_for_networks("cpu", 2) == 3_000_000_000
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (8_000_000_000, 8_000_000_000))
-    assert toolbox._room("cuda:0", 4) == 900_000_000
+    assert toolbox.room_for_networks("cuda:0", 4) == 900_000_000
+    assert toolbox.room_for_networks("cuda:0", 1, batch=3) == 6_300_000_000
+
+
+def test_the_peak_is_that_of_the_device_that_the_networks_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel counts it a second time, page by page.
+    lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            assert toolbox.peak_memory("cpu") == pytest.approx(1024 * int(line.split()[1]), rel=0.05)
+    assert toolbox.peak_memory("cpu") > 50_000_000, "torch alone is larger"
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: {"cuda:1": 77}[device])
+    assert toolbox.peak_memory("cuda:1") == 77
 
 
 def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
@@ -261,6 +274,94 @@ def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
     shared = open_toolbox(asked, device="cpu", threads=1, precision="float32", sharers=30).networks
     assert isinstance(alone, Shelf) and isinstance(shared, Shelf)
     assert set(alone.loaded) == set(found.parts) and shared.loaded == ()
+
+
+class Recording:
+    """What of `torch.cuda` makes recordings, with a log of what was done instead of a device."""
+
+    OutOfMemoryError = torch.OutOfMemoryError
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.log: list[object] = []
+        self.failure = failure
+
+    def current_stream(self) -> Recording:
+        return self
+
+    def Stream(self) -> Recording:
+        return self
+
+    def wait_stream(self, other: object) -> None:
+        self.log.append("wait")
+
+    def CUDAGraph(self) -> Recording:
+        return self
+
+    def pool(self) -> str:
+        return "pool"
+
+    def replay(self) -> None:
+        self.log.append("replay")
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def graph(self, graph: object, *, pool: object, capture_error_mode: str) -> Iterator[None]:
+        self.log.append(("record", pool))
+        yield
+        if self.failure is not None:
+            raise self.failure
+
+
+def recording(monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> Recording:
+    stand_in = Recording(failure)
+    monkeypatch.setattr(torch, "cuda", stand_in)
+    return stand_in
+
+
+def test_a_step_is_run_once_aside_then_recorded_and_all_recordings_share_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
+    for _ in range(2):
+        replay = recorder(lambda: device.log.append("step"))
+        assert replay is not None
+        replay()
+    once = ["wait", "step", "wait", ("record", None), "step", "replay"]
+    assert device.log == [*once, *once[:3], ("record", "pool"), *once[4:]]
+    assert recorder.why_not is None
+
+
+def test_a_recording_that_fails_is_told_once_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = recording(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"))
+    recorder = toolbox.GraphRecorder()
+    for _ in range(2):
+        assert recorder(lambda: device.log.append("step")) is None
+    assert recorder.why_not == "recording failed: operation not permitted"
+    assert device.log.count("step") == 2
+    assert caplog.messages == ["kernels are launched one by one: recording failed: operation not permitted"]
+
+
+def test_memory_that_runs_out_while_recording_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    recorder = toolbox.GraphRecorder()
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder(lambda: None)
+    assert recorder.why_not is None
+
+
+def test_nothing_is_recorded_where_it_would_not_help(
+    monkeypatch: pytest.MonkeyPatch, opened: Toolbox
+) -> None:
+    assert opened.recorder.why_not == "a CPU has nothing to launch"
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=False) is None
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=True) == "the networks take turns in memory"
+    monkeypatch.setenv("CRM_GRAPHS", "off")
+    assert toolbox._why_no_graphs("cuda:0", networks_take_turns=False) == "CRM_GRAPHS is off"
 
 
 def test_usable_memory_stays_within_the_control_group_but_for_cached_files(

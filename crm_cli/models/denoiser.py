@@ -11,7 +11,7 @@ Frames stand in the order of `frame.DENOISER_ORDER`; the reference photo, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -27,6 +27,7 @@ from crm_cli.models.layers import (
     Resampler,
     ResidualBlock,
     Upsample,
+    first_frames,
     zeroed,
 )
 from crm_cli.records import expect
@@ -365,9 +366,26 @@ class MultiViewUNet(nn.Module):
         )
 
     def _prompts(self, text: Tensor, image: Tensor | None) -> tuple[Prompt, ...]:
-        tokens = None if image is None else self.image_embed(image)
-        transformers = [module for module in self.modules() if isinstance(module, MultiViewTransformer)]
-        return tuple(transformer.prompt(text, tokens) for transformer in transformers)
+        read = self.read(text)
+        if image is None:
+            return tuple((words,) for words in read)
+        return tuple(zip(read, self.see(image), strict=True))
+
+    def read(self, text: Tensor) -> tuple[KeysValues, ...]:
+        """What each transformer looks at of texts [B L D], in the order of computation."""
+        return tuple(transformer.attention.read(text) for transformer in self._transformers())
+
+    def see(self, image: Tensor) -> tuple[KeysValues, ...]:
+        """What each transformer looks at of what the image tower sees [B T Di]."""
+        tokens = self.image_embed(image)
+        return tuple(transformer.attention.see(tokens) for transformer in self._transformers())
+
+    def _transformers(self) -> list[MultiViewTransformer]:
+        """In the order of computation, in which they were added."""
+        return [module for module in self.modules() if isinstance(module, MultiViewTransformer)]
+
+    def _residuals(self) -> list[ResidualBlock]:
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Predict from noisy latents; the reference's own frame comes back too and means nothing.
@@ -382,37 +400,84 @@ class MultiViewUNet(nn.Module):
         """
         config = self.config
         expect("x", latents=(x, f"B {config.frames} {config.channels_in} h w"))
+        embedding = self.embedding(t, conditions.cameras)
+        return self.steered(x, self.shifts(embedding), conditions)
+
+    def embedding(self, t: Tensor, cameras: Tensor) -> Tensor:
+        """Time and cameras as the residual blocks are told of them: [B·F E].
+
+        t: [B], or [B F] where every frame has its own. cameras: embedded, [F E] or [B F E].
+        """
+        time: Tensor = self.time_embed(sinusoid(t, self.config.width).to(cameras.dtype))  # [B E] or [B F E]
+        return ((time if t.ndim == 2 else time[:, None]) + cameras).flatten(0, 1)
+
+    def shifts(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """What each residual block adds for an embedding [N E]: [N C], in the order of computation."""
+        return tuple(block.emb_layers(embedding) for block in self._residuals())
+
+    def steered(
+        self, x: Tensor, shifts: Sequence[Tensor], conditions: Conditions, *, kept: int | None = None
+    ) -> Tensor:
+        """Predict from noisy latents [B F C h w], told of time and cameras by `shifts`.
+
+        The reference's own frame may be left out of x, since it is replaced anyway.
+
+        kept: so many of the frames are wanted, the first ones; by default all. What only the others need is
+        left out.
+
+        Returns:
+            [B F Cout h w], or [B kept Cout h w].
+        """
+        config = self.config
         if conditions.reference is not None:
-            x = torch.cat([x[:, :-1], conditions.reference[:, None]], dim=1)
+            x = torch.cat([x[:, : config.frames - 1], conditions.reference[:, None]], dim=1)
         if conditions.concat is not None:
             x = torch.cat([x, conditions.concat], dim=2)
-        time = self.time_embed(sinusoid(t, config.width).to(x.dtype))  # [B E] or [B F E]
-        embedding = (time if t.ndim == 2 else time[:, None]) + conditions.cameras  # [B F E]
-        y = self._through_levels(x.flatten(0, 1), embedding.flatten(0, 1), iter(conditions.prompts))
-        return y.reshape(*x.shape[:2], *y.shape[1:])
+        passage = _Passage(shifts, conditions.prompts, frames=config.frames)
+        if kept not in (None, config.frames):
+            passage.narrow_in, passage.kept = self._transformers()[-1], kept
+        y = self._through_levels(x.flatten(0, 1), passage)
+        return y.reshape(x.shape[0], -1, *y.shape[1:])
 
-    def _through_levels(self, x: Tensor, embedding: Tensor, prompts: Iterator[Prompt]) -> Tensor:
+    def _through_levels(self, x: Tensor, passage: _Passage) -> Tensor:
         skips: list[Tensor] = []
         for site in self.input_blocks:
-            x = self._through(cast(nn.ModuleList, site), x, embedding, prompts)
+            x = passage.through(cast(nn.ModuleList, site), x)
             skips.append(x)
-        x = self._through(self.middle_block, x, embedding, prompts)
+        x = passage.through(self.middle_block, x)
         for site in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = self._through(cast(nn.ModuleList, site), x, embedding, prompts)
+            x = torch.cat([x, passage.narrowed(skips.pop())], dim=1)
+            x = passage.through(cast(nn.ModuleList, site), x)
         return cast(Tensor, self.out(x))
 
-    def _through(
-        self, layers: nn.ModuleList, x: Tensor, embedding: Tensor, prompts: Iterator[Prompt]
-    ) -> Tensor:
+
+class _Passage:
+    """One way through the network: what is picked up on it, and how many frames still go along."""
+
+    def __init__(self, shifts: Sequence[Tensor], prompts: Sequence[Prompt], *, frames: int) -> None:
+        self._shifts = iter(shifts)
+        self._prompts = iter(prompts)
+        self._frames = frames
+        self.narrow_in: MultiViewTransformer | None = None
+        """The last to mix frames; behind it each goes its own way, and those that nobody wants none."""
+        self.kept: int | None = None
+        self._is_narrow = False
+
+    def through(self, layers: nn.ModuleList, x: Tensor) -> Tensor:
+        """Apply the layers of one place."""
         for layer in layers:
             if isinstance(layer, ResidualBlock):
-                x = layer(x, embedding)
+                x = layer.shifted(x, self.narrowed(next(self._shifts)))
             elif isinstance(layer, MultiViewTransformer):
-                x = layer(x, next(prompts, ()))
+                self._is_narrow = layer is self.narrow_in
+                x = layer(x, next(self._prompts, ()), self.kept if self._is_narrow else None)
             else:
                 x = layer(x)
         return x
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """Leave out of [B·F ...] the frames that no longer go along."""
+        return first_frames(x, self._frames, cast(int, self.kept)) if self._is_narrow else x
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:

@@ -224,7 +224,12 @@ class _Level:
         return (places[:, 0] * side + places[:, 1]) * side + places[:, 2]
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor, chunk: int | None = None) -> Tensor:
-    """Apply a function of points [N ...] to so many of them at a time, or to as many as suit the device."""
+def in_chunks(
+    function: Callable[[Tensor], Tensor], points: Tensor, chunk: int | None = None, *, each: int = 1
+) -> Tensor:
+    """Apply a function of points [N ...] to so many of them at a time, or to as many as suit the device.
+
+    each: how many points are in one of them, where `points` are cubes.
+    """
     size = chunk or (CPU_CHUNK if points.device.type == "cpu" else CHUNK)
-    return torch.cat([function(chunk) for chunk in torch.split(points, size)])
+    return torch.cat([function(chunk) for chunk in torch.split(points, max(1, size // each))])

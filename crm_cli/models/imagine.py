@@ -6,14 +6,13 @@ diffuses patches at 64 px, draws outlines and depth, and lets the photo and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from crm_cli.frame import FRONT, VIEWS
+from crm_cli.frame import FRONT
 from crm_cli.models import agree
 from crm_cli.models.clip import Contexts
 from crm_cli.models.denoiser import Conditions, MultiViewUNet, to_frames, to_views
@@ -26,6 +25,7 @@ from crm_cli.models.encoders import (
     tower_picture,
     vae_picture,
 )
+from crm_cli.models.engine import Engines, Shown
 from crm_cli.models.sampler import Progress, dice, draw_noise, sample
 from crm_cli.models.steps import planned
 from crm_cli.models.vae import Vae
@@ -50,28 +50,22 @@ class Imagination(Protocol):
         ...
 
 
-def open_imagination(architecture: str, networks: Networks, preset: Preset) -> Imagination:
-    """The way that belongs to an architecture."""
-    way = EmbeddedImagination if architecture == EMBEDDED else PublishedImagination
-    return way(networks, preset)
+def open_imagination(
+    architecture: str,
+    networks: Networks,
+    preset: Preset,
+    *,
+    engines: Engines | None = None,
+    batch: int = 1,
+) -> Imagination:
+    """The way that belongs to an architecture.
 
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Shown:
-    """What a denoiser is shown of a batch of objects; see `MultiViewUNet.prepare`."""
-
-    concat: Tensor | None = None
-    reference: Tensor | None = None
-    image: Tensor | None = None
-    text: Tensor | None = None
-
-    def hidden(self, text: Tensor | None = None) -> Shown:
-        """What the unconditional half of a guided batch is shown: nothing, and another text."""
-        concat, reference, image = (
-            None if tensor is None else torch.zeros_like(tensor)
-            for tensor in (self.concat, self.reference, self.image)
-        )
-        return Shown(concat=concat, reference=reference, image=image, text=text)
+    engines: shared by all that use the same networks. batch: photos in one call of a network, no more and no
+    less.
+    """
+    if architecture == EMBEDDED:
+        return EmbeddedImagination(networks, preset, batch=batch)
+    return PublishedImagination(networks, preset, engines=engines, batch=batch)
 
 
 def diffuse(
@@ -79,25 +73,20 @@ def diffuse(
     sampling: Sampling,
     shown: Shown,
     *,
-    hidden: Shown,
-    generators: Sequence[torch.Generator],
+    noise: Tensor,
     progress: Progress,
 ) -> Tensor:
     """Run one denoiser from noise to latents [B F C h w], float32 on the CPU.
 
-    The network may be of any precision; everything between its evaluations is float32.
-
-    hidden: what the unconditional half is shown. generators: one an object, on the CPU.
+    The network may be of any precision; everything between its evaluations is float32. See `engine` for
+    what the published networks do instead.
     """
     place = next(network.parameters())
-    objects = len(generators)
+    objects = len(noise)
     _, guided = planned(sampling)
-    conditions = prepare(network, [hidden, shown] if guided else [shown])
+    conditions = prepare(network, [shown.hidden(), shown] if guided else [shown])
     conditional = conditions.last(objects) if guided else conditions
-    given = shown.concat if shown.concat is not None else shown.reference
-    assert given is not None
     config = network.config
-    noise = draw_noise((config.frames, config.channels_in, *given.shape[-2:]), generators)
     return sample(
         lambda x, t: network(x.to(place.dtype), t, conditional if len(x) == objects else conditions),
         noise.to(place.device),
@@ -121,6 +110,38 @@ def prepare(network: MultiViewUNet, halves: Sequence[Shown]) -> Conditions:
     return network.prepare(
         concat=joined("concat"), reference=joined("reference"), image=joined("image"), text=joined("text")
     )
+
+
+def first_noise(network: MultiViewUNet, shown: Shown, generators: Sequence[torch.Generator]) -> Tensor:
+    """Where a diffusion begins [B F C h w], from one CPU generator an object."""
+    given = shown.concat if shown.concat is not None else shown.reference
+    assert given is not None
+    config = network.config
+    return draw_noise((config.frames, config.channels_in, *given.shape[-2:]), generators)
+
+
+def in_batches(
+    draw: Callable[[Sequence[Cutout], Progress], list[SixViews]],
+    cutouts: Sequence[Cutout],
+    batch: int,
+    progress: Progress,
+) -> list[SixViews]:
+    """Draw always the same number at a time, the last photo once more where some lack.
+
+    Kernels are chosen by shape, so that in batches of another size the last bits would be others: a photo's
+    views must not tell what stood beside it, nor after how many others a run went on.
+    """
+    views: list[SixViews] = []
+    for start in range(0, len(cutouts), batch):
+        group = cutouts[start : start + batch]
+        padded = [*group, *[group[-1]] * (batch - len(group))]
+        views += draw(padded, _part_of(progress, start // batch, -(-len(cutouts) // batch)))[: len(group)]
+    return views
+
+
+def _part_of(progress: Progress, number: int, parts: int) -> Progress:
+    """The progress of the number-th of so many equal parts."""
+    return lambda done, of: progress(number * of + done, parts * of)
 
 
 def look(vision: nn.Module, pictures: Tensor) -> Tensor:
@@ -151,13 +172,20 @@ class PublishedImagination:
     the views' posteriors, the second noise.
     """
 
-    def __init__(self, networks: Networks, preset: Preset) -> None:
+    def __init__(
+        self, networks: Networks, preset: Preset, *, engines: Engines | None = None, batch: int = 1
+    ) -> None:
         self._networks = networks
         self._preset = preset
+        self._engines = engines or Engines()
+        self._batch = batch
 
     @torch.inference_mode()
     def __call__(self, cutouts: Sequence[Cutout], progress: Progress) -> list[SixViews]:
         """Draw six views of 256 px from each photo, then their maps from photo and views."""
+        return in_batches(self._draw_batch, cutouts, self._batch, progress)
+
+    def _draw_batch(self, cutouts: Sequence[Cutout], progress: Progress) -> list[SixViews]:
         rgb_progress, ccm_progress = _stages(self._preset, progress)
         pictures = [square_on_grey(cutout) for cutout in cutouts]
         tower_pictures = torch.stack([tower_picture(picture) for picture in pictures])
@@ -193,17 +221,18 @@ class PublishedImagination:
 
     def _draw(self, stage: str, cutouts: Sequence[Cutout], shown: Shown, progress: Progress) -> Tensor:
         """One diffusion: pictures [B 6 3 S S] in [0, 1], in the order of the denoisers."""
-        contexts = cast(Contexts, self._networks[self._part(stage, "contexts")]).tokens
-        text, negative = (context.expand(len(cutouts), -1, -1) for context in contexts)
-        latents = diffuse(
-            cast(MultiViewUNet, self._networks[stage]),
+        texts = cast(Contexts, self._networks[self._part(stage, "contexts")]).tokens
+        network = cast(MultiViewUNet, self._networks[stage])
+        generators = [dice(self._preset.seed, cutout.digest, stage) for cutout in cutouts]
+        latents = self._engines.run(
+            network,
             self._preset.rgb if stage == "rgb" else self._preset.ccm,
-            replace(shown, text=text),
-            hidden=shown.hidden(negative),
-            generators=[dice(self._preset.seed, cutout.digest, stage) for cutout in cutouts],
+            shown,
+            texts=texts,
+            noise=first_noise(network, shown, generators),
             progress=progress,
         )
-        latents = latents[:, : len(VIEWS)]  # the reference's own frame has been carried along for nothing
+        del network  # it may have to make room
         vae = cast(Vae, self._networks[self._part(stage, "vae")])
         drawn = vae.decode(latents.flatten(0, 1).to(next(vae.parameters()))).cpu()
         pictures = from_vae(drawn, truncate=self._preset.views.truncate)
@@ -222,15 +251,19 @@ def coverage(views: Tensor) -> Tensor:
 class EmbeddedImagination:
     """Two diffusions of patches, corrected by the photo and by each other."""
 
-    def __init__(self, networks: Networks, preset: Preset) -> None:
+    def __init__(self, networks: Networks, preset: Preset, *, batch: int = 1) -> None:
         self._networks = networks
         self._preset = preset
+        self._batch = batch
         self._codec = PatchCodec()
         self._depths = PatchCodec(lowest=-1.0)
 
     @torch.inference_mode()
     def __call__(self, cutouts: Sequence[Cutout], progress: Progress) -> list[SixViews]:
         """Draw outlines and colours, then depth."""
+        return in_batches(self._draw_batch, cutouts, self._batch, progress)
+
+    def _draw_batch(self, cutouts: Sequence[Cutout], progress: Progress) -> list[SixViews]:
         rgb_progress, ccm_progress = _stages(self._preset, progress)
         photos = torch.stack([agree.place_photo(cutout, SMALL_VIEW_PX) for cutout in cutouts])
         rgb, alpha = self._draw_views(photos, cutouts, rgb_progress)
@@ -272,11 +305,7 @@ class EmbeddedImagination:
     def _diffuse(
         self, stage: str, sampling: Sampling, shown: Shown, cutouts: Sequence[Cutout], progress: Progress
     ) -> Tensor:
-        return diffuse(
-            cast(MultiViewUNet, self._networks[stage]),
-            sampling,
-            shown,
-            hidden=shown.hidden(),
-            generators=[dice(self._preset.seed, cutout.digest, stage) for cutout in cutouts],
-            progress=progress,
-        )
+        network = cast(MultiViewUNet, self._networks[stage])
+        generators = [dice(self._preset.seed, cutout.digest, stage) for cutout in cutouts]
+        noise = first_noise(network, shown, generators)
+        return diffuse(network, sampling, shown, noise=noise, progress=progress)

@@ -49,7 +49,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return [N Cout h w]; embedding is [N E]."""
-        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
+        return self.shifted(x, self.emb_layers(embedding))
+
+    def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
+        """Return [N Cout h w]; shift is what `emb_layers` make of the embedding, [N Cout]."""
+        h = self.in_layers(x) + shift[:, :, None, None]
         return cast(Tensor, self.skip_connection(x) + self.out_layers(h))
 
 
@@ -100,16 +104,23 @@ class MultiViewTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = zeroed(nn.Linear(channels, channels))
 
-    def prompt(self, text: Tensor, image: Tensor | None) -> Prompt:
-        """Keys and values of the context for this transformer; text, image: [B L D]."""
-        attention = cast(PromptAttention, self.transformer_blocks[0].attn2)
-        return attention.prompt(text, image)
+    @property
+    def attention(self) -> PromptAttention:
+        """What looks at the prompts."""
+        return cast(PromptAttention, self.transformer_blocks[0].attn2)
 
-    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B·F C h w], as x is."""
+    def forward(self, x: Tensor, prompt: Prompt, kept: int | None = None) -> Tensor:
+        """Return [B·F C h w], as x is; with `kept`, only so many of each object's frames, the first ones.
+
+        The others are looked at all the same.
+        """
+        places = x.shape[2] * x.shape[3]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B·F h·w C]
         tokens = tokens.reshape(-1, self.frames * tokens.shape[1], tokens.shape[2])  # [B F·h·w C]
-        y = self.proj_out(self.transformer_blocks[0](self.proj_in(tokens), prompt))
+        y = self.transformer_blocks[0](self.proj_in(tokens), prompt, kept and kept * places)
+        y = self.proj_out(y)
+        if kept is not None:
+            x = first_frames(x, self.frames, kept)
         y = y.reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2)  # [B·F C h·w]
         return cast(Tensor, x + y.reshape(x.shape))
 
@@ -128,9 +139,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
-        """Return [B N C]."""
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, prompt: Prompt, kept: int | None = None) -> Tensor:
+        """Return [B N C]; with `kept`, only the first so many tokens, which look at all of them."""
+        x = x[:, :kept] + self.attn1(self.norm1(x), kept)
         if self.has_prompt:
             x = x + self.attn2(self.norm2(x), prompt)
         return cast(Tensor, x + self.ff(self.norm3(x)))
@@ -147,9 +158,10 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B N C]."""
-        q, k, v = (split_heads(project(x), self.head_dim) for project in (self.to_q, self.to_k, self.to_v))
+    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:
+        """Return [B N C]; with `kept`, for the first so many tokens alone."""
+        seen = ((self.to_q, x[:, :kept]), (self.to_k, x), (self.to_v, x))
+        q, k, v = (split_heads(project(tokens), self.head_dim) for project, tokens in seen)
         return cast(Tensor, self.to_out(join_heads(F.scaled_dot_product_attention(q, k, v))))
 
 
@@ -170,12 +182,13 @@ class PromptAttention(nn.Module):
             self.to_v_ip = nn.Linear(context_width, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def prompt(self, text: Tensor, image: Tensor | None) -> Prompt:
-        """Project the tokens; text, image: [B L D]."""
-        seen = [self._keys_values(text, self.to_k, self.to_v)]
-        if image is not None:
-            seen.append(self._keys_values(image, self.to_k_ip, self.to_v_ip))
-        return tuple(seen)
+    def read(self, text: Tensor) -> KeysValues:
+        """Project the tokens of a text [B L D]."""
+        return self._keys_values(text, self.to_k, self.to_v)
+
+    def see(self, image: Tensor) -> KeysValues:
+        """Project the tokens of an image prompt [B L D]."""
+        return self._keys_values(image, self.to_k_ip, self.to_v_ip)
 
     def _keys_values(self, tokens: Tensor, to_k: nn.Linear, to_v: nn.Linear) -> KeysValues:
         return KeysValues(split_heads(to_k(tokens), self.head_dim), split_heads(to_v(tokens), self.head_dim))
@@ -185,6 +198,11 @@ class PromptAttention(nn.Module):
         q = split_heads(self.to_q(x), self.head_dim)
         answers = [F.scaled_dot_product_attention(q, seen.keys, seen.values) for seen in prompt]
         return cast(Tensor, self.to_out(join_heads(torch.stack(answers).sum(dim=0))))
+
+
+def first_frames(x: Tensor, frames: int, kept: int) -> Tensor:
+    """[B·frames ...] as [B·kept ...]: the first frames of every object."""
+    return x.reshape(-1, frames, *x.shape[1:])[:, :kept].flatten(0, 1)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

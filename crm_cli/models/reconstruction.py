@@ -250,9 +250,7 @@ class PlaneField:
 
     def raw_weights(self, corners: Tensor) -> Tensor:
         """What the published network says of cubes with undeformed corners [M 8 3]: [M 21], not squashed."""
-        features = in_chunks(self._features, corners.flatten(0, 1), self.chunk).view(len(corners), -1)
-        raw: Tensor = WEIGHT_SCALE * self.model.weightMlp(features)
-        return raw
+        return WEIGHT_SCALE * in_chunks(self._raw_weights, corners, self.chunk, each=corners.shape[1])
 
     def colour(self, points: Tensor) -> Tensor:
         """Colours [N 3] in [0, 1]."""
@@ -266,6 +264,12 @@ class PlaneField:
         smooth = GAP_SCALES[0] * (gaps / GAP_SCALES[0]).logsumexp(0, keepdim=True)
         gaps = torch.cat((gaps, gaps.amax(0, keepdim=True), smooth))
         return torch.cat((*planes, *((gaps / scale).tanh() for scale in GAP_SCALES))).T
+
+    def _raw_weights(self, corners: Tensor) -> Tensor:
+        """What the weight head answers about cubes, [M 21]; all 8 corners are one row of features."""
+        features = self._features(corners.flatten(0, 1)).reshape(len(corners), -1)
+        answer: Tensor = self.model.weightMlp(features)
+        return answer
 
     def _geometry(self, points: Tensor) -> Tensor:
         gaps = None if self.hull is None else self.hull.gaps(points)

@@ -51,7 +51,9 @@ def published_schedule() -> Schedule:
 
     (thu-ml/CRM, imagedream/configs; rescaling: arXiv 2305.08891, algorithm 1)
     """
-    betas = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), TIMESTEPS, dtype=torch.float64) ** 2
+    ends = math.sqrt(0.00085), math.sqrt(0.012)
+    # Numbers for the host, whatever device tensors are made on by default.
+    betas = torch.linspace(*ends, TIMESTEPS, dtype=torch.float64, device="cpu") ** 2
     roots = torch.cumprod(1 - betas, dim=0).sqrt()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return Schedule(roots**2)
@@ -175,6 +177,23 @@ def first_order(x: Tensor, clean: Tensor, level: float, target: float) -> Tensor
 SOLVERS: dict[str, Solver] = {"ddim": Ddim(), "unipc": UniPc()}
 
 
+def shares_of(solver: str, levels: Sequence[float]) -> Tensor:
+    """What a solver makes of noise and answers, as numbers: float64 [n + 1, n + 1] for n evaluations.
+
+    Row i holds the shares of the noise and of each x0 so far in what evaluation i is asked about; the last
+    row those in the result. Solvers are linear in all of these, so one that is given unit vectors tells them.
+    """
+    units = torch.eye(len(levels), dtype=torch.float64, device="cpu")
+    asked: list[Tensor] = []
+
+    def clean_at(x: Tensor, i: int) -> Tensor:
+        asked.append(x)
+        return units[i + 1]
+
+    result = SOLVERS[solver].integrate(clean_at, units[0], levels)
+    return torch.stack([*asked, result])
+
+
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Push a prediction away from the unconditional one (arXiv 2207.12598, eq. 6 with w = scale − 1)."""
     return unconditional + scale * (conditional - unconditional)
@@ -192,6 +211,16 @@ def guided(denoise: Denoise, scale: float) -> Denoise:
         return guide(conditional, unconditional, scale)
 
     return both
+
+
+def evaluations(
+    solver: str, steps: int, prediction: Literal["eps", "x0"], schedule: Schedule | None = None
+) -> tuple[tuple[int, ...], list[float]]:
+    """Timesteps at which a denoiser is asked, and their signal levels with that of the result behind."""
+    alpha_bar = (schedule or published_schedule()).alpha_bar.tolist()
+    is_one_shot = steps == 1 and prediction == "x0"
+    asked_at = (FIRST_TIMESTEP,) if is_one_shot else timesteps(solver, steps)
+    return asked_at, [alpha_bar[t] for t in asked_at] + [alpha_bar[0] if prediction == "eps" else 1.0]
 
 
 def sample(
@@ -223,11 +252,7 @@ def sample(
         schedule: By default `published_schedule`.
         progress: Called after each evaluation.
     """
-    alpha_bar = (schedule or published_schedule()).alpha_bar.tolist()
-    is_one_shot = steps == 1 and prediction == "x0"
-    asked_at = (FIRST_TIMESTEP,) if is_one_shot else timesteps(solver, steps)
-    levels = [alpha_bar[t] for t in asked_at] + [alpha_bar[0] if prediction == "eps" else 1.0]
-
+    asked_at, levels = evaluations(solver, steps, prediction, schedule)
     guided_until = guided_steps(guidance, guided_share, of=len(asked_at))
     with_guidance = guided(denoise, guidance)
 

@@ -97,6 +97,9 @@ class Finished:
     signal: int | None = None
     was_frugal: bool = False
     """Whether the worker kept less in memory already."""
+    device: str = "cpu"
+    peak_bytes: int = 0
+    """The most of the device's memory that the worker has held so far; 0 where it has not told."""
     log: str = ""
     """The end of what a worker said before it died: its complaints, and where its threads were."""
 
@@ -384,6 +387,11 @@ class _Worker:
                 traceback=trace,
                 was_frugal=self.launch.is_frugal,
             )
+        finished = replace(
+            finished,
+            device=self.launch.device,
+            peak_bytes=from_plain(int, message.get("peak_bytes", 0)),
+        )
         # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
         self.job = None
         return [finished]

@@ -228,6 +228,8 @@ class RunFinished(Event):
     weights_digest: str = ""
     verdicts: Mapping[Grade, int] = field(default_factory=dict)
     """How many of the assets that stand got which verdict."""
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The most memory that one worker has held, by the kind of device it worked on: cpu, cuda."""
 
 
 def weights_label(name: str, digest: str) -> str:

@@ -29,6 +29,7 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._verdicts: Counter[Grade] = Counter()
+        self._peak_bytes: dict[str, int] = {}
         self.entries: dict[str, SheetEntry] = {}
         """What the sheet says of each photo that was converted or failed, by asset id."""
 
@@ -42,6 +43,10 @@ class Tally:
         if entry is not None:
             self.entries[entry.id] = entry
         return end
+
+    def note_peak(self, kind: str, peak_bytes: int) -> None:
+        """Remember the most that a worker has held in memory of one kind."""
+        self._peak_bytes[kind] = max(self._peak_bytes.get(kind, 0), peak_bytes)
 
     @property
     def seconds(self) -> float:
@@ -97,4 +102,5 @@ class Tally:
             weights=self._weights.name,
             weights_digest=self._weights.digest,
             verdicts=dict(self._verdicts),
+            peak_bytes=dict(self._peak_bytes),
         )

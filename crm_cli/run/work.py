@@ -393,6 +393,8 @@ class Work:
     def _finish(self, report: Finished) -> Iterator[Event]:
         """Publish an asset, or decide what its failure means."""
         attempt = self._attempts[report.job.id]
+        if report.peak_bytes:
+            self._tally.note_peak(report.device.partition(":")[0], report.peak_bytes)
         outcome: Asset | Failed | CommitRecord = report.outcome
         if isinstance(outcome, Asset):
             yield from self._leave_stage(attempt)

@@ -6,7 +6,8 @@ over stdin and a private copy of stdout, in length-prefixed JSON:
     parent → worker   {"open": Launch}, then {"job": Job} for each photo; end of file means: leave
     worker → parent   {"ready": true, "forecast_s": seconds or null} once; then for each photo {"stage": name}
                       as often as it enters one, {"step": [done, of]} at most once a second, and
-                      {"done": Asset} or {"failed": Failed}; at any time {"refused": …}, its last word
+                      {"done": Asset} or {"failed": Failed}, either with "peak_bytes", the most memory it
+                      has held so far; at any time {"refused": …}, its last word
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from crm_cli.names import display_name
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
+from crm_cli.toolbox import peak_memory
 
 PIPELINE = "crm_cli.pipeline:Line"
 """What converts photos, as `module:class`."""
@@ -105,10 +107,13 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
         reports.flush()
 
     line: Line | None = None
+    device = "cpu"
     for message in _messages(commands):
         if line is None:
+            launch = from_plain(Launch, message["open"])
+            device = launch.device
             try:
-                line = open_line(from_plain(Launch, message["open"]))
+                line = open_line(launch)
             except CrmError as error:
                 send(refused=_describe(error))
                 return
@@ -120,7 +125,7 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
                 lambda name: send(stage=name),
                 seldom(lambda done, of: send(step=[done, of])),
             )
-            send(**answer)
+            send(**answer, peak_bytes=peak_memory(device))
             if "refused" in answer:
                 return
 
