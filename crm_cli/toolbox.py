@@ -209,6 +209,13 @@ def accelerators() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]  # noqa: TID251
 
 
+def accelerator_name(device: str) -> str:
+    """What a device calls itself: `NVIDIA H200`."""
+    import torch
+
+    return torch.cuda.get_device_name(device)  # noqa: TID251
+
+
 def survey(device: str = "cpu") -> list[ToolRow]:
     """List every implementation and what keeps it from working here."""
     from crm_cli.mesh.raster import RASTERS

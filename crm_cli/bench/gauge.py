@@ -1,0 +1,59 @@
+"""How much memory a piece of work takes at its most, and how long an accelerator calculates for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from crm_cli.bench.clock import settle
+
+OWN = Path("/proc/self")
+
+
+class Gauge:
+    """The most memory that is taken since a moment."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._before = 0
+
+    def start(self) -> None:
+        """Forget what was taken before."""
+        if self.device != "cpu":
+            torch.accelerator.reset_peak_memory_stats(self.device)
+            self._before = torch.accelerator.memory_allocated(self.device)
+            return
+        with contextlib.suppress(OSError):
+            # 5 sets the peak back to what is taken now (Linux, proc_pid_clear_refs).
+            (OWN / "clear_refs").write_text("5", "ascii")
+
+    def peak(self, networks_bytes: int) -> int | None:
+        """Bytes since the start; None where the system does not tell.
+
+        On an accelerator with the networks of one system alone, though those of others may lie beside them.
+        On a CPU of the whole process.
+        """
+        if self.device != "cpu":
+            most: int = torch.accelerator.max_memory_allocated(self.device)
+            return most - self._before + networks_bytes
+        with contextlib.suppress(OSError):
+            for line in (OWN / "status").read_text("ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None
+
+
+def kernel_seconds(work: Callable[[], object], device: str = "cuda") -> float:
+    """How long an accelerator calculates and copies in a piece of work, as its own profiler counts.
+
+    Being watched slows the work down but not its kernels: set this against the time of work not watched.
+    """
+    with profile(activities=[ProfilerActivity.CUDA]) as watched:
+        work()
+        settle(device)
+    spent_us: float = sum(event.self_device_time_total for event in watched.key_averages())
+    return spent_us / 1e6
