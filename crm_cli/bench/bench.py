@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -16,13 +14,13 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.bench.clock import Plans
+from crm_cli.bench.command import Command, time_command
 from crm_cli.bench.counts import embedded_reference_work, our_work, reference_work
 from crm_cli.bench.measure import BASELINE, Subjects, System, SystemCost, Told, measure, shortened
 from crm_cli.bench.networks import RandomNetworks, draw_networks
 from crm_cli.bench.peak import measure_peaks
 from crm_cli.bench.reference import ReferenceShaped
 from crm_cli.bench.subjects import CorpusSurface, corpus, write_photos
-from crm_cli.errors import EnvironmentProblem
 from crm_cli.fragments import Raster
 from crm_cli.mesh.raster import RASTERS
 from crm_cli.pipeline import Line
@@ -94,8 +92,8 @@ class Result:
     """A second, by number format."""
     peak_bytes: float
     """A second."""
-    first_mesh: FirstMesh | None
-    """Measured where the weights are on the disk: of the embedded ones."""
+    run: Command | None
+    """`crm convert` itself, where its weights are on the disk: of the embedded ones."""
     systems: tuple[SystemCost, ...]
     took_s: float
 
@@ -124,7 +122,10 @@ def run_bench(settings: Settings, tell: Told) -> Result:
     with tempfile.TemporaryDirectory(prefix="crm-bench-") as folder:
         names = write_photos(Path(folder), bench.raster, count=settings.photos)
         subjects = Subjects(folder=Path(folder), names=names)
-        first = first_meshes(Path(folder) / names[0], device=device) if is_small else None
+        run = None
+        if is_small:
+            tell("crm convert")
+            run = time_command([Path(folder) / name for name in names], device=device)
         costs = measure(
             systems,
             subjects,
@@ -145,7 +146,7 @@ def run_bench(settings: Settings, tell: Told) -> Result:
         cores=usable_cores(),
         peak_operations={str(dtype).removeprefix("torch."): top for dtype, top in peaks.operations.items()},
         peak_bytes=peaks.bytes,
-        first_mesh=first,
+        run=run,
         systems=costs,
         took_s=time.monotonic() - began,
     )
@@ -268,38 +269,3 @@ def describe_machine(device: str) -> str:
     if device != "cpu":
         names.append(accelerator_name(device))
     return " + ".join(names)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstMesh:
-    """Seconds from the start of `crm convert` on one photo until it has ended, its GLB written."""
-
-    first_s: float
-    """As the machine was found: what the command reads may come from the disk."""
-    again_s: float
-    """Right afterwards: everything is in the page cache."""
-
-
-def first_meshes(photo: Path, *, device: str) -> FirstMesh:
-    """Convert one photo twice, each time in a process of its own."""
-    return FirstMesh(first_s=_first_mesh_s(photo, device), again_s=_first_mesh_s(photo, device))
-
-
-def _first_mesh_s(photo: Path, device: str) -> float:
-    with tempfile.TemporaryDirectory(prefix="crm-bench-") as folder:
-        words = ["convert", str(photo), "-o", folder, "--weights", "embedded", "--device", device]
-        began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "crm_cli", *words, "-j", "1", "--no-report", "--quiet"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        spent_s = time.monotonic() - began
-        if done.returncode:
-            raise EnvironmentProblem(
-                f"crm convert does not work here: {done.stderr.strip()[-300:]}",
-                code="E_BENCH_CONVERT",
-                remedy="see `crm doctor`",
-            )
-    return spent_s

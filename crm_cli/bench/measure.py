@@ -85,6 +85,8 @@ class SystemCost:
     photo_s: Spread
     """From the file to the last file, nothing else at the same time."""
     photos_an_hour: float
+    networks_an_hour: float
+    """Photos an hour of the stages with networks alone: what can be had once the others run beside them."""
     over_baseline: float | None
     """Times the baseline's photos an hour; None where there is none, or it is this one."""
     cpu_s: float
@@ -249,6 +251,10 @@ def _summed_up(
         photos=len(runs),
         photo_s=photo_s,
         photos_an_hour=3600 / photo_s.median,
+        networks_an_hour=3600
+        / statistics.median(
+            sum(run.stages[name].wall_s for name in names if name not in CPU_SIDE) for run in runs
+        ),
         over_baseline=None,
         over_baseline_cpu=None,
         cpu_s=sum(stage.cpu_s for stage in stages),

@@ -128,7 +128,8 @@ def _quantities(result: Result) -> Iterator[tuple[str, list[str]]]:
 
     systems = result.systems
     yield "photos an hour", each("{:,.0f}", "photos_an_hour")
-    yield "times the baseline", each("{:.1f}×", "over_baseline")
+    yield "  times the baseline", each("{:.1f}×", "over_baseline")
+    yield "  if all else ran beside the networks", each("{:,.0f}", "networks_an_hour")
     yield "seconds a photo", [f"{system.photo_s.median:.3g}" for system in systems]
     yield "  from, to", [f"{system.photo_s.low:.3g}, {system.photo_s.high:.3g}" for system in systems]
     yield "  of which networks at best", each("{:.3g}", "floor_s")
@@ -188,11 +189,11 @@ def _stages(system: SystemCost) -> Table:
 def _remarks(result: Result) -> Iterator[str]:
     """What one must know to read the tables."""
     yield ""
-    if result.first_mesh is not None:
-        first = result.first_mesh
+    if (run := result.run) is not None:
         yield (
-            f"first mesh: {first.first_s:.1f} s after the start of `crm convert`, "
-            f"{first.again_s:.1f} s when everything it reads has been read before"
+            f"crm convert: {run.first_s:.1f} s from its start to the first mesh, {run.again_s:.1f} s once "
+            f"everything it reads has been read before; {run.photos} photos in {run.photos_s:.1f} s, "
+            f"{run.photos_an_hour:,.0f} an hour."
         )
     yield "One photo at a time in one process: its unwrapping, baking and files wait for the networks."
     if result.networks != "embedded":
