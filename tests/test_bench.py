@@ -212,6 +212,27 @@ def test_a_preset_that_is_none_ends_with_its_name_and_nothing_is_measured(crm: C
     assert told.code == 2 and "fsat" in told.err
 
 
+@pytest.mark.parametrize("words", [("--precision", "float8"), ("-p", "tiny", "--steps", "0")])
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(
+    words: tuple[str, ...], crm: Crm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "measure_peaks", lambda *given: pytest.fail("something was measured"))
+    told = crm("bench", "--networks", "miniature", *words)
+    assert told.code == 2 and words[-2] in told.err
+
+
+def test_networks_that_do_not_fit_are_refused_before_they_are_drawn(
+    crm: Crm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "usable_memory", lambda: 10**10)
+    monkeypatch.setattr(module, "measure_peaks", lambda *given: pytest.fail("something was measured"))
+    told = crm("bench", "--networks", "published", "--device", "cpu", "--precision", "float32")
+    # 2 × 941.7 million values in the denoisers, 1.2 thousand million beside them, and 3 GB to work in.
+    needed = float(told.err.split("need ")[1].split(" GB")[0])
+    assert told.code == 6 and 14 < needed < 17
+    assert "10.0 GB are free" in told.err and "--no-baseline" in told.err
+
+
 def test_a_time_limit_that_is_none_is_refused(crm: Crm) -> None:
     told = crm("bench", "--time-limit", "soon", "--device", "cpu")
     assert told.code == 2 and "--time-limit soon: not a time" in told.err

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from crm_cli.bench import gauge as module
 from crm_cli.bench import peak as peak_module
 from crm_cli.bench.clock import Moment
-from crm_cli.bench.gauge import OWN, Gauge, kernel_seconds
+from crm_cli.bench.gauge import OWN, Gauge, covered_us, kernel_seconds
 from crm_cli.bench.peak import measure_peaks, seconds_worked
 
 
@@ -52,8 +53,12 @@ def test_the_peak_on_an_accelerator_leaves_out_what_other_systems_hold(
     assert reset == ["cuda:1"]
 
 
-def test_the_time_of_kernels_is_the_sum_of_what_the_profiler_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_kernels_is_that_in_which_the_profiler_saw_one(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+
+    def event(kind: DeviceType, start: float, end: float, **more: bool) -> SimpleNamespace:
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(device_type=kind, time_range=span, **{"is_user_annotation": False, **more})
 
     class Profile:
         def __init__(self, activities: list[Any]) -> None:
@@ -66,19 +71,30 @@ def test_the_time_of_kernels_is_the_sum_of_what_the_profiler_saw(monkeypatch: py
         def __exit__(self, *error: object) -> None:
             order.append("end")
 
-        def key_averages(self) -> list[SimpleNamespace]:
-            return [SimpleNamespace(self_device_time_total=us) for us in (1_000_000.0, 500_000.0)]
+        def events(self) -> list[SimpleNamespace]:
+            return [
+                event(DeviceType.CPU, 0, 9e6),  # a call of the driver
+                event(DeviceType.CUDA, 4e6, 4.5e6),
+                event(DeviceType.CUDA, 1e6, 2e6),
+                event(DeviceType.CUDA, 1.5e6, 2.25e6),  # in another stream
+                event(DeviceType.CUDA, 0, 9e6, is_user_annotation=True),
+            ]
 
     monkeypatch.setattr(module, "profile", Profile)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(f"settle {device}"))
-    assert kernel_seconds(lambda: order.append("work"), "cuda") == 1.5
+    assert kernel_seconds(lambda: order.append("work"), "cuda") == 1.25 + 0.5
     assert order == ["begin", "work", "settle cuda", "end"]
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_kernels_take_part_of_the_time_of_their_work() -> None:
     a = torch.randn(4096, 4096, device="cuda")
-    assert 0 < kernel_seconds(lambda: a @ a) < 1
+    assert 0 < kernel_seconds(lambda: a @ a, "cuda") < 1
+
+
+def test_spans_that_lie_within_each_other_count_once() -> None:
+    assert covered_us([(5, 6), (0, 4), (1, 2), (3, 4.5)]) == 5.5
+    assert covered_us([]) == 0
 
 
 def test_peaks_are_operations_and_bytes_by_the_quickest_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import torch
 from bench_parts import cutout, drawn, exact, unheard
 from torch import nn
 
-from crm_cli.bench.networks import draw_networks
+from crm_cli.bench.networks import bytes_of, draw_networks
 from crm_cli.models.architectures import MINIATURE
 from crm_cli.models.clip import Contexts
 from crm_cli.models.imagine import PublishedImagination
@@ -62,6 +62,8 @@ def test_what_passes_through_every_layer_is_neither_tiny_nor_huge() -> None:
 def test_what_the_networks_take_is_told_without_the_text_tower() -> None:
     state = [tensor for part in drawn().values() for tensor in part.state_dict().values()]
     assert drawn().bytes == sum(4 * tensor.numel() for tensor in state)
+    text = sum(4 * tensor.numel() for tensor in drawn().text.state_dict().values())
+    assert bytes_of("miniature", torch.float32) == drawn().bytes + text
     assert drawn().listed().architecture == "miniature"
     with pytest.raises(KeyError):
         drawn()["text"]

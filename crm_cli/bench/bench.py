@@ -17,17 +17,21 @@ from crm_cli.bench.clock import Plans
 from crm_cli.bench.command import Command, time_command
 from crm_cli.bench.counts import embedded_reference_work, our_work, reference_work
 from crm_cli.bench.measure import BASELINE, Subjects, System, SystemCost, Told, measure, shortened
-from crm_cli.bench.networks import RandomNetworks, draw_networks
+from crm_cli.bench.networks import RandomNetworks, bytes_of, draw_networks
 from crm_cli.bench.peak import measure_peaks
 from crm_cli.bench.reference import ReferenceShaped
 from crm_cli.bench.subjects import CorpusSurface, corpus, write_photos
+from crm_cli.errors import EnvironmentProblem
 from crm_cli.fragments import Raster
 from crm_cli.mesh.raster import RASTERS
 from crm_cli.pipeline import Line
 from crm_cli.preset import DEFAULT, EMBEDDED, Override, Preset, load_preset
 from crm_cli.records import Mesh
 from crm_cli.run.machine import threads_each
+from crm_cli.run.options import check_precision
 from crm_cli.toolbox import (
+    WORK_BYTES,
+    WORK_BYTES_CPU,
     Toolbox,
     accelerator_name,
     choose,
@@ -35,6 +39,7 @@ from crm_cli.toolbox import (
     resolve_device,
     resolve_precision,
     usable_cores,
+    usable_memory,
 )
 
 Networks = Literal["published", "embedded", "miniature"]
@@ -106,16 +111,22 @@ def choose_networks(device: str) -> Networks:
 def run_bench(settings: Settings, tell: Told) -> Result:
     """Measure everything; CrmError where that is not possible here. tell: hears what is being done."""
     began = time.monotonic()
-    device = resolve_device(settings.device)
+    check_precision(settings.precision)
     is_small = settings.networks == "embedded"
     presets = {name: _preset(name, settings.networks) for name in _presets(settings)}
+    for preset in presets.values():
+        shortened(preset, settings.steps)
+    device = resolve_device(settings.device)
     threads = threads_each([device], is_small=is_small, jobs=None)
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     precision = "float32" if is_small else resolve_precision(settings.precision, device)
-    formats = {"float32", precision, _published_precision(device)}
+    formats = {precision, *([_published_precision(device)] if settings.has_baseline else [])}
+    if not is_small:
+        _require_room(ARCHITECTURE_OF[settings.networks], formats, device)
     tell("what this machine can do")
-    peaks = measure_peaks(device, {getattr(torch, name) for name in formats})
+    # The reconstruction is always in single precision.
+    peaks = measure_peaks(device, {getattr(torch, name) for name in formats | {"float32"}})
     bench = _Opener(settings, device=device, threads=threads, precision=precision, tell=tell)
     systems = [bench.baseline()] if settings.has_baseline else []
     systems += [bench.system(name, preset) for name, preset in presets.items()]
@@ -164,6 +175,21 @@ def _preset(name: str, networks: Networks) -> Preset:
 def _published_precision(device: str) -> str:
     """Half precision, as the published command line; a CPU is slower with it than without."""
     return "float32" if device == "cpu" else "float16"
+
+
+def _require_room(architecture: str, formats: set[str], device: str) -> None:
+    """Refuse networks that do not fit, before they fill what there is."""
+    is_cpu = device == "cpu"
+    needed = sum(bytes_of(architecture, getattr(torch, name)) for name in formats)
+    needed += WORK_BYTES_CPU if is_cpu else WORK_BYTES
+    free = usable_memory() if is_cpu else torch.accelerator.get_memory_info(device)[0]
+    if free is not None and needed > free:
+        raise EnvironmentProblem(
+            f"these networks need {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free",
+            code="E_BENCH_MEMORY",
+            remedy="the baseline has a copy of its own where its precision differs: --no-baseline, "
+            "or --precision; or --networks embedded",
+        )
 
 
 class _Opener:

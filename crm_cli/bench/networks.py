@@ -57,6 +57,20 @@ class RandomNetworks(Mapping[str, nn.Module]):
         return WeightsSet(name="random", architecture=self.architecture, directory=Path(), parts={})
 
 
+def bytes_of(architecture: str, dtype: torch.dtype) -> int:
+    """What `draw_networks` takes for an architecture, the text tower included."""
+    towers = ARCHITECTURES[architecture].towers
+    assert towers is not None
+    total = 0
+    with torch.device("meta"):
+        networks = {part: ARCHITECTURES[architecture].build(part) for part in PARTS[architecture]}
+        networks["text"] = TextTower(towers.text)
+    for part, network in networks.items():
+        itemsize = torch.float32.itemsize if part in STAY_WIDE else dtype.itemsize
+        total += itemsize * sum(tensor.numel() for tensor in network.state_dict().values())
+    return total
+
+
 @torch.no_grad()
 def draw_networks(architecture: str, *, device: str, dtype: torch.dtype, seed: int = 0) -> RandomNetworks:
     """Draw every network of an architecture: the same values for a seed and a device, whatever the precision.

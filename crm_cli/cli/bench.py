@@ -56,8 +56,8 @@ def bench(
     """Measure what a photo costs: the published loop and our presets side by side, stage by stage.
 
     Needs no photos and no downloads. The published networks get random values: what they draw means nothing,
-    and costs the same. On a CPU they make three steps of each diffusion and the rest is reckoned, which still
-    takes half an hour and 8 GB of memory.
+    and costs the same. On a CPU they make two or three steps of each diffusion and the rest is reckoned; that
+    still takes half an hour, and 16 GB of memory.
     """
     from crm_cli.bench.bench import Settings, choose_networks, run_bench
     from crm_cli.run.amounts import read_duration
@@ -211,6 +211,8 @@ def _remarks(result: Result) -> Iterator[str]:
         "at best: operations at the speed of one large matrix product, or weights at that of a copy, "
         "whichever takes longer."
     )
-    if result.device == "cpu":
+    if result.device != "cpu":
+        yield "Convolutions in float32 may round to TF32 there, and be faster than its product in float32."
+    else:
         yield "On a CPU × best is from core-seconds over threads: what else the machine does counts little."
     yield f"Took {result.took_s:.0f} s."
