@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_parts import cutout, drawn, exact, tools, unheard
+from measured import cutout, drawn, exact, tools, unheard
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from crm_cli.bench.counts import Work, embedded_reference_work, our_work, reference_work

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_parts import cutout, drawn, exact, unheard
+from measured import cutout, drawn, exact, unheard
 from torch import nn
 
 from crm_cli.bench.networks import bytes_of, draw_networks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from bench_parts import cutout, drawn, exact, tools, unheard
+from measured import cutout, drawn, exact, tools, unheard
 from PIL import Image
 from torch import nn
 

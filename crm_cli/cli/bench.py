@@ -129,16 +129,19 @@ def _quantities(result: Result) -> Iterator[tuple[str, list[str]]]:
     systems = result.systems
     yield "photos an hour", each("{:,.0f}", "photos_an_hour")
     yield "  times the baseline", each("{:.1f}×", "over_baseline")
-    yield "  if all else ran beside the networks", each("{:,.0f}", "networks_an_hour")
+    yield "  of the networks alone", each("{:,.0f}", "networks_an_hour")
     yield "seconds a photo", [f"{system.photo_s.median:.3g}" for system in systems]
     yield "  from, to", [f"{system.photo_s.low:.3g}, {system.photo_s.high:.3g}" for system in systems]
     yield "  of which networks at best", each("{:.3g}", "floor_s")
     yield "TFLOP", each("{:.4g}", "operations", per=1e12)
     yield "core-seconds", each("{:.3g}", "cpu_s")
     yield "  times fewer than the baseline", each("{:.1f}×", "over_baseline_cpu")
-    yield "  besides the networks", each("{:.3g}", "cpu_side_s")
+    if result.device == "cpu":
+        whole = [f"{3600 * result.cores / system.cpu_s:,.0f}" for system in systems]
+        yield f"  photos an hour on {result.cores} cores", whole
+    yield "core-seconds besides the networks", each("{:.3g}", "cpu_side_s")
     allowed = [f"{system.photos_an_hour_on(SERVER_CORES):,.0f}" for system in systems]
-    yield f"  {SERVER_CORES} cores allow photos an hour", allowed
+    yield f"  photos an hour on {SERVER_CORES} cores", allowed
     yield "accelerator busy", each("{:.0%}", "busy")
     yield "memory at most, GB", each("{:.2f}", "peak_bytes", per=1e9)
     yield "opening, s", each("{:.3g}", "opened_s")
@@ -148,13 +151,9 @@ def _quantities(result: Result) -> Iterator[tuple[str, list[str]]]:
 
 
 def _steps_measured(system: SystemCost) -> str:
-    """`3 of 50` where the rest was reckoned; else how many were made."""
-    (made, of), second = system.steps["rgb"], system.steps["ccm"]
-    if (made, of) == second:
-        return f"all {of} + {of}" if made == of else f"{made} of {of} + {made} of {of}"
-    return " + ".join(
-        str(count) if count == all_ else f"{count} of {all_}" for count, all_ in system.steps.values()
-    )
+    """`50 + 50`, or `2 × 3 of 50` where the rest was reckoned."""
+    rgb, ccm = (str(of) if made == of else f"{made} of {of}" for made, of in system.steps.values())
+    return f"2 × {rgb}" if rgb == ccm and " " in rgb else f"{rgb} + {ccm}"
 
 
 def _stages(system: SystemCost) -> Table:
@@ -195,7 +194,7 @@ def _remarks(result: Result) -> Iterator[str]:
             f"everything it reads has been read before; {run.photos} photos in {run.photos_s:.1f} s, "
             f"{run.photos_an_hour:,.0f} an hour."
         )
-    yield "One photo at a time in one process: its unwrapping, baking and files wait for the networks."
+    yield "One photo at a time in one process: unwrapping, baking and files are not done beside the networks."
     if result.networks != "embedded":
         yield (
             "Networks with random values. What they draw is replaced by surfaces of 30,000 to 43,000 faces, "
