@@ -13,10 +13,10 @@ import torch
 from in_process import Crm
 
 from crm_cli.bench import bench as module
-from crm_cli.bench import command, peak
+from crm_cli.bench import command, peak, systems
 from crm_cli.bench.bench import Result, Settings, choose_networks
 from crm_cli.bench.command import Command
-from crm_cli.bench.measure import Spread, StageCost, SystemCost
+from crm_cli.bench.cost import Spread, StageCost, SystemCost
 from crm_cli.bench.subjects import Solid
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.models.field import surface
@@ -35,8 +35,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Little to measure: coarse surfaces, one thread, short looks at the machine."""
     coarse = tmp_path / "coarse.yaml"
     coarse.write_text("extends: exact\nreconstruction: {grid: 16}\n", "ascii")
-    monkeypatch.setattr(module, "EXACT", str(coarse))
-    monkeypatch.setattr(module, "corpus", lambda: [surface(Solid(ball), 16)])
+    monkeypatch.setattr(systems, "EXACT", str(coarse))
+    monkeypatch.setattr(systems, "corpus", lambda: [surface(Solid(ball), 16)])
     monkeypatch.setattr(peak, "CPU_SIDE", 128)
     monkeypatch.setattr(peak, "CPU_COPY_BYTES", 1 << 20)
     monkeypatch.setattr(module, "threads_each", lambda devices, *, is_small, jobs: 1)
@@ -82,7 +82,8 @@ def test_the_published_structure_is_measured_from_photos_to_tables(
         )
         assert system["operations"] == pytest.approx(sum(s["operations"] or 0 for s in stages.values()))
         assert [name for name in PARTS if stages[name]["floor_s"] is None] == ["prepare", "unwrap", "deliver"]
-        assert all(s["over_floor"] > 0 for s in stages.values() if s["floor_s"])
+        # On a busy machine nothing may be left of what comes before a first step.
+        assert all(stages[name]["over_floor"] > 0 for name in ("rgb", "ccm", "reconstruct", "bake"))
         assert system["busy"] is None and system["peak_bytes"] > 10**8
     ratio = baseline["photo_s"]["median"] / ours["photo_s"]["median"]
     assert ours["over_baseline"] == pytest.approx(ratio)
@@ -141,7 +142,7 @@ def cost(name: str, **changes: Any) -> SystemCost:
     return replace(known, **changes)
 
 
-def result(*systems: SystemCost, **changes: Any) -> Result:
+def result(*costs: SystemCost, **changes: Any) -> Result:
     known = Result(
         version="1.2.3",
         machine="Some CPU + Some GPU",
@@ -154,7 +155,7 @@ def result(*systems: SystemCost, **changes: Any) -> Result:
         peak_operations={"bfloat16": 790e12, "float32": 50e12},
         peak_bytes=4.3e12,
         run=None,
-        systems=systems,
+        systems=costs,
         took_s=100.0,
     )
     return replace(known, **changes)
@@ -232,7 +233,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(
 def test_networks_that_do_not_fit_are_refused_before_they_are_drawn(
     crm: Crm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "usable_memory", lambda: 10**10)
+    monkeypatch.setattr(systems, "usable_memory", lambda: 10**10)
     monkeypatch.setattr(module, "measure_peaks", lambda *given: pytest.fail("something was measured"))
     told = crm("bench", "--networks", "published", "--device", "cpu", "--precision", "float32")
     # 2 × 941.7 million values in the denoisers, 1.2 thousand million beside them, and 3 GB to work in.

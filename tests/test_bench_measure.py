@@ -9,8 +9,9 @@ import torch
 
 from crm_cli.bench import measure as module
 from crm_cli.bench.clock import Plan, Plans, Watch
+from crm_cli.bench.cost import BASELINE, System, SystemCost
 from crm_cli.bench.counts import Work
-from crm_cli.bench.measure import BASELINE, Subjects, System, SystemCost, measure, shortened
+from crm_cli.bench.measure import Subjects, measure, shortened
 from crm_cli.bench.peak import Peaks
 from crm_cli.errors import UsageError
 from crm_cli.models.sampler import Progress

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from crm_cli.bench.bench import Result
-    from crm_cli.bench.measure import SystemCost
+    from crm_cli.bench.cost import SystemCost
 
 SERVER_CORES = 16
 """Of the machine for which the table says what its CPU allows."""

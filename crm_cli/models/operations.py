@@ -191,7 +191,7 @@ def step_as_published(config: DenoiserConfig) -> int:
     """One guided evaluation for one object as the published code makes it.
 
     Every frame of both halves has its prompts prepared anew in each step, and a time embedding of its own.
-    (thu-ml/CRM, imagedream/ldm/modules/diffusionmodules/openaimodel.py)
+    (thu-ml/CRM, imagedream/)
     """
     own = config.frames * (_prompts(config) + _time_embedding(config)) + _camera_embedding(config)
     return 2 * (denoiser_step(config).total() - _time_embedding(config) + own)
