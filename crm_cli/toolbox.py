@@ -324,6 +324,13 @@ def free_bytes(devices: Sequence[str]) -> int:
     return int(min(torch.cuda.mem_get_info(device)[0] for device in devices))  # noqa: TID251
 
 
+def accelerator_name(device: str) -> str:
+    """What a device calls itself: `NVIDIA H200`."""
+    import torch
+
+    return torch.cuda.get_device_name(device)  # noqa: TID251
+
+
 def survey(device: str = "cpu") -> list[ToolRow]:
     """List every implementation and what keeps it from working here."""
     from crm_cli.mesh.raster import RASTERS

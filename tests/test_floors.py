@@ -16,7 +16,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"toolbox", "cache", "inspection"}),
     frozenset({"pipeline"}),
     frozenset({"run", "learn"}),
-    frozenset({"doctor", "licences", "screen"}),
+    frozenset({"doctor", "licences", "screen", "bench"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

@@ -18,7 +18,8 @@ from crm_cli.learn import latent
 from crm_cli.learn.latent import Frozen, LatentSettings, LatentTask, Question, partly_hidden
 from crm_cli.models.denoiser import MultiViewUNet
 from crm_cli.models.encoders import for_tower, tower_picture, vae_picture
-from crm_cli.models.imagine import Shown, encode, prepare
+from crm_cli.models.engine import Shown
+from crm_cli.models.imagine import encode, prepare
 from crm_cli.models.sampler import clean_from_noise, first_order, published_schedule, sample
 
 STAGES = ("rgb", "ccm")

@@ -17,17 +17,22 @@ from crm_cli.models.operations import (
     PROMPT_TOKENS,
     SIZES,
     VIEWS,
+    colour_head,
     convolution,
     decode,
     denoiser_pieces,
     denoiser_preparation,
     denoiser_step,
+    distance_head,
     encode,
-    linear,
     look,
     photo_operations,
     planes,
+    read,
     reconstruct,
+    shape,
+    step_as_published,
+    weight_head,
 )
 from crm_cli.models.reconstruction import Reconstruction
 from crm_cli.models.unet import ReconstructionUNet
@@ -86,21 +91,10 @@ def test_a_denoiser_s_operations_are_those_that_torch_counts(config: DenoiserCon
     ("config", "as_coded"),
     [(denoiser.RELEASE_RGB, 3_269_043_699_712), (denoiser.RELEASE_CCM, 2_710_449_586_176)],
 )
-def test_a_guided_step_of_the_published_denoisers_is_what_was_counted_in_the_published_code(
+def test_a_guided_step_as_published_is_what_was_counted_in_the_published_code(
     config: DenoiserConfig, as_coded: int
 ) -> None:
-    # As published every frame has its prompts prepared anew in each step, and a time embedding of its own.
-    step = 2 * denoiser_step(config).total()
-    prompts = denoiser_preparation(config) - _cameras(config)
-    width = config.embedding_width
-    time = linear(1, config.width, width) + linear(1, width, width)
-    repeated = config.frames * (prompts + time) - time + _cameras(config)
-    assert step + 2 * repeated == as_coded
-
-
-def _cameras(config: DenoiserConfig) -> int:
-    width = config.embedding_width
-    return linear(config.frames, 16, width) + linear(config.frames, width, width)
+    assert step_as_published(config) == as_coded
 
 
 def test_the_sides_of_a_denoiser_s_layers_are_those_of_its_maps() -> None:
@@ -127,6 +121,12 @@ def test_the_tower_s_operations_are_those_that_torch_counts(config: clip.TowerCo
     assert counted(lambda: network(torch.zeros(1, 3, 224, 224))) == look(config)
 
 
+@pytest.mark.parametrize("config", [clip.RELEASE_TEXT, clip.MINI_TEXT], ids=["release", "miniature"])
+def test_the_text_tower_s_operations_are_those_that_torch_counts(config: clip.TowerConfig) -> None:
+    network = built(lambda: clip.TextTower(config))
+    assert counted(lambda: network(torch.zeros(1, PROMPT_TOKENS, dtype=torch.long))) == read(config)
+
+
 @pytest.mark.parametrize(
     "config", [reconstruction.RELEASE, reconstruction.MINI], ids=["release", "miniature"]
 )
@@ -137,6 +137,9 @@ def test_the_reconstruction_s_operations_are_those_that_torch_counts(
     shape = (1, config.unet.in_channels, config.plane_px, 3 * config.plane_px)
     assert counted(lambda: network(torch.zeros(shape), 20)) == planes(config.unet, config.plane_px)
     heads = built(lambda: Reconstruction(config))
+    assert counted(lambda: heads.weightMlp(torch.zeros(7, 8 * config.unet.out_channels))) == 7 * weight_head(
+        config
+    )
     features = config.unet.out_channels
     points = counted(lambda: heads.sdfMlp(torch.zeros(17**3, features)))
     fewer = counted(lambda: heads.sdfMlp(torch.zeros(9**3 + 2 * 5 * 16**2, features)))
@@ -145,6 +148,20 @@ def test_the_reconstruction_s_operations_are_those_that_torch_counts(
     rest = planes(config.unet, config.plane_px) + texels + cubes
     assert reconstruct(config, grid=16, is_dense=True, texture_px=128) == rest + points
     assert reconstruct(config, grid=16, is_dense=False, texture_px=128) == rest + fewer
+
+
+def test_the_embedded_reconstruction_s_operations_are_those_that_torch_counts() -> None:
+    config = reconstruction.SMALL
+    network = built(lambda: Reconstruction(config))
+    side, channels = config.plane_px, config.unet.in_channels
+    unet = counted(lambda: network.unet2.unet(torch.zeros(1, channels, side, 3 * side), 20))
+    assert unet == planes(config.unet, side)
+    wide = network.sdfMlp.fc1.in_features
+    assert counted(lambda: network.sdfMlp(torch.zeros(11, wide))) == 11 * distance_head(config)
+    assert counted(lambda: network.rgbMlp(torch.zeros(11, wide))) == 11 * colour_head(config)
+    assert weight_head(config) == 0
+    dense = shape(config, grid=8, is_dense=True)
+    assert dense == unet + 9**3 * distance_head(config)
 
 
 def suited(name: str, *assignments: str) -> Preset:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crm_cli import __version__
+from crm_cli.cli.bench import bench
 from crm_cli.cli.console import say
 from crm_cli.cli.convert import convert
 from crm_cli.cli.doctor import doctor
@@ -54,6 +55,7 @@ app.command()(reproduce)
 app.add_typer(presets_app, name="presets")
 app.add_typer(weights_app, name="weights")
 app.command()(doctor)
+app.command()(bench)
 app.command()(schema)
 app.command(cls=Sections)(train)
 app.command()(products)

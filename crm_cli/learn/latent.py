@@ -35,7 +35,8 @@ from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.clip import Contexts
 from crm_cli.models.denoiser import MultiViewUNet, to_frames
 from crm_cli.models.encoders import TOWER_PX, VAE_PX, for_tower
-from crm_cli.models.imagine import Shown, encode, look, prepare
+from crm_cli.models.engine import Shown
+from crm_cli.models.imagine import encode, look, prepare
 from crm_cli.models.layers import MultiViewTransformer, ResidualBlock
 from crm_cli.models.sampler import published_schedule
 from crm_cli.models.steps import TIMESTEPS

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from crm_cli.frame import PLANES
 from crm_cli.models import clip, denoiser, reconstruction, vae
 from crm_cli.models.clip import TowerConfig
 from crm_cli.models.denoiser import DenoiserConfig
 from crm_cli.models.layers import RESAMPLER_HEAD_DIM
-from crm_cli.models.reconstruction import ReconstructionConfig
+from crm_cli.models.reconstruction import GAP_SCALES, ReconstructionConfig
 from crm_cli.models.steps import planned
 from crm_cli.models.unet import UNetConfig
 from crm_cli.models.vae import VaeConfig
@@ -43,6 +44,7 @@ class Sizes:
     rgb: DenoiserConfig
     ccm: DenoiserConfig
     vision: TowerConfig
+    text: TowerConfig
     vae: VaeConfig
     reconstruction: ReconstructionConfig
 
@@ -52,6 +54,7 @@ SIZES = {
         rgb=denoiser.RELEASE_RGB,
         ccm=denoiser.RELEASE_CCM,
         vision=clip.RELEASE_VISION,
+        text=clip.RELEASE_TEXT,
         vae=vae.RELEASE_VAE,
         reconstruction=reconstruction.RELEASE,
     ),
@@ -59,6 +62,7 @@ SIZES = {
         rgb=denoiser.MINI_RGB,
         ccm=denoiser.MINI_CCM,
         vision=clip.MINI_VISION,
+        text=clip.MINI_TEXT,
         vae=vae.MINI_VAE,
         reconstruction=reconstruction.MINI,
     ),
@@ -165,14 +169,32 @@ def _transformer(config: DenoiserConfig, tokens: int, width: int) -> int:
 
 def denoiser_preparation(config: DenoiserConfig) -> int:
     """What one object's conditions take, once before all evaluations; see `MultiViewUNet.prepare`."""
+    return _camera_embedding(config) + _prompts(config)
+
+
+def _camera_embedding(config: DenoiserConfig) -> int:
+    width = config.embedding_width
+    return linear(config.frames, 16, width) + linear(config.frames, width, width)
+
+
+def _prompts(config: DenoiserConfig) -> int:
+    """Keys and values of everything that the transformers look at beside the views."""
     width, queries = config.context_width, config.image_tokens or 0
-    embedding = config.embedding_width
-    cameras = linear(config.frames, 16, embedding) + linear(config.frames, embedding, embedding)
     if width is None:
-        return cameras
+        return 0
     widths = [piece.channels_out for piece in denoiser_pieces(config) if piece.kind == "transformer"]
     keys_values = sum(2 * linear(PROMPT_TOKENS + queries, width, channels) for channels in widths)
-    return cameras + keys_values + (_resampler(config, width, queries) if queries else 0)
+    return keys_values + (_resampler(config, width, queries) if queries else 0)
+
+
+def step_as_published(config: DenoiserConfig) -> int:
+    """One guided evaluation for one object as the published code makes it.
+
+    Every frame of both halves has its prompts prepared anew in each step, and a time embedding of its own.
+    (thu-ml/CRM, imagedream/)
+    """
+    own = config.frames * (_prompts(config) + _time_embedding(config)) + _camera_embedding(config)
+    return 2 * (denoiser_step(config).total() - _time_embedding(config) + own)
 
 
 def _resampler(config: DenoiserConfig, width: int, queries: int) -> int:
@@ -229,24 +251,57 @@ def _vae_middle(places: int, channels: int) -> int:
 
 def look(config: TowerConfig) -> int:
     """One photo through the image tower."""
-    tokens, width = PATCHES + 1, config.width
-    block = (4 + 8) * linear(tokens, width, width) + attention(tokens, tokens, width)
-    return linear(PATCHES, PATCH_VALUES, width) + config.blocks * block
+    return linear(PATCHES, PATCH_VALUES, config.width) + _tower_blocks(config, PATCHES + 1)
+
+
+def read(config: TowerConfig) -> int:
+    """One prompt through the text tower."""
+    return _tower_blocks(config, PROMPT_TOKENS)
+
+
+def _tower_blocks(config: TowerConfig, tokens: int) -> int:
+    width = config.width
+    return config.blocks * ((4 + 8) * linear(tokens, width, width) + attention(tokens, tokens, width))
 
 
 def reconstruct(config: ReconstructionConfig, *, grid: int, is_dense: bool, texture_px: int) -> int:
     """One object from its views to its coloured surface; about, as it depends on the object."""
-    features, width = config.unet.out_channels, config.head_width
+    return shape(config, grid=grid, is_dense=is_dense) + texture_px**2 * colour_head(config)
+
+
+def shape(config: ReconstructionConfig, *, grid: int, is_dense: bool) -> int:
+    """One object from its views to its surface; about, as it depends on the object."""
     surface = SURFACE_SHARE * grid**2
     # Around the surface every vertex is asked, of the others every second along each axis.
     points = (grid + 1) ** 3 if is_dense else (grid // 2 + 1) ** 3 + 2 * surface
-    head = linear(1, features, width) + linear(1, width, width)
     return (
-        planes(config.unet, config.plane_px)
-        + points * (head + linear(1, width, 4))
-        + surface * (linear(1, 8 * features, width) + linear(1, width, 21))
-        + texture_px**2 * (head + linear(1, width, 3))
+        planes(config.unet, config.plane_px) + points * distance_head(config) + surface * weight_head(config)
     )
+
+
+def distance_head(config: ReconstructionConfig) -> int:
+    """One point's signed distance, and how far it is moved, or how far its views are overruled."""
+    return _head(config, 1 + VIEWS if config.from_hull else 1 + 3)
+
+
+def colour_head(config: ReconstructionConfig) -> int:
+    """One point's colour."""
+    return _head(config, 3 + VIEWS if config.from_hull else 3)
+
+
+def weight_head(config: ReconstructionConfig) -> int:
+    """One cube's weights; the embedded network leaves them neutral."""
+    if config.from_hull:
+        return 0
+    return linear(1, 8 * config.unet.out_channels, config.head_width) + linear(1, config.head_width, 21)
+
+
+def _head(config: ReconstructionConfig, answers: int) -> int:
+    features, width = config.unet.out_channels, config.head_width
+    if config.from_hull:
+        seen = config.unet.in_channels - config.learned_channels
+        features = len(PLANES) * (features + seen) + len(GAP_SCALES) * (VIEWS + 2)
+    return linear(1, features, width) + linear(1, width, width) + linear(1, width, answers)
 
 
 def planes(config: UNetConfig, plane_px: int) -> int:
