@@ -278,8 +278,8 @@ def test_a_precision_is_taken_by_its_name() -> None:
 
 
 def growing_from_nothing(tmp_path: Path) -> Course:
-    """Two files of examples, which nobody has rendered yet."""
-    return Course(network="rgb", data=tmp_path / "new", folder=tmp_path / "run", examples=300, grow=1.0)
+    """Twelve files of examples, which nobody has rendered yet."""
+    return Course(network="rgb", data=tmp_path / "new", folder=tmp_path / "run", examples=3000, grow=1.0)
 
 
 def test_a_growing_course_that_is_stopped_ends_its_rendering(
@@ -292,6 +292,7 @@ def test_a_growing_course_that_is_stopped_ends_its_rendering(
     began = iter([False] * 20)
     assert list(run_course(course, SETTINGS, is_stopped=lambda: next(began, True))) == []
     assert set(threading.enumerate()) <= before
+    assert len(list((course.data / "train").glob("*.npz"))) < 12
     for child in multiprocessing.active_children():
         child.join(timeout=30)
     assert multiprocessing.active_children() == []

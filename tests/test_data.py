@@ -74,6 +74,12 @@ def test_rendering_that_is_stopped_ends_at_once_and_leaves_nobody_behind(tmp_pat
     assert multiprocessing.active_children() == []
 
 
+def test_whoever_renders_is_ended_in_the_middle_of_a_file(tmp_path: Path) -> None:
+    asked = iter([False] * 3)
+    assert list(build(tmp_path, 600, 1, size_px=16, shard=600, is_stopped=lambda: next(asked, True))) == []
+    assert not list(tmp_path.glob("*.npz"))
+
+
 def test_waiting_for_examples_ends_when_nobody_wants_them_any_more(tmp_path: Path) -> None:
     growing = Growing(tmp_path, 5, first=1, per_step=0.5, device="cpu", shard=2, is_stopped=lambda: True)
     with pytest.raises(Stopped):
