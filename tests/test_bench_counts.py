@@ -43,8 +43,9 @@ def counted(imagine: Imagination) -> int:
 def test_our_imagination_has_the_operations_that_torch_counts_in_it() -> None:
     work = our_work("miniature", exact(), torch.float32)
     expected = sum(work[stage].operations for stage in IMAGINED)
-    # Both halves of a guided batch share their cameras.
-    assert counted(PublishedImagination(drawn(), exact())) == pytest.approx(expected, rel=1e-4)
+    imagine = PublishedImagination(drawn(), exact())
+    imagine([cutout()], unheard)  # the first photo pays for what all share
+    assert counted(imagine) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_baseline_s_imagination_has_the_operations_that_torch_counts_in_it() -> None:
@@ -64,9 +65,10 @@ def test_a_photo_of_the_published_loop_has_the_operations_that_were_counted_in_i
 
 @pytest.mark.parametrize(("name", "teraflop"), [("exact", 296.7), ("fast", 111.05), ("turbo", 56.8)])
 def test_a_photo_of_ours_has_the_operations_of_the_forecast(name: str, teraflop: float) -> None:
-    # As counted layer by layer beforehand; `fast` lies between what 60 % and all steps with guidance take.
+    # As counted layer by layer beforehand, without what an engine drops of the reference's frame; `fast` lies
+    # between what 60 % and all steps with guidance take.
     work = our_work("release", published(name), torch.bfloat16)
-    assert total(work) == pytest.approx(teraflop * 1e12, rel=0.005)
+    assert 0.985 * teraflop * 1e12 < total(work) < teraflop * 1e12
     # That counts a texture covered all over.
     assert total(work) == pytest.approx(photo_operations("release", published(name)).total(), rel=0.01)
 

@@ -25,6 +25,7 @@ from crm_cli.models.operations import (
     denoiser_step,
     distance_head,
     encode,
+    engine_step,
     look,
     photo_operations,
     planes,
@@ -169,22 +170,22 @@ def suited(name: str, *assignments: str) -> Preset:
     return load_preset(name, overrides, architecture="release").preset
 
 
-def test_the_published_number_of_steps_takes_297_teraflop() -> None:
-    assert photo_operations("release", suited("exact")).total() == pytest.approx(297e12, rel=0.002)
+def test_the_published_number_of_steps_takes_little_less_than_297_teraflop() -> None:
+    # As counted layer by layer beforehand, without what an engine drops of the reference's frame.
+    assert 0.985 * 297e12 < photo_operations("release", suited("exact")).total() < 297e12
 
 
 def test_guidance_costs_one_more_evaluation_in_every_guided_step_and_nothing_when_off() -> None:
     sizes = SIZES["release"]
-    one_step = sum(denoiser_step(config).total() for config in (sizes.rgb, sizes.ccm))
-    prepared = sum(denoiser_preparation(config) for config in (sizes.rgb, sizes.ccm))
+    one_step = sum(engine_step(config).total() for config in (sizes.rgb, sizes.ccm))
 
     def total(guidance: float, share: float, steps: int = 20) -> int:
         values = {"solver": "unipc", "steps": steps, "guidance": guidance, "guided": share}
         words = [f"{stage}.{key}={value}" for stage in ("rgb", "ccm") for key, value in values.items()]
         return photo_operations("release", suited("fast", *words)).total()
 
-    assert total(5, 1) - total(1, 1) == 20 * one_step + prepared
-    assert total(5, 0.75) - total(1, 1) == 15 * one_step + prepared
+    assert total(5, 1) - total(1, 1) == 20 * one_step
+    assert total(5, 0.75) - total(1, 1) == 15 * one_step
     assert total(5, 0) == total(1, 1) == total(1, 0.5)
     assert total(1, 1, 30) - total(1, 1, 20) == 10 * one_step
 

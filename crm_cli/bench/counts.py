@@ -44,17 +44,14 @@ def our_work(architecture: str, preset: Preset, dtype: torch.dtype) -> dict[str,
     encode, decode = operations.encode(sizes.vae).total(), operations.decode(sizes.vae).total()
     weighed = _Weigher(architecture, dtype)
     passes = {
-        stage: (1 + (plan.guided > 0), plan.evaluations + plan.guided, plan.evaluations)
+        stage: (plan.evaluations + plan.guided, plan.evaluations)
         for stage, plan in zip(("rgb", "ccm"), plans, strict=True)
     }
     configs = {"rgb": sizes.rgb, "ccm": sizes.ccm}
-    prepared = {
-        stage: halves * operations.denoiser_preparation(configs[stage])
-        for stage, (halves, _, _) in passes.items()
-    }
+    prepared = {stage: operations.engine_preparation(config) for stage, config in configs.items()}
     diffusions = {
-        stage: weighed(units * operations.denoiser_step(configs[stage]).total(), {stage: calls})
-        for stage, (_, units, calls) in passes.items()
+        stage: weighed(units * operations.engine_step(configs[stage]).total(), {stage: calls})
+        for stage, (units, calls) in passes.items()
     }
     return {
         CONDITIONS: weighed(

@@ -231,11 +231,13 @@ def recompute(network: nn.Module) -> None:
 
     Results and gradients are the same bit for bit; what the blocks are called does not change.
     """
+    # Nothing in them is random, so there is no state of a generator to be kept.
+    again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
     for block in network.modules():
-        if isinstance(block, ResidualBlock | MultiViewTransformer):
-            # Nothing in them is random, so there is no state of a generator to be kept.
-            again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-            block.forward = again  # type: ignore[method-assign]
+        if isinstance(block, ResidualBlock):
+            block.shifted = again(block.shifted)  # type: ignore[method-assign]
+        elif isinstance(block, MultiViewTransformer):
+            block.forward = again(block.forward)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,33 @@ def denoiser_step(config: DenoiserConfig, side: int = LATENT_SIDE) -> Counter[in
     return counts
 
 
+def engine_step(config: DenoiserConfig, side: int = LATENT_SIDE) -> Counter[int]:
+    """The same as an `engine.Engine` makes it.
+
+    What blocks are told of time and cameras is looked up, and behind the last transformer a reference's frame
+    goes no further.
+    """
+    pieces = list(denoiser_pieces(config, side))
+    last = max(index for index, piece in enumerate(pieces) if piece.kind == "transformer")
+    views = config.frames - config.has_reference
+    counts: Counter[int] = Counter()
+    for index, piece in enumerate(pieces):
+        frames = config.frames if index <= last else views
+        kept = views if index >= last else frames
+        counts[piece.side] += _layer(config, piece, frames * piece.side**2, kept * piece.side**2)
+    return counts
+
+
+def engine_preparation(config: DenoiserConfig) -> int:
+    """What an engine computes for one photo: what its transformers look at of the image."""
+    width, queries = config.context_width, config.image_tokens or 0
+    return (
+        0
+        if width is None or not queries
+        else _keys_values(config, queries) + _resampler(config, width, queries)
+    )
+
+
 def _time_embedding(config: DenoiserConfig) -> int:
     width = config.embedding_width
     return linear(1, config.width, width) + linear(1, width, width)
@@ -144,12 +171,17 @@ def _time_embedding(config: DenoiserConfig) -> int:
 def piece_operations(config: DenoiserConfig, piece: Piece) -> int:
     """One layer for all frames of one object."""
     places = config.frames * piece.side**2
+    told = linear(config.frames, config.embedding_width, piece.channels_out)
+    return _layer(config, piece, places, places) + (told if piece.kind == "residual" else 0)
+
+
+def _layer(config: DenoiserConfig, piece: Piece, places: int, kept: int) -> int:
+    """One layer at so many places; a transformer answers for the kept ones alone."""
     if piece.kind == "convolution":
         return convolution(places, piece.channels_in, piece.channels_out)
     if piece.kind == "transformer":
-        return _transformer(config, places, piece.channels_out)
-    count = residual(places, piece.channels_in, piece.channels_out)
-    return count + linear(config.frames, config.embedding_width, piece.channels_out)
+        return _transformer(config, places, kept, piece.channels_out)
+    return residual(places, piece.channels_in, piece.channels_out)
 
 
 def residual(places: int, channels_in: int, channels_out: int) -> int:
@@ -158,12 +190,14 @@ def residual(places: int, channels_in: int, channels_out: int) -> int:
     return count + (convolution(places, channels_in, channels_out, 1) if channels_in != channels_out else 0)
 
 
-def _transformer(config: DenoiserConfig, tokens: int, width: int) -> int:
-    # In and out, queries, keys, values and what leaves the attention; then eight widths there, four back.
-    count = (6 + 8 + 4) * linear(tokens, width, width) + attention(tokens, tokens, width)
+def _transformer(config: DenoiserConfig, tokens: int, kept: int, width: int) -> int:
+    # What comes in, keys and values; queries, what leaves the attention and the transformer, then eight
+    # widths there and four back.
+    count = 3 * linear(tokens, width, width) + (3 + 8 + 4) * linear(kept, width, width)
+    count += attention(kept, tokens, width)
     if config.context_width is not None:
         prompt_tokens = PROMPT_TOKENS + (config.image_tokens or 0)
-        count += 2 * linear(tokens, width, width) + attention(tokens, prompt_tokens, width)
+        count += 2 * linear(kept, width, width) + attention(kept, prompt_tokens, width)
     return count
 
 
@@ -182,9 +216,14 @@ def _prompts(config: DenoiserConfig) -> int:
     width, queries = config.context_width, config.image_tokens or 0
     if width is None:
         return 0
-    widths = [piece.channels_out for piece in denoiser_pieces(config) if piece.kind == "transformer"]
-    keys_values = sum(2 * linear(PROMPT_TOKENS + queries, width, channels) for channels in widths)
+    keys_values = _keys_values(config, PROMPT_TOKENS + queries)
     return keys_values + (_resampler(config, width, queries) if queries else 0)
+
+
+def _keys_values(config: DenoiserConfig, tokens: int) -> int:
+    """Of so many tokens, for every transformer."""
+    widths = [piece.channels_out for piece in denoiser_pieces(config) if piece.kind == "transformer"]
+    return sum(2 * linear(tokens, config.context_width or 0, channels) for channels in widths)
 
 
 def step_as_published(config: DenoiserConfig) -> int:
@@ -351,9 +390,9 @@ def photo_operations(architecture: str, preset: Preset) -> Counter[int]:
     counts: Counter[int] = Counter()
     for config, sampling in ((sizes.rgb, preset.rgb), (sizes.ccm, preset.ccm)):
         steps, guided = planned(sampling)
-        for side, count in denoiser_step(config).items():
+        for side, count in engine_step(config).items():
             counts[side] += (steps + guided) * count
-        counts[LATENT_SIDE] += (2 if guided else 1) * denoiser_preparation(config)
+        counts[LATENT_SIDE] += engine_preparation(config)
     for side, count in encode(sizes.vae).items():
         counts[side] += (1 + VIEWS) * count  # the photo and the first stage's views
     for side, count in decode(sizes.vae).items():
