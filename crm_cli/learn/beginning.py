@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
@@ -173,21 +172,3 @@ def _architecture_of(file: Path, network: str) -> str:
 def _unfilled(build: Callable[[str], nn.Module], part: str) -> nn.Module:
     with torch.device("meta"):
         return build(part)
-
-
-def require_same_network(checkpoint: Path, network: nn.Module) -> None:
-    """Raise UsageError where a run's checkpoint holds another network than the one that shall go on."""
-    if not checkpoint.exists():
-        return
-    with safe_open(checkpoint, "pt") as opened:
-        shapes = {
-            name.removeprefix("network."): list(opened.get_slice(name).get_shape())
-            for name in opened.keys()  # noqa: SIM118 - not a mapping
-            if name.startswith("network.")
-        }
-    if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
-        raise UsageError(
-            f"{checkpoint}: of another network",
-            code="E_TRAIN_SETTINGS",
-            remedy="give the same --start, or another --out folder",
-        )

@@ -175,6 +175,12 @@ def open_folder(folder: Path, data: Path, *, size_px: int, workers: int, held_ou
     return _split(kind, usable, held_out_seed)
 
 
+def digest_of_folder(folder: Path) -> str:
+    """Stand for the objects of a folder, whatever they are called."""
+    kind, found = _search(folder)
+    return hashlib.sha256("\n".join([kind, *(one.digest for one in found)]).encode()).hexdigest()
+
+
 def refuse_other(data: Path) -> None:
     """Raise UsageError where a folder of examples was rendered from a folder of objects."""
     if _listed(data) is not None:
@@ -201,7 +207,11 @@ def _listed(data: Path) -> dict[str, Any] | None:
 def _search(folder: Path) -> tuple[Kind, list[Found]]:
     """Find the objects of a folder in the order of their digests; copies count once."""
     if not folder.is_dir():
-        raise UsageError(f"--from {folder}: no such folder", code="E_TRAIN_SOURCE")
+        raise UsageError(
+            f"--from {folder}: no such folder",
+            code="E_TRAIN_SOURCE",
+            remedy="name a folder of GLB files, or of the published layout",
+        )
     meshes = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".glb" and file.is_file())
     rendered = dict(_rendered(folder))
     if bool(meshes) == bool(rendered):
