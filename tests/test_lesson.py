@@ -19,6 +19,7 @@ from crm_cli.learn.course import Course, run_course
 from crm_cli.learn.data import write_shard
 from crm_cli.learn.latent import LatentSettings
 from crm_cli.learn.lesson import lesson_of, require_sense
+from crm_cli.learn.sources import digest_of_folder
 from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import TrainSettings
 from crm_cli.mesh.raster import WarpRaster
@@ -132,6 +133,11 @@ def test_a_folder_of_objects_stands_for_what_is_in_it(
         lesson_of(course_of("rgb", data, tmp_path / "run", source=tmp_path / name))["from"] for name in "abc"
     )
     assert a == b != c
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: pytest.fail(f"{self} is read once more"))
+        assert digest_of_folder(tmp_path / "c")[:12] == c
+    (tmp_path / "c" / "c.glb").write_bytes(b"three")
+    assert digest_of_folder(tmp_path / "c")[:12] != c
     course = course_of("rgb", data, tmp_path / "run")
     begin(course)
     other = replace(course, source=tmp_path / "a", data=tmp_path / "data", size_px=16)
