@@ -165,6 +165,7 @@ def test_what_nothing_can_start_with_is_refused_with_a_remedy(
     with pytest.raises(kind) as caught:
         open_start(choice, network)
     assert caught.value.code == code and caught.value.remedy
+    assert "--weights" not in str(caught.value)
 
 
 def test_a_set_whose_bytes_have_changed_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ ROUGH = open_start("embedded", "reconstruction")
         ("ccm", {"latent": LatentSettings(is_recomputed=True)}, "--recompute"),
         ("rgb", {"start": EMBEDDED, "latent": LatentSettings(photos=1.0)}, "--photos"),
         ("rgb", {"start": replace(EMBEDDED, is_fresh=True)}, "--fresh"),
-        ("rgb", {"start": EMBEDDED, "size_px": 128}, "--size 128"),
+        ("rgb", {"start": EMBEDDED, "size_px": 128}, "--size, or --data"),
         (
             "reconstruction",
             {"start": ROUGH, "surface": EndToEnd(architecture="release")},
@@ -99,6 +99,11 @@ def begin(course: Course) -> None:
     for line in run_course(course, SETTINGS):
         if line.step == 2:
             return
+
+
+def test_embedded_networks_learn_from_no_folder_of_smaller_pictures(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at 64 px"):
+        require_sense(course_of("rgb", data, tmp_path / "run", start=EMBEDDED))
 
 
 def refusal(course: Course) -> CrmError:

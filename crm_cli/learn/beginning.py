@@ -108,16 +108,24 @@ def open_start(choice: str, network: str, *, is_fresh: bool = False) -> Start:
         raise UsageError(
             f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {', '.join(NAMES)}"
         )
+    try:
+        return _open(choice, network, is_fresh=is_fresh)
+    except EnvironmentProblem as error:
+        # Weights are spoken of as to those who convert with them.
+        remedy = error.remedy.replace("--weights", "--start")
+        raise EnvironmentProblem(error.cause, code=error.code, remedy=remedy) from error
+
+
+def _open(choice: str, network: str, *, is_fresh: bool) -> Start:
     file = expanded(choice)
     if file.is_file():
         return _from_file(file, network, is_fresh=is_fresh)
     weights = find(choice)
     require_intact(weights)
-    files = tuple(entry.path for entry in weights.files_of(network))
     return Start(
         network=network,
         architecture=weights.architecture,
-        files=files,
+        files=tuple(entry.path for entry in weights.files_of(network)),
         weights=weights,
         is_fresh=is_fresh,
     )

@@ -67,10 +67,10 @@ def require_sense(course: Course) -> None:
             "leave one of them out",
         ),
         (
-            is_embedded and course.size_px not in (None, SIZE_PX),
-            f"--size {course.size_px}: the small networks were trained, and draw, at {SIZE_PX} px",
+            is_embedded and size_px_of(course) != SIZE_PX,
+            f"--size, or --data: the small networks were trained, and draw, at {SIZE_PX} px, not at others",
             "SIZE",
-            "leave --size out, or --start",
+            f"give a --data folder of {SIZE_PX} px, or leave --start out",
         ),
     )
     for is_wrong, what, about, remedy in refusals:
