@@ -35,11 +35,12 @@ from crm_cli.errors import PhotoError
 from crm_cli.learn import course
 from crm_cli.learn.ablations import VARIANTS, AblationTask, Variant
 from crm_cli.learn.data import HELD_OUT, Shards, build
+from crm_cli.learn.examples import draw_posed
 from crm_cli.learn.fit import CELLS, F_SCORE_AT, distances, spread
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.solid import Solid
 from crm_cli.learn.train import averaged, train
-from crm_cli.learn.turned import TurnedShards, posed_product, retake, retake_all
+from crm_cli.learn.turned import TurnedShards, retake, retake_all
 from crm_cli.learn.unseen import held
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import agree
@@ -207,7 +208,7 @@ def measure_grids(index: int, options: argparse.Namespace) -> list[dict[str, Any
     network = cast(Reconstruction, toolbox.networks["reconstruction"])
     held_out = Shards(options.data / "held-out", options.held_out)
     batch = held_out.batch(np.array([index]))
-    posed = posed_product(HELD_OUT + index)
+    posed = draw_posed(np.random.default_rng(HELD_OUT + index))
     solid = Solid(posed.vertices, posed.faces, posed.product.part)
     [imagined] = imagine([held(batch["photo"][0].numpy(), index)[1]])
     rows = []

@@ -31,10 +31,10 @@ from crm_cli.learn.ablations import (
     without_maps,
 )
 from crm_cli.learn.data import Shards, write_shard
-from crm_cli.learn.examples import make_example
+from crm_cli.learn.examples import draw_posed, make_example
 from crm_cli.learn.solid import Solid
 from crm_cli.learn.transformer import PlaneTransformer, TransformerConfig
-from crm_cli.learn.turned import TurnedShards, draw_turn, in_world, posed_product, retake, retake_all
+from crm_cli.learn.turned import TurnedShards, draw_turn, in_world, retake, retake_all
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import agree
 from crm_cli.models.reconstruction import Reconstruction, network_input
@@ -215,7 +215,7 @@ def test_maps_of_turned_cameras_lie_on_the_product_in_the_world(seed: int) -> No
     views = in_world(SixViews(rgb=rgba[:, :3], alpha=rgba[:, 3:], ccm=own), torch.from_numpy(seen.turn))
     covered = views.alpha[:, 0] > 0.99
     places = (2 * views.ccm - 1).permute(0, 2, 3, 1)[covered].numpy()
-    posed = posed_product(seed)
+    posed = draw_posed(np.random.default_rng(seed))
     solid = Solid(posed.vertices, posed.faces, posed.product.part)
     assert np.median(np.abs(solid.signed_distance(places))) < 0.01
     assert len(places) > 500

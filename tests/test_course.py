@@ -258,8 +258,6 @@ def test_the_published_reconstruction_is_trained_by_its_name(monkeypatch: pytest
     assert [*task.network.state_dict()] == [*Reconstruction(MINI).state_dict()]
     with pytest.raises(UsageError, match="huge: no such architecture"):
         open_task("reconstruction", 0, surface=EndToEnd(architecture="huge"))
-    with pytest.raises(UsageError, match="ccm makes no surface"):
-        open_task("ccm", 0, surface=EndToEnd())
 
 
 def test_an_unknown_network_is_refused_before_anything_is_rendered(tmp_path: Path) -> None:

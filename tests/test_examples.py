@@ -6,7 +6,7 @@ import torch
 
 from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, RIGHT, TOP, VIEWS
 from crm_cli.learn.camera import Posed, aim, draw_pose, pose
-from crm_cli.learn.examples import ARRAYS, Example, damage, make_example, outer_surface, six_views
+from crm_cli.learn.examples import ARRAYS, Example, damage, draw_posed, make_example, outer_surface, six_views
 from crm_cli.learn.materials import Material, solid
 from crm_cli.learn.parts import Part, assemble
 from crm_cli.learn.products import make_product
@@ -25,8 +25,7 @@ def examples() -> list[Example]:
 
 
 def posed_product(seed: int) -> Posed:
-    rng = np.random.default_rng(seed)
-    return pose(make_product(rng), draw_pose(rng))
+    return draw_posed(np.random.default_rng(seed))
 
 
 def solid_of(posed: Posed) -> Solid:

@@ -370,3 +370,9 @@ def test_one_mesh_can_be_learned_but_not_measured_on(tmp_path: Path, course_from
     assert len(list(run_course(course, SETTINGS))) == 2
     with pytest.raises(UsageError, match="none is left to measure on"):
         held_out_examples(course)
+    # Not at the end of days of training.
+    for wish in ({"is_shipped": True}, {"sample_every": 1}, {"measure_every": 2}):
+        looks = replace(course, folder=tmp_path / "other", **wish)
+        with pytest.raises(UsageError, match="none is left to measure on"):
+            list(run_course(looks, SETTINGS))
+    assert not (tmp_path / "other").exists()

@@ -14,6 +14,7 @@ from crm_cli.learn import surface as module
 from crm_cli.learn.data import Shards, write_shard
 from crm_cli.learn.portraits import Portrayed, draw_eyes, eyes_of, write_portraits
 from crm_cli.learn.render import OwnRenderer
+from crm_cli.learn.samples import GAP_PX, TILE_PX
 from crm_cli.learn.shell import Shell, find_shell
 from crm_cli.learn.surface import EndToEnd, SurfaceTask, check_end_to_end, open_renderer, show
 from crm_cli.learn.tasks import records_of
@@ -219,8 +220,11 @@ def test_a_sample_shows_what_is_drawn_above_what_is(examples: Portrayed) -> None
     batch = examples.batch(np.array([0, 1]))
     with torch.no_grad():
         picture = task_of(TINY).show(batch, random())
-    assert picture.shape == (3, 2 * 2 * 24, 8 * 24)
-    drawn, truth = picture.view(3, 2, 2, 24, 8, 24).unbind(2)
+    times = TILE_PX // 24
+    side = 24 * times + GAP_PX
+    assert picture.shape == (3, 2 * 2 * side, 8 * side)
+    tiles = picture.view(3, 2, 2, side, 8, side)[:, :, :, :-GAP_PX:times, :, :-GAP_PX:times]
+    drawn, truth = tiles.unbind(2)
     portrait = batch["portrait"][:, ::2].float() / 255
     wanted = portrait[:, :, :3] + module.BACKGROUND * (1 - portrait[:, :, 3:])
     torch.testing.assert_close(truth, wanted.permute(2, 0, 3, 1, 4))

@@ -124,8 +124,9 @@ def test_accumulating_is_part_of_the_settings(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_place_for_weights_that_is_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    for file in (tmp_path, tmp_path / "missing" / "rgb.safetensors"):
-        refused(train("rgb", tmp_path / "data", tmp_path / "run", ["--ship", file]), OutputError)
+    for file, said in ((tmp_path, "a folder"), (tmp_path / "missing" / "rgb.safetensors", "no folder")):
+        error = refused(train("rgb", tmp_path / "data", tmp_path / "run", ["--ship", file]), OutputError)
+        assert said in error.cause
     assert list(tmp_path.iterdir()) == []
 
 

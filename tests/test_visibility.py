@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from crm_cli.learn.visibility import THIN, Shell, sides_of
+from crm_cli.learn.visibility import THIN, Enclosed, sides_of
 
 BALL = trimesh.creation.icosphere(subdivisions=3, radius=0.6)
 PLACES = np.random.default_rng(0).uniform(-1, 1, (1500, 3)).astype(np.float32)
@@ -13,10 +13,10 @@ FACETS = 5e-3
 """How far the facets of the ball lie inside it."""
 
 
-def shell_of(*meshes: trimesh.Trimesh) -> Shell:
+def shell_of(*meshes: trimesh.Trimesh) -> Enclosed:
     whole = trimesh.util.concatenate(meshes)
     vertices, faces = whole.vertices.astype(np.float32), whole.faces.astype(np.int64)
-    return Shell(vertices, faces, sides_of(vertices, faces))
+    return Enclosed(vertices, faces, sides_of(vertices, faces))
 
 
 def inverted(mesh: trimesh.Trimesh) -> trimesh.Trimesh:

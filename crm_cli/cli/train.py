@@ -260,6 +260,7 @@ def train(
         ),
         sample_every=sample_every,
         measure_every=measure_every,
+        is_shipped=ship is not None,
     )
     settings = TrainSettings(
         steps=steps,

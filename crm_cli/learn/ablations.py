@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from crm_cli.learn.tasks import ReconstructionTask, degraded
+from crm_cli.learn.tasks import ReconstructionTask, degraded, records_of
 from crm_cli.learn.train import Batch, Terms, TrainSettings
 from crm_cli.learn.transformer import PlaneTransformer, TransformerConfig
 from crm_cli.learn.turned import in_world
@@ -269,12 +269,7 @@ class AblationTask(ReconstructionTask):
 
     def exact(self, batch: Batch) -> list[SixViews]:
         """Rendered views and depth, as the variant sees them."""
-        rgba, depth = agree.on_grey(batch["views"].float() / 255), batch["depth"].float()
-        views = [
-            SixViews(rgb=v[:, :3], alpha=v[:, 3:], ccm=agree.maps_of(d, v[:, 3:]))
-            for v, d in zip(rgba, depth, strict=True)
-        ]
-        return self._retouched(views, batch)
+        return self._retouched(records_of(batch["views"].float() / 255, batch["depth"].float()), batch)
 
     def _retouched(self, views: list[SixViews], batch: Batch) -> list[SixViews]:
         turns = batch["turn"] if self.variant.is_turned else [None] * len(views)

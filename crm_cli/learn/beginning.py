@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
@@ -109,16 +108,24 @@ def open_start(choice: str, network: str, *, is_fresh: bool = False) -> Start:
         raise UsageError(
             f"no network named {network}", code="E_TRAIN_NETWORK", remedy=f"known: {', '.join(NAMES)}"
         )
+    try:
+        return _open(choice, network, is_fresh=is_fresh)
+    except EnvironmentProblem as error:
+        # Weights are spoken of as to those who convert with them.
+        remedy = error.remedy.replace("--weights", "--start")
+        raise EnvironmentProblem(error.cause, code=error.code, remedy=remedy) from error
+
+
+def _open(choice: str, network: str, *, is_fresh: bool) -> Start:
     file = expanded(choice)
     if file.is_file():
         return _from_file(file, network, is_fresh=is_fresh)
     weights = find(choice)
     require_intact(weights)
-    files = tuple(entry.path for entry in weights.files_of(network))
     return Start(
         network=network,
         architecture=weights.architecture,
-        files=files,
+        files=tuple(entry.path for entry in weights.files_of(network)),
         weights=weights,
         is_fresh=is_fresh,
     )
@@ -173,21 +180,3 @@ def _architecture_of(file: Path, network: str) -> str:
 def _unfilled(build: Callable[[str], nn.Module], part: str) -> nn.Module:
     with torch.device("meta"):
         return build(part)
-
-
-def require_same_network(checkpoint: Path, network: nn.Module) -> None:
-    """Raise UsageError where a run's checkpoint holds another network than the one that shall go on."""
-    if not checkpoint.exists():
-        return
-    with safe_open(checkpoint, "pt") as opened:
-        shapes = {
-            name.removeprefix("network."): list(opened.get_slice(name).get_shape())
-            for name in opened.keys()  # noqa: SIM118 - not a mapping
-            if name.startswith("network.")
-        }
-    if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
-        raise UsageError(
-            f"{checkpoint}: of another network",
-            code="E_TRAIN_SETTINGS",
-            remedy="give the same --start, or another --out folder",
-        )

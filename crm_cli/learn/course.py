@@ -13,9 +13,10 @@ import torch
 
 from crm_cli import __version__
 from crm_cli.errors import EnvironmentProblem, OutputError, UsageError
-from crm_cli.learn.beginning import Start, require_same_network
-from crm_cli.learn.checkpoint import NAME, averaged
+from crm_cli.learn.beginning import Start
+from crm_cli.learn.checkpoint import NAME, averaged, check_checkpoint
 from crm_cli.learn.latent import LatentSettings, open_latent
+from crm_cli.learn.lesson import lesson_of, require_sense
 from crm_cli.learn.ranks import ALONE, Ranks, Stopped
 from crm_cli.learn.rendering import held_out_examples, rendering, training_examples
 from crm_cli.learn.shipping import ship_set
@@ -64,6 +65,18 @@ class Course:
     """Steps between sample pictures of held-out products; 0: none."""
     measure_every: int = 0
     """Steps between scores on all held-out products; 0: none before the end."""
+    is_shipped: bool = False
+    """Whether weights are written in the end, with scores on held-out products."""
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it trains a denoiser of the published structure."""
+        return self.start is not None and self.start.is_latent and self.network != "reconstruction"
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether it looks at products that it does not learn from."""
+        return bool(self.is_shipped or self.sample_every or self.measure_every)
 
     @property
     def has_field(self) -> bool:
@@ -85,12 +98,6 @@ def open_task(
 
     first, start, latent, surface: see `Course`.
     """
-    if surface is not None and network != "reconstruction":
-        raise UsageError(
-            f"--end-to-end: {network} makes no surface",
-            code="E_TRAIN_SURFACE",
-            remedy="it is for the reconstruction",
-        )
     torch.manual_seed(seed)
     if start is not None and start.is_latent and network != "reconstruction":
         return open_latent(start, latent, device=device)
@@ -157,16 +164,13 @@ def run_course(
     ranks: which process of several this is; the first one alone renders, looks and writes.
     is_stopped: asked while examples are rendered, and after every step; what is finished is then kept.
     """
-    if course.network == "reconstruction" and course.grow:
-        raise UsageError(
-            "--grow: only pictures are rendered meanwhile, and reconstruction learns from distances too",
-            code="E_TRAIN_GROW",
-            remedy="leave --grow out",
-        )
+    require_sense(course)
     ranks.share(settings.accumulate)
     # First: a wrong name should not cost an hour of rendering.
     task = _task_of(course, settings)
-    require_same_network(course.folder / NAME, task.network)
+    lesson = lesson_of(course)
+    if (course.folder / NAME).exists():
+        check_checkpoint(course.folder / NAME, task.network, settings, lesson)
     with rendering(course if ranks.is_first else replace(course, workers=0)) as has_failed:
 
         def is_over() -> bool:
@@ -178,7 +182,14 @@ def run_course(
             )
             watch = _watch(course, ranks, is_over)
             yield from train(
-                task, examples, settings, course.folder, ranks=ranks, watch=watch, is_stopped=is_over
+                task,
+                examples,
+                settings,
+                course.folder,
+                lesson=lesson,
+                ranks=ranks,
+                watch=watch,
+                is_stopped=is_over,
             )
         except Stopped:
             return
@@ -204,9 +215,12 @@ def _watch(course: Course, ranks: Ranks, is_stopped: Callable[[], bool]) -> Watc
 def check_ship(file: Path) -> None:
     """Refuse a place for weights that is none, before there are any."""
     folder = file.absolute().parent
-    if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        what = "a folder" if file.is_dir() else "cannot be written"
         raise OutputError(
-            f"--ship {file}: cannot be written", code="E_OUTPUT", remedy="give a file in a folder of yours"
+            f"--ship {file}: {what if folder.is_dir() else f'no folder {folder}'}",
+            code="E_OUTPUT",
+            remedy="give a file in a folder of yours that is there",
         )
 
 

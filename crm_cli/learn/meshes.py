@@ -20,7 +20,7 @@ from crm_cli.learn.examples import SAMPLES
 from crm_cli.learn.materials import Floats
 from crm_cli.learn.paint import Paint, Texture, open_texture, paint_of, to_linear, to_srgb
 from crm_cli.learn.subject import FAMILY, Shine, Unusable, shine_of
-from crm_cli.learn.visibility import Shell, Sides, sides_of
+from crm_cli.learn.visibility import Enclosed, Sides, sides_of
 from crm_cli.records import expect
 
 MAX_FACES = 300_000
@@ -87,9 +87,9 @@ class LoadedMesh:
         """Which sides of the faces can be seen; a pose does not change that."""
         return sides_of(self.vertices, self.faces)
 
-    def body(self, vertices: Floats) -> Shell:
+    def body(self, vertices: Floats) -> Enclosed:
         """What cannot be seen from anywhere, the vertices [V 3] put in place."""
-        return Shell(vertices, self.faces, self.sides)
+        return Enclosed(vertices, self.faces, self.sides)
 
 
 def _blended(corners: Floats, barycentric: Floats) -> Floats:

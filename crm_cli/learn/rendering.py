@@ -41,7 +41,7 @@ def training_examples(
         first=first,
         per_step=(course.examples - first) / (course.grow * settings.steps),
         device=course.device,
-        shard=shard_of(_size_px(course)),
+        shard=shard_of(size_px_of(course)),
         is_stopped=is_stopped,
     )
 
@@ -132,8 +132,8 @@ def _damaged(folder: Path, error: Exception) -> UsageError:
 
 def _renderer(course: Course, workers: int, *, first_seed: int) -> Callable[..., Iterator[Path]]:
     """What renders a course's examples, from a seed on; see `data.build`."""
+    size_px = size_px_of(course)
     with _blaming(course.data):
-        size_px = _size_px(course)
         source = _source(course, is_held_out=bool(first_seed))
     return partial(
         build,
@@ -167,9 +167,10 @@ def _blaming(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _size_px(course: Course) -> int:
+def size_px_of(course: Course) -> int:
     """Side of the pictures of a course; UsageError where its examples have another."""
-    stored = stored_size_px(course.data)
+    with _blaming(course.data):
+        stored = stored_size_px(course.data)
     if course.size_px is None:
         return stored or SIZE_PX
     if course.size_px % 8:
@@ -195,16 +196,17 @@ def _source(course: Course, *, is_held_out: bool) -> Folder | None:
     split = open_folder(
         course.source,
         course.data,
-        size_px=_size_px(course),
+        size_px=size_px_of(course),
         workers=course.workers,
         held_out_seed=HELD_OUT,
     )
     source = split.held_out if is_held_out else split.train
-    if not source.objects:
+    # Days of training should not end in this.
+    if not split.held_out.objects and (is_held_out or course.needs_held_out):
         raise UsageError(
             f"--from {course.source}: one object, and it is learned from: none is left to measure on",
             code="E_TRAIN_SOURCE",
-            remedy="add another, or leave --ship out",
+            remedy="add another, or leave out --ship, --sample-every and --measure-every",
         )
     if course.network == "reconstruction" and source.kind == "published layout":
         raise UsageError(

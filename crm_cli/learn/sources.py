@@ -15,7 +15,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,18 +111,16 @@ def _read(kind: Kind, found: Found, size_px: int) -> LoadedMesh | RenderedObject
         data = [file.read_bytes() for file in found.files]
     except OSError as error:
         raise Unusable(f"{Path(str(error.filename)).name}: {error.strerror}") from error
-    if found.digest != _digest(data):
+    if found.digest != _digest([hashlib.sha256(part).digest() for part in data]):
         raise Unusable(f"{found.name}: has changed since its folder was listed")
     if kind == "meshes":
         return read_mesh(data[0], size_px=size_px)
     return read_object(data[: len(VIEW_NAMES)], data[len(VIEW_NAMES) :])
 
 
-def _digest(data: Sequence[bytes]) -> str:
-    """One digest over the files of an object."""
-    if len(data) == 1:
-        return hashlib.sha256(data[0]).hexdigest()
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in data)).hexdigest()
+def _digest(parts: Sequence[bytes]) -> str:
+    """One digest over those of an object's files."""
+    return parts[0].hex() if len(parts) == 1 else hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +173,12 @@ def open_folder(folder: Path, data: Path, *, size_px: int, workers: int, held_ou
     return _split(kind, usable, held_out_seed)
 
 
+def digest_of_folder(folder: Path) -> str:
+    """Stand for the objects of a folder, whatever they are called."""
+    kind, found = _search(folder)
+    return hashlib.sha256("\n".join([kind, *(one.digest for one in found)]).encode()).hexdigest()
+
+
 def refuse_other(data: Path) -> None:
     """Raise UsageError where a folder of examples was rendered from a folder of objects."""
     if _listed(data) is not None:
@@ -201,7 +205,11 @@ def _listed(data: Path) -> dict[str, Any] | None:
 def _search(folder: Path) -> tuple[Kind, list[Found]]:
     """Find the objects of a folder in the order of their digests; copies count once."""
     if not folder.is_dir():
-        raise UsageError(f"--from {folder}: no such folder", code="E_TRAIN_SOURCE")
+        raise UsageError(
+            f"--from {folder}: no such folder",
+            code="E_TRAIN_SOURCE",
+            remedy="name a folder of GLB files, or of the published layout",
+        )
     meshes = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".glb" and file.is_file())
     rendered = dict(_rendered(folder))
     if bool(meshes) == bool(rendered):
@@ -216,17 +224,24 @@ def _search(folder: Path) -> tuple[Kind, list[Found]]:
     files = {str(mesh.relative_to(folder)): (mesh,) for mesh in meshes} | rendered
     found: dict[str, Found] = {}
     for name, group in files.items():
-        digest = _digest([_bytes(file) for file in group])
+        digest = _digest([_digest_of(file) for file in group])
         found.setdefault(digest, Found(name=name, files=group, digest=digest))
     return kind, [found[digest] for digest in sorted(found)]
 
 
-def _bytes(file: Path) -> bytes:
-    """What is in a file; its name where it cannot be read, which `_read` will report."""
+def _digest_of(file: Path) -> bytes:
+    """Stand for what is in a file; for its name where it cannot be read, which `_read` will report."""
     try:
-        return file.read_bytes()
+        stat = file.stat()
+        return _read_digest(file, stat.st_size, stat.st_mtime_ns)
     except OSError:
-        return str(file).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).digest()
+
+
+@cache
+def _read_digest(file: Path, size_bytes: int, written_ns: int) -> bytes:
+    """Read a file once: a run asks for the same folder again for each set of examples."""
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def _rendered(folder: Path) -> Iterator[tuple[str, tuple[Path, ...]]]:

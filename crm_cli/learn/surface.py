@@ -18,6 +18,7 @@ from crm_cli.errors import UsageError
 from crm_cli.learn.perceptual import Lpips
 from crm_cli.learn.portraits import eyes_of
 from crm_cli.learn.render import Eyes, NvdiffrastRenderer, OwnRenderer, Renderer
+from crm_cli.learn.samples import sheet
 from crm_cli.learn.shell import Shell, find_shell
 from crm_cli.learn.tasks import degraded, records_of
 from crm_cli.learn.train import Batch, Terms
@@ -130,8 +131,8 @@ class SurfaceTask:
             eyes = eyes_of(batch["eye_axes"][index, ::2], batch["eye_distance"][index, ::2])
             shell = find_shell(field, self._grid, random)
             drawn = show(field, shell, eyes, self._renderer, size_px=rgba.shape[-1])
-            rows += [torch.cat([*pictures], -1) for pictures in (drawn.rgb, _on_background(rgba))]
-        return torch.cat(rows, 1).clamp(0, 1)
+            rows += [[*pictures] for pictures in (drawn.rgb, _on_background(rgba))]
+        return sheet(rows).clamp(0, 1)
 
     def _fields(self, batch: Batch, random: torch.Generator) -> list[PlaneField]:
         """What the network makes of the views, with noise on its input; in single precision from here on."""

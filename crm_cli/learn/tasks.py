@@ -155,14 +155,10 @@ class ReconstructionTask:
 
     def show(self, batch: Batch, random: torch.Generator) -> Tensor:
         """The surface from the true views, seen from six sides, above those views: [3 H W]."""
-        photo, views = (on_grey(batch[name].float() / 255) for name in ("photo", "views"))
-        records = [
-            SixViews(rgb=v[:, :3], alpha=v[:, 3:], ccm=maps_of(d, v[:, 3:]))
-            for v, d in zip(views, batch["depth"].float(), strict=True)
-        ]
-        fields = self.network.fields(records)  # type: ignore[operator]
+        photo, views = (batch[name].float() / 255 for name in ("photo", "views"))
+        fields = self.network.fields(records_of(views, batch["depth"].float()))  # type: ignore[operator]
         drawn = torch.stack([rendered(field, photo.shape[-1]) for field in fields])
-        return compared(on_white(photo).cpu(), drawn, on_white(views).cpu())
+        return compared(on_white(on_grey(photo)).cpu(), drawn, on_white(on_grey(views)).cpu())
 
 
 def see(network: nn.Module, codec: PatchCodec, photo: Tensor, noisy: Tensor, t: Tensor) -> Tensor:

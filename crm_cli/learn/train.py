@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, OutputError, StoppedEarly, UsageError
-from crm_cli.learn.checkpoint import NAME, restore, save_checkpoint
+from crm_cli.learn.checkpoint import NAME, Lesson, restore, save_checkpoint
 from crm_cli.learn.checkpoint import averaged as averaged
 from crm_cli.learn.logs import open_logs
 from crm_cli.learn.ranks import ALONE, Ranks
@@ -170,6 +171,7 @@ def train(
     folder: Path,
     *,
     until: int | None = None,
+    lesson: Lesson = MappingProxyType({}),
     ranks: Ranks = ALONE,
     watch: Watch | None = None,
     is_stopped: Callable[[], bool] = never,
@@ -182,6 +184,7 @@ def train(
         settings: must equal those of the folder's checkpoint, if there is one, but for when to save and log.
         folder: receives `checkpoint.safetensors`, `log.csv`, and what `watch` asks for.
         until: stop (and save) at this step instead of the last.
+        lesson: kept in the checkpoint; a run that learns something else does not go on from it.
         ranks: which share of every step is calculated here; the first process alone writes.
         watch: what to look at meanwhile; changes no parameter.
         is_stopped: asked after every step; the run then saves and ends.
@@ -190,7 +193,7 @@ def train(
     state = begin(task, settings)
     file = folder / NAME
     if file.exists():
-        restore(state, file, settings)
+        restore(state, file, settings, lesson)
         log.info("resuming %s at step %d", task.name, state.step)
     ranks.require_same(state.step, "step")
     last = settings.steps if until is None else min(until, settings.steps)
@@ -215,7 +218,7 @@ def train(
                 if (picture := watch.sample(task, state, last)) is not None:
                     logs.picture(state.step, picture)
             if is_saved and ranks.is_first:
-                save_checkpoint(state, file, settings)
+                save_checkpoint(state, file, settings, lesson)
             if ends:
                 return
 

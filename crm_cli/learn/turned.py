@@ -8,7 +8,6 @@ relative to the planes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crm_cli.fragments import Raster
-from crm_cli.learn.camera import Posed, draw_pose, pose
-from crm_cli.learn.data import SHARD, Shards, shards_of
-from crm_cli.learn.examples import six_views
+from crm_cli.learn.camera import Posed
+from crm_cli.learn.data import SHARD, Shards, shards_of, store
+from crm_cli.learn.examples import draw_posed, six_views
 from crm_cli.learn.materials import Random
-from crm_cli.learn.products import make_product
 from crm_cli.learn.train import Batch
 from crm_cli.models.agree import SOLID
 from crm_cli.records import SixViews
@@ -57,19 +55,12 @@ def draw_turn(rng: Random) -> Turn:
     return np.asarray(q if np.linalg.det(q) > 0 else -q)
 
 
-def posed_product(seed: int) -> Posed:
-    """The product of `make_example(default_rng(seed))`, as its photo and its views show it."""
-    rng = np.random.default_rng(seed)
-    product = make_product(rng)
-    return pose(product, draw_pose(rng))
-
-
 def retake(seed: int, raster: Raster, *, size_px: int = 64, turn: Turn | None = None) -> Retaken:
     """Look at the product of `make_example(default_rng(seed))` through turned cameras.
 
     turn: a rotation; drawn from the seed where None.
     """
-    posed = posed_product(seed)
+    posed = draw_posed(np.random.default_rng(seed))
     if turn is None:
         turn = draw_turn(np.random.default_rng([seed, OWN_STREAM]))
     turned = posed.vertices @ turn.T
@@ -112,10 +103,7 @@ def retake_all(folder: Path, count: int, *, first_seed: int = 0, size_px: int = 
         columns: dict[str, NDArray[np.generic]] = {
             name: np.stack([getattr(one, name) for one in retaken]) for name in Retaken._fields
         }
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        with part.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, seed=np.array(seeds, dtype=np.int64), **columns)
-        part.replace(file)
+        store(file, seeds, columns)
         yield file
 
 

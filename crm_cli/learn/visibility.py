@@ -109,7 +109,7 @@ def sides_of(vertices: Floats, faces: NDArray[np.int64]) -> Sides:
     return Sides(*(np.logical_or.reduce(side, axis=0) for side in seen))
 
 
-class Shell:
+class Enclosed:
     """What cannot be seen of the space around a posed mesh, and its sheets."""
 
     def __init__(self, vertices: Floats, faces: NDArray[np.int64], sides: Sides) -> None:
