@@ -88,6 +88,7 @@ class GraphRecorder:
     def __init__(self, why_not: str | None = None) -> None:
         self.why_not = why_not
         """What keeps it from recording here; None as long as nothing does."""
+        self._stream: Any = None
         self._pool: Any = None
 
     def __call__(self, step: Step) -> Step | None:
@@ -97,26 +98,43 @@ class GraphRecorder:
         if self.why_not is not None:
             return None
         cuda = torch.cuda  # noqa: TID251
-        graph = cuda.CUDAGraph()
-        try:
-            # Libraries set themselves up in a first run, which no recording may contain.
-            aside = cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(cuda.current_stream())
-            with cuda.stream(aside):
-                step()
-            cuda.current_stream().wait_stream(aside)
+        if self._pool is None:
             # All recordings work in the same memory, one after the other: what lasts lies outside of it.
-            with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._stream, self._pool = cuda.Stream(), cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        graph, before, aside = cuda.CUDAGraph(), cuda.current_stream(), self._stream
+        aside.wait_stream(before)
+        try:
+            # Around both, because a recording that cannot be ended leaves its own stream the current one.
+            with cuda.stream(aside):
+                # Libraries set themselves up in a first run, which no recording may contain: on the same
+                # stream, for which they keep memory of their own.
                 step()
-        except cuda.OutOfMemoryError:
-            raise
+                with cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+                    step()
         except RuntimeError as error:
-            self.why_not = f"recording failed: {str(error).splitlines()[0]}"
+            self._end_recording()
+            if isinstance(error, cuda.OutOfMemoryError):
+                raise
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            self.why_not = f"recording failed: {why}"
             log.warning("kernels are launched one by one: %s", self.why_not)
             return None
-        self._pool = graph.pool()
+        before.wait_stream(aside)
         replay: Step = graph.replay
         return replay
+
+    def _end_recording(self) -> None:
+        """Tell the allocator what torch forgets to where a recording cannot be ended.
+
+        With one under way it gives nothing back of what it keeps, and a next one could not begin. (PyTorch,
+        aten/src/ATen/cuda/CUDAGraph.cpp, capture_end)
+        """
+        import torch
+
+        place = torch.cuda.current_device(), self._pool  # noqa: TID251
+        with contextlib.suppress(RuntimeError, AttributeError):  # none is under way
+            torch._C._cuda_endAllocateToPool(*place)
+            torch._C._cuda_releasePool(*place)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
