@@ -88,6 +88,8 @@ class GraphRecorder:
     def __init__(self, why_not: str | None = None) -> None:
         self.why_not = why_not
         """What keeps it from recording here; None as long as nothing does."""
+        self.held_bytes = 0
+        """Memory that recordings keep for themselves. To the allocator it is not in use between them."""
         self._stream: Any = None
         self._pool: Any = None
 
@@ -110,7 +112,9 @@ class GraphRecorder:
                 # stream, for which they keep memory of their own.
                 step()
                 with cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+                    kept_bytes = cuda.memory_reserved()
                     step()
+                    self.held_bytes += cuda.memory_reserved() - kept_bytes
         except RuntimeError as error:
             self._end_recording()
             if isinstance(error, cuda.OutOfMemoryError):

@@ -70,7 +70,7 @@ def system(
 
     work = {"imagine": Work(operations=2e8, bytes=0, dtype=torch.float32)}
     return System(
-        name=name, convert=convert, ran=ran, wanted=wanted, work=work, networks_bytes=0, opened_s=1.5
+        name=name, convert=convert, ran=ran, wanted=wanted, work=work, standing_bytes=lambda: 0, opened_s=1.5
     )
 
 
@@ -161,8 +161,8 @@ def test_the_share_in_which_an_accelerator_calculates_is_that_of_a_photo_s_own_t
         def start(self) -> None:
             """Nothing to forget."""
 
-        def peak(self, networks_bytes: int) -> int:
-            return networks_bytes + 7
+        def peak(self, standing_bytes: int) -> int:
+            return standing_bytes + 7
 
     def kernels(work: Callable[[], object], device: str) -> float:
         work()

@@ -289,6 +289,7 @@ class Recording:
         self.log: list[object] = []
         self.failure = failure
         self.current = "default"
+        self.reserved = 1000
         self.pools_at_work: list[object] = []
 
     def current_stream(self) -> StandInStream:
@@ -296,6 +297,9 @@ class Recording:
 
     def Stream(self) -> StandInStream:
         return StandInStream(self, "aside")
+
+    def memory_reserved(self) -> int:
+        return self.reserved
 
     def current_device(self) -> int:
         return 0
@@ -370,6 +374,18 @@ def test_a_step_is_run_once_aside_then_recorded_and_all_recordings_share_memory(
     first, record, last = ("record", "pool", "aside"), "step aside", "default waits for aside"
     assert device.log == ["aside waits for default", record, first, record, last, "replay"] * 2
     assert recorder.why_not is None
+
+
+def test_what_recordings_keep_is_what_the_allocator_fetches_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
+    wanted = iter([500, 30, 500, 0])  # the first run of each step is no recording; the second shares
+
+    def step() -> None:
+        device.reserved += next(wanted)
+
+    recorder(step)
+    recorder(step)
+    assert recorder.held_bytes == 30
 
 
 def test_a_recording_that_fails_is_told_once_and_not_tried_again(

@@ -28,7 +28,8 @@ class System:
     """Those that it would make if nobody was in a hurry."""
     work: Mapping[str, Work]
     """What each stage must do at least, with all its steps."""
-    networks_bytes: int
+    standing_bytes: Callable[[], int]
+    """What lies on the device between photos: its networks, and what recordings of their steps keep."""
     opened_s: float
     """What opening it took."""
 

@@ -129,7 +129,7 @@ def _convert(system: System, subjects: Subjects, number: int, gauge: Gauge) -> T
         watch = Watch(gauge.device)
         system.convert(job, watch.stage, watch.step)
         timeline = watch.stop()
-        peak_bytes = gauge.peak(system.networks_bytes)
+        peak_bytes = gauge.peak(system.standing_bytes())
     wall_s = timeline.end.since(timeline.stages[0][1]).wall_s
     stages = lengths(timeline, ran=system.ran, wanted=system.wanted)
     return Taken(stages=stages, wall_s=wall_s, peak_bytes=peak_bytes)
