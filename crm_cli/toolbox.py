@@ -278,15 +278,18 @@ def _processor_flags() -> set[str]:
 def room_for_networks(device: str, sharers: int = 1, batch: int = 1) -> int | None:
     """Bytes that networks may take on a device; None where nobody knows.
 
-    Workers open at the same time and all find the same memory free, so each takes its share alone.
+    Workers open at the same time and all find the same memory free, so each takes its share alone. One that
+    is opened later, for another that is gone, finds the others' share taken: its own is that of the whole
+    accelerator, as far as it is free.
     """
     import torch
 
     if device == "cpu":
         free = usable_memory()
         return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
-    free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
-    return max(0, free // sharers - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
+    free, total = torch.cuda.mem_get_info(device)  # noqa: TID251
+    share = max(free // sharers, min(free, total // sharers))
+    return max(0, share - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
 
 
 def peak_memory(device: str) -> int:
