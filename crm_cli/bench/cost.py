@@ -83,7 +83,7 @@ class SystemCost:
     cpu_side_s: float
     """Core-seconds of what an accelerator does not do; see CPU_SIDE."""
     busy: float | None
-    """Share of the time in which the accelerator calculated; None on a CPU."""
+    """Share of the time in which the accelerator calculated; None on a CPU, or where no kernel was seen."""
     peak_bytes: int | None
     """Of accelerator memory with this system's networks alone; on a CPU of the whole process."""
     opened_s: float

@@ -116,7 +116,8 @@ def measure(
         if device != "cpu":
             tell(f"{system.name}: share of the time in which {device} calculates")
             busy_s = kernel_seconds(partial(_convert, system, subjects, 0, gauge), device)
-            cost = replace(cost, busy=busy_s / statistics.median(run.wall_s for run in runs))
+            if busy_s > 0:
+                cost = replace(cost, busy=busy_s / statistics.median(run.wall_s for run in runs))
         costs.append(cost)
     return tuple(beside_baseline(costs))
 
