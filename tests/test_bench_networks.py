@@ -115,7 +115,7 @@ def test_only_on_a_gpu_does_the_baseline_have_a_copy_of_the_same_precision(
     monkeypatch.setattr(systems, "WORK_BYTES", 0)
     monkeypatch.setattr(systems, "WORK_BYTES_CPU", 0)
     monkeypatch.setattr(systems, "usable_memory", lambda: copy_bytes)
-    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (copy_bytes, copy_bytes))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (copy_bytes, 2 * copy_bytes))
     systems.require_room("miniature", ["float16", "float16"], "cpu")
     systems.require_room("miniature", ["float16"], "cuda")
     with pytest.raises(EnvironmentProblem, match="GB are free"):

@@ -23,7 +23,15 @@ from crm_cli.models.shelf import STAY_WIDE, laid_out
 from crm_cli.pipeline import Line
 from crm_cli.preset import DEFAULT, EMBEDDED, Override, Preset, load_preset
 from crm_cli.records import Mesh
-from crm_cli.toolbox import WORK_BYTES, WORK_BYTES_CPU, Toolbox, choose, open_toolbox, usable_memory
+from crm_cli.toolbox import (
+    WORK_BYTES,
+    WORK_BYTES_CPU,
+    Toolbox,
+    choose,
+    free_bytes,
+    open_toolbox,
+    usable_memory,
+)
 
 Networks = Literal["published", "embedded", "miniature"]
 
@@ -61,7 +69,7 @@ def require_room(architecture: str, formats: Sequence[str], device: str) -> None
         bytes_of(architecture, getattr(torch, name)) for name in (set(formats) if is_cpu else formats)
     )
     needed += WORK_BYTES_CPU if is_cpu else WORK_BYTES
-    free = usable_memory() if is_cpu else torch.accelerator.get_memory_info(device)[0]
+    free = usable_memory() if is_cpu else free_bytes([device])
     if free is not None and needed > free:
         raise EnvironmentProblem(
             f"these networks need {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free",

@@ -47,7 +47,9 @@ def bench(
         int | None,
         typer.Option(min=2, help="Make so few steps of each diffusion, and reckon with all of them."),
     ] = None,
-    time_limit: Annotated[str, typer.Option(metavar="TIME", help="Begin no photo that ends later.")] = "60s",
+    time_limit: Annotated[
+        str, typer.Option(metavar="TIME", help="Begin no photo that ends later; two are converted anyway.")
+    ] = "60s",
     has_baseline: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Run the published loop beside them.")
     ] = True,
