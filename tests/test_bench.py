@@ -205,7 +205,7 @@ def test_what_holds_for_none_is_left_out(crm: Crm, monkeypatch: pytest.MonkeyPat
     assert "accelerator busy" not in told and "times the baseline" not in told
     assert "random values" not in told and "reckoned" not in told
     assert "8.0 s from its start to the first mesh, 5.0 s once" in told
-    assert "6 photos in 20.0 s, 1,080 an hour" in told
+    assert "6 photos in 20.0 s: 1,080 an hour" in told
     assert "core-seconds over threads" in told
 
 
@@ -274,7 +274,7 @@ def test_the_command_is_timed_from_its_start_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[list[str]] = []
-    ticks = iter([0.0, 8.0, 10.0, 15.0, 20.0, 60.0])
+    ticks = iter([0.0, 8.0, 10.0, 15.0, 20.0, 60.0, 70.0, 75.0, 80.0, 92.0])
 
     def run(words: list[str], **more: Any) -> subprocess.CompletedProcess[str]:
         called.append(words)
@@ -286,7 +286,8 @@ def test_the_command_is_timed_from_its_start_to_its_end(
     found = command.time_command(photos, device="cpu")
     assert found == Command(first_s=8.0, again_s=5.0, photos=2, photos_s=40.0)
     assert found.photos_an_hour == 180
-    given = [words[words.index("convert") + 1 : words.index("-o")] for words in called]
+    assert command.time_command(photos[:1], device="cpu").photos_s == 12.0, "the second time, once more"
+    *given, _, _ = [words[words.index("convert") + 1 : words.index("-o")] for words in called]
     assert given == [[str(photos[0])], [str(photos[0])], [str(photo) for photo in photos]]
 
 

@@ -195,9 +195,10 @@ def _remarks(result: Result) -> Iterator[str]:
     if (run := result.run) is not None:
         yield (
             f"crm convert: {run.first_s:.1f} s from its start to the first mesh, {run.again_s:.1f} s once "
-            f"everything it reads has been read before; {run.photos} photos in {run.photos_s:.1f} s, "
-            f"{run.photos_an_hour:,.0f} an hour."
+            "everything it reads has been read before."
         )
+        if run.photos > 1:
+            yield f"{run.photos} photos in {run.photos_s:.1f} s: {run.photos_an_hour:,.0f} an hour."
     yield "One photo at a time in one process: unwrapping, baking and files are not done beside the networks."
     if result.networks != "embedded":
         yield (
