@@ -88,6 +88,9 @@ class GraphRecorder:
     def __init__(self, why_not: str | None = None) -> None:
         self.why_not = why_not
         """What keeps it from recording here; None as long as nothing does."""
+        self.held_bytes = 0
+        """Memory that recordings keep for themselves. To the allocator it is not in use between them."""
+        self._stream: Any = None
         self._pool: Any = None
 
     def __call__(self, step: Step) -> Step | None:
@@ -97,26 +100,45 @@ class GraphRecorder:
         if self.why_not is not None:
             return None
         cuda = torch.cuda  # noqa: TID251
-        graph = cuda.CUDAGraph()
-        try:
-            # Libraries set themselves up in a first run, which no recording may contain.
-            aside = cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(cuda.current_stream())
-            with cuda.stream(aside):
-                step()
-            cuda.current_stream().wait_stream(aside)
+        if self._pool is None:
             # All recordings work in the same memory, one after the other: what lasts lies outside of it.
-            with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._stream, self._pool = cuda.Stream(), cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        graph, before, aside = cuda.CUDAGraph(), cuda.current_stream(), self._stream
+        aside.wait_stream(before)
+        try:
+            # Around both, because a recording that cannot be ended leaves its own stream the current one.
+            with cuda.stream(aside):
+                # Libraries set themselves up in a first run, which no recording may contain: on the same
+                # stream, for which they keep memory of their own.
                 step()
-        except cuda.OutOfMemoryError:
-            raise
+                with cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+                    kept_bytes = cuda.memory_reserved()
+                    step()
+                    self.held_bytes += cuda.memory_reserved() - kept_bytes
         except RuntimeError as error:
-            self.why_not = f"recording failed: {str(error).splitlines()[0]}"
+            self._end_recording()
+            if isinstance(error, cuda.OutOfMemoryError):
+                raise
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            self.why_not = f"recording failed: {why}"
             log.warning("kernels are launched one by one: %s", self.why_not)
             return None
-        self._pool = graph.pool()
+        before.wait_stream(aside)
         replay: Step = graph.replay
         return replay
+
+    def _end_recording(self) -> None:
+        """Tell the allocator what torch forgets to where a recording cannot be ended.
+
+        With one under way it gives nothing back of what it keeps, and a next one could not begin. (PyTorch,
+        aten/src/ATen/cuda/CUDAGraph.cpp, capture_end)
+        """
+        import torch
+
+        place = torch.cuda.current_device(), self._pool  # noqa: TID251
+        with contextlib.suppress(RuntimeError, AttributeError):  # none is under way
+            torch._C._cuda_endAllocateToPool(*place)
+            torch._C._cuda_releasePool(*place)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -256,15 +278,18 @@ def _processor_flags() -> set[str]:
 def room_for_networks(device: str, sharers: int = 1, batch: int = 1) -> int | None:
     """Bytes that networks may take on a device; None where nobody knows.
 
-    Workers open at the same time and all find the same memory free, so each takes its share alone.
+    Workers open at the same time and all find the same memory free, so each takes its share alone. One that
+    is opened later, for another that is gone, finds the others' share taken: its own is that of the whole
+    accelerator, as far as it is free.
     """
     import torch
 
     if device == "cpu":
         free = usable_memory()
         return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
-    free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
-    return max(0, free // sharers - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
+    free, total = torch.cuda.mem_get_info(device)  # noqa: TID251
+    share = max(free // sharers, min(free, total // sharers))
+    return max(0, share - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
 
 
 def peak_memory(device: str) -> int:

@@ -34,8 +34,8 @@ def exact(*assignments: str, steps: int = 2) -> Preset:
     return shortened(load_preset("exact", overrides, architecture="miniature").preset, steps)
 
 
-def cutout(digest: str = "d" * 64) -> Cutout:
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 4), np.uint8)
+def cutout(digest: str = "d" * 64, seed: int = 0) -> Cutout:
+    pixels = np.random.default_rng(seed).integers(0, 256, (90, 90, 4), np.uint8)
     pixels[:20] = 0
     planes = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     return Cutout(

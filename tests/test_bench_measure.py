@@ -70,7 +70,7 @@ def system(
 
     work = {"imagine": Work(operations=2e8, bytes=0, dtype=torch.float32)}
     return System(
-        name=name, convert=convert, ran=ran, wanted=wanted, work=work, networks_bytes=0, opened_s=1.5
+        name=name, convert=convert, ran=ran, wanted=wanted, work=work, standing_bytes=lambda: 0, opened_s=1.5
     )
 
 
@@ -161,18 +161,20 @@ def test_the_share_in_which_an_accelerator_calculates_is_that_of_a_photo_s_own_t
         def start(self) -> None:
             """Nothing to forget."""
 
-        def peak(self, networks_bytes: int) -> int:
-            return networks_bytes + 7
+        def peak(self, standing_bytes: int) -> int:
+            return standing_bytes + 7
+
+    seconds = iter([3.0, 0.0])
 
     def kernels(work: Callable[[], object], device: str) -> float:
         work()
-        return 3.0
+        return next(seconds)
 
     monkeypatch.setattr(module, "Gauge", Gauge)
     monkeypatch.setattr(module, "kernel_seconds", kernels)
     monkeypatch.setattr(module, "Watch", lambda device: Watch("cpu"))
     found = measure(
-        [system("fast", clock, [], seconds=lambda made: 4)],
+        [system(name, clock, [], seconds=lambda made: 4) for name in ("fast", "unseen")],
         Subjects(folder=Path(), names=[PurePosixPath("a.png")]),
         device="cuda",
         photos=2,
@@ -181,6 +183,7 @@ def test_the_share_in_which_an_accelerator_calculates_is_that_of_a_photo_s_own_t
         tell=lambda text: None,
     )
     assert found[0].busy == pytest.approx(0.75)
+    assert found[1].busy is None, "a profiler that sees no kernel does not mean that there was none"
     assert found[0].peak_bytes == 7
     # By the clock on the wall: an accelerator does not work in this process.
     assert found[0].stages[0].over_floor == pytest.approx(3.2 / 0.2)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measured import cutout, drawn, exact, unheard
+from measured import cutout, drawn, exact, tools, unheard
 from torch import nn
 
+from crm_cli.bench import systems
 from crm_cli.bench.networks import bytes_of, draw_networks
+from crm_cli.bench.systems import Opener
+from crm_cli.errors import EnvironmentProblem
 from crm_cli.models.architectures import MINIATURE
 from crm_cli.models.clip import Contexts
 from crm_cli.models.imagine import PublishedImagination
@@ -67,3 +70,53 @@ def test_what_the_networks_take_is_told_without_the_text_tower() -> None:
     assert drawn().listed().architecture == "miniature"
     with pytest.raises(KeyError):
         drawn()["text"]
+
+
+@pytest.fixture
+def opener(monkeypatch: pytest.MonkeyPatch) -> Opener:
+    """Opens for a GPU, on which everything is drawn on the CPU instead."""
+    monkeypatch.setattr(
+        systems,
+        "draw_networks",
+        lambda kind, *, device, dtype: draw_networks(kind, device="cpu", dtype=dtype),
+    )
+    monkeypatch.setattr(systems, "open_toolbox", lambda *given, **more: tools())
+    monkeypatch.setattr(systems, "corpus", list)
+    return Opener("miniature", steps=2, device="cuda", threads=1, precision="float16", tell=lambda text: None)
+
+
+def test_on_a_gpu_weights_lie_as_each_system_has_them(opener: Opener) -> None:
+    def is_turned(part: str, *, is_ours: bool) -> bool:
+        _, networks = opener._random("float16", is_ours=is_ours)
+        convolutions = [w for w in networks[part].parameters() if w.ndim == 4 and min(w.shape[1:3]) > 1]
+        assert convolutions
+        return all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
+
+    assert is_turned("rgb", is_ours=True) and is_turned("vae", is_ours=True)
+    assert not is_turned("rgb", is_ours=False) and not is_turned("vae", is_ours=False)
+    # Single precision gains nothing by it.
+    assert not is_turned("reconstruction", is_ours=True)
+
+
+def test_what_stands_between_photos_is_the_networks_and_what_recordings_keep(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolbox, networks = opener._random("float16", is_ours=True)
+    standing = systems._standing(toolbox)
+    assert standing() == networks.bytes
+    monkeypatch.setattr(toolbox.recorder, "held_bytes", 300)
+    assert standing() == networks.bytes + 300
+
+
+def test_only_on_a_gpu_does_the_baseline_have_a_copy_of_the_same_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy_bytes = bytes_of("miniature", torch.float16)
+    monkeypatch.setattr(systems, "WORK_BYTES", 0)
+    monkeypatch.setattr(systems, "WORK_BYTES_CPU", 0)
+    monkeypatch.setattr(systems, "usable_memory", lambda: copy_bytes)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (copy_bytes, 2 * copy_bytes))
+    systems.require_room("miniature", ["float16", "float16"], "cpu")
+    systems.require_room("miniature", ["float16"], "cuda")
+    with pytest.raises(EnvironmentProblem, match="GB are free"):
+        systems.require_room("miniature", ["float16", "float16"], "cuda")

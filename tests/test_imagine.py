@@ -1,11 +1,11 @@
 import hashlib
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from measured import cutout
 from miniature import networks
 from PIL import Image
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from crm_cli.models.imagine import (
 )
 from crm_cli.models.sampler import Progress
 from crm_cli.preset import Override, Preset, load_preset
-from crm_cli.records import Crop, Cutout, SixViews
+from crm_cli.records import Cutout, SixViews
 
 FRAMES = ["left", "bottom", "back", "right", "top", "front"]
 
@@ -30,20 +30,6 @@ def preset_with(*assignments: str, name: str = "exact") -> Preset:
     quick = ["rgb.steps=2", "ccm.steps=2"]
     overrides = [Override.from_assignment(text) for text in (*quick, *assignments)]
     return load_preset(name, overrides, architecture="miniature").preset
-
-
-def cutout(digest: str = "d" * 64, seed: int = 0) -> Cutout:
-    pixels = np.random.default_rng(seed).integers(0, 256, (90, 90, 4), np.uint8)
-    pixels[:20] = 0
-    planes = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    return Cutout(
-        rgb=planes[:3] * (planes[3:] > 0),
-        alpha=planes[3:],
-        crop=Crop(centre_x=45, centre_y=45, side_px=90),
-        photo=PurePosixPath("a.png"),
-        digest=digest,
-        matting="alpha",
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,14 @@ def test_a_damaged_part_shows_when_everything_is_read_at_once(tmp_path: Path) ->
     file.path.write_bytes(b"\xff" * file.bytes)
     with pytest.raises(EnvironmentProblem, match="vae-00001"):
         shelf(weights).preload()
+
+
+def test_networks_are_laid_out_without_torch_s_compiler() -> None:
+    """A division on the meta device is looked up among the compiler's own, whose import takes a second."""
+    code = (
+        "import sys, torch; from crm_cli.models.architectures import MINIATURE\n"
+        "with torch.device('meta'): [MINIATURE.build(part) for part in MINIATURE.parts]\n"
+        "print([name for name in sys.modules if name.startswith('torch._dynamo')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -252,6 +252,14 @@ def test_workers_that_share_a_device_share_its_memory(monkeypatch: pytest.Monkey
     assert toolbox.room_for_networks("cuda:0", 1, batch=3) == 6_300_000_000
 
 
+def test_a_worker_that_takes_another_s_place_finds_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 9_000_000_000  # two of three have taken theirs
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 24_000_000_000))
+    assert toolbox.room_for_networks("cuda:0", 3) == 6_900_000_000
+    free = 5_000_000_000  # and somebody else some more
+    assert toolbox.room_for_networks("cuda:0", 3) == 3_900_000_000
+
+
 def test_the_peak_is_that_of_the_device_that_the_networks_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # The kernel counts it a second time, page by page.
     lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
@@ -277,47 +285,89 @@ def test_networks_of_workers_that_share_a_device_wait_for_their_turn(
 
 
 class Recording:
-    """What of `torch.cuda` makes recordings, with a log of what was done instead of a device."""
+    """What of `torch.cuda` makes recordings, with a log of what was done instead of a device.
+
+    A failure is raised where a recording ends, as by the driver: by then torch has not yet gone back to the
+    stream before.
+    """
 
     OutOfMemoryError = torch.OutOfMemoryError
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.log: list[object] = []
         self.failure = failure
+        self.current = "default"
+        self.reserved = 1000
+        self.pools_at_work: list[object] = []
 
-    def current_stream(self) -> Recording:
-        return self
+    def current_stream(self) -> StandInStream:
+        return StandInStream(self, self.current)
 
-    def Stream(self) -> Recording:
-        return self
+    def Stream(self) -> StandInStream:
+        return StandInStream(self, "aside")
 
-    def wait_stream(self, other: object) -> None:
-        self.log.append("wait")
+    def memory_reserved(self) -> int:
+        return self.reserved
+
+    def current_device(self) -> int:
+        return 0
+
+    def graph_pool_handle(self) -> str:
+        return "pool"
 
     def CUDAGraph(self) -> Recording:
         return self
-
-    def pool(self) -> str:
-        return "pool"
 
     def replay(self) -> None:
         self.log.append("replay")
 
     @contextmanager
-    def stream(self, stream: object) -> Iterator[None]:
-        yield
+    def stream(self, stream: StandInStream) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextmanager
-    def graph(self, graph: object, *, pool: object, capture_error_mode: str) -> Iterator[None]:
-        self.log.append(("record", pool))
+    def graph(
+        self, graph: object, *, pool: object, stream: StandInStream, capture_error_mode: str
+    ) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        self.pools_at_work.append(pool)
+        self.log.append(("record", pool, self.current))
         yield
         if self.failure is not None:
             raise self.failure
+        self.pools_at_work.remove(pool)
+        self.current = before
+
+    def step(self) -> None:
+        self.log.append(f"step {self.current}")
+
+
+class StandInStream:
+    def __init__(self, device: Recording, name: str) -> None:
+        self.device = device
+        self.name = name
+
+    def wait_stream(self, other: StandInStream) -> None:
+        self.device.log.append(f"{self.name} waits for {other.name}")
 
 
 def recording(monkeypatch: pytest.MonkeyPatch, failure: Exception | None = None) -> Recording:
     stand_in = Recording(failure)
+
+    def end(device: int, pool: object) -> None:
+        if pool not in stand_in.pools_at_work:
+            raise RuntimeError("not currently recording")
+        stand_in.pools_at_work.remove(pool)
+
     monkeypatch.setattr(torch, "cuda", stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda device, pool: stand_in.log.append("release"), raising=False
+    )
     return stand_in
 
 
@@ -326,12 +376,24 @@ def test_a_step_is_run_once_aside_then_recorded_and_all_recordings_share_memory(
 ) -> None:
     device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
     for _ in range(2):
-        replay = recorder(lambda: device.log.append("step"))
+        replay = recorder(device.step)
         assert replay is not None
         replay()
-    once = ["wait", "step", "wait", ("record", None), "step", "replay"]
-    assert device.log == [*once, *once[:3], ("record", "pool"), *once[4:]]
+    first, record, last = ("record", "pool", "aside"), "step aside", "default waits for aside"
+    assert device.log == ["aside waits for default", record, first, record, last, "replay"] * 2
     assert recorder.why_not is None
+
+
+def test_what_recordings_keep_is_what_the_allocator_fetches_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
+    wanted = iter([500, 30, 500, 0])  # the first run of each step is no recording; the second shares
+
+    def step() -> None:
+        device.reserved += next(wanted)
+
+    recorder(step)
+    recorder(step)
+    assert recorder.held_bytes == 30
 
 
 def test_a_recording_that_fails_is_told_once_and_not_tried_again(
@@ -340,10 +402,33 @@ def test_a_recording_that_fails_is_told_once_and_not_tried_again(
     device = recording(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"))
     recorder = toolbox.GraphRecorder()
     for _ in range(2):
-        assert recorder(lambda: device.log.append("step")) is None
+        assert recorder(device.step) is None
     assert recorder.why_not == "recording failed: operation not permitted"
-    assert device.log.count("step") == 2
+    assert device.log.count("step aside") == 2
     assert caplog.messages == ["kernels are launched one by one: recording failed: operation not permitted"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_after_a_recording_that_fails_the_device_is_as_before(
+    monkeypatch: pytest.MonkeyPatch, failure: RuntimeError
+) -> None:
+    device, recorder = recording(monkeypatch, failure), toolbox.GraphRecorder()
+    with suppress(torch.OutOfMemoryError):
+        assert recorder(device.step) is None
+        assert recorder.why_not == "recording failed: RuntimeError"
+    assert device.current == "default"
+    assert device.pools_at_work == [] and device.log.count("release") == 1
+
+
+def test_what_fails_before_anything_is_recorded_ends_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, recorder = recording(monkeypatch), toolbox.GraphRecorder()
+
+    def fail() -> None:
+        raise RuntimeError("no kernel image")
+
+    assert recorder(fail) is None
+    assert "no kernel image" in str(recorder.why_not) and "release" not in device.log
+    assert device.current == "default"
 
 
 def test_memory_that_runs_out_while_recording_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,12 +95,12 @@ def run_bench(settings: Settings, tell: Told) -> Result:
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     precision = "float32" if is_small else resolve_precision(settings.precision, device)
-    formats = {precision, *([published_precision(device)] if settings.has_baseline else [])}
+    formats = [precision, *([published_precision(device)] if settings.has_baseline else [])]
     if not is_small:
         require_room(ARCHITECTURE_OF[settings.networks], formats, device)
     tell("what this machine can do")
     # The reconstruction is always in single precision.
-    peaks = measure_peaks(device, {getattr(torch, name) for name in formats | {"float32"}})
+    peaks = measure_peaks(device, {getattr(torch, name) for name in [*formats, "float32"]})
     bench = Opener(
         settings.networks,
         steps=settings.steps,

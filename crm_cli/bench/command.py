@@ -32,9 +32,10 @@ class Command:
 
 
 def time_command(photos: Sequence[Path], *, device: str) -> Command:
-    """Convert the first photo twice, and then all of them, each time in a process of its own."""
+    """Convert the first photo twice, and then all if there are more, each time in a process of its own."""
     first_s, again_s = (_seconds(photos[:1], device) for _ in range(2))
-    return Command(first_s=first_s, again_s=again_s, photos=len(photos), photos_s=_seconds(photos, device))
+    photos_s = _seconds(photos, device) if len(photos) > 1 else again_s
+    return Command(first_s=first_s, again_s=again_s, photos=len(photos), photos_s=photos_s)
 
 
 def _seconds(photos: Sequence[Path], device: str) -> float:

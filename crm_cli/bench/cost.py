@@ -28,7 +28,8 @@ class System:
     """Those that it would make if nobody was in a hurry."""
     work: Mapping[str, Work]
     """What each stage must do at least, with all its steps."""
-    networks_bytes: int
+    standing_bytes: Callable[[], int]
+    """What lies on the device between photos: its networks, and what recordings of their steps keep."""
     opened_s: float
     """What opening it took."""
 
@@ -82,7 +83,7 @@ class SystemCost:
     cpu_side_s: float
     """Core-seconds of what an accelerator does not do; see CPU_SIDE."""
     busy: float | None
-    """Share of the time in which the accelerator calculated; None on a CPU."""
+    """Share of the time in which the accelerator calculated; None on a CPU, or where no kernel was seen."""
     peak_bytes: int | None
     """Of accelerator memory with this system's networks alone; on a CPU of the whole process."""
     opened_s: float

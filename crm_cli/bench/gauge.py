@@ -31,15 +31,15 @@ class Gauge:
             # 5 sets the peak back to what is taken now (Linux, proc_pid_clear_refs).
             (OWN / "clear_refs").write_text("5", "ascii")
 
-    def peak(self, networks_bytes: int) -> int | None:
+    def peak(self, standing_bytes: int) -> int | None:
         """Bytes since the start; None where the system does not tell.
 
-        On an accelerator with the networks of one system alone, though those of others may lie beside them.
-        On a CPU of the whole process.
+        standing_bytes: what one system keeps on an accelerator. It is counted instead of all that lies there,
+        which others may have put there. On a CPU the peak is that of the whole process.
         """
         if self.device != "cpu":
             most: int = torch.accelerator.max_memory_allocated(self.device)
-            return most - self._before + networks_bytes
+            return most - self._before + standing_bytes
         with contextlib.suppress(OSError):
             for line in (OWN / "status").read_text("ascii").splitlines():
                 if line.startswith("VmHWM:"):

@@ -116,7 +116,8 @@ def measure(
         if device != "cpu":
             tell(f"{system.name}: share of the time in which {device} calculates")
             busy_s = kernel_seconds(partial(_convert, system, subjects, 0, gauge), device)
-            cost = replace(cost, busy=busy_s / statistics.median(run.wall_s for run in runs))
+            if busy_s > 0:
+                cost = replace(cost, busy=busy_s / statistics.median(run.wall_s for run in runs))
         costs.append(cost)
     return tuple(beside_baseline(costs))
 
@@ -129,7 +130,7 @@ def _convert(system: System, subjects: Subjects, number: int, gauge: Gauge) -> T
         watch = Watch(gauge.device)
         system.convert(job, watch.stage, watch.step)
         timeline = watch.stop()
-        peak_bytes = gauge.peak(system.networks_bytes)
+        peak_bytes = gauge.peak(system.standing_bytes())
     wall_s = timeline.end.since(timeline.stages[0][1]).wall_s
     stages = lengths(timeline, ran=system.ran, wanted=system.wanted)
     return Taken(stages=stages, wall_s=wall_s, peak_bytes=peak_bytes)

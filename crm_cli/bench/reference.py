@@ -40,7 +40,7 @@ from crm_cli.models.encoders import from_vae, square_on_grey, tower_picture, vae
 from crm_cli.models.engine import Shown
 from crm_cli.models.field import surface
 from crm_cli.models.flexicubes import CubeWeights
-from crm_cli.models.imagine import coverage
+from crm_cli.models.imagine import coverage, first_noise
 from crm_cli.models.reconstruction import PlaneField, Reconstruction
 from crm_cli.models.sampler import Progress, dice, draw_noise, ignore, sample
 from crm_cli.models.vae import LOG_VARIANCES, SCALE, Vae
@@ -214,15 +214,11 @@ class TwoStages:
         """Latents [F 4 h w], float32."""
         network = cast(MultiViewUNet, self._networks[stage])
         sampling = self._preset.rgb if stage == "rgb" else self._preset.ccm
-        config = network.config
-        given = shown.concat if shown.concat is not None else shown.reference
-        assert given is not None
-        shape = (config.frames, config.channels_in, *given.shape[-2:])
-        noise = draw_noise(shape, [dice(self._preset.seed, cutout.digest, stage)])
+        noise = first_noise(network, shown, [dice(self._preset.seed, cutout.digest, stage)])
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             halves = [hidden, shown] if len(x) > 1 else [shown]
-            times = t[:, None].expand(-1, config.frames)
+            times = t[:, None].expand(-1, network.config.frames)
             answer: Tensor = network(x.to(self._dtype), times, _prepared_anew(network, halves))
             return answer
 
@@ -231,7 +227,7 @@ class TwoStages:
             noise.to(self._device),
             steps=sampling.steps,
             solver=sampling.solver,
-            prediction=config.prediction,
+            prediction=network.config.prediction,
             guidance=sampling.guidance,
             guided_share=sampling.guided,
             progress=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,10 +19,19 @@ from crm_cli.bench.subjects import CorpusSurface, corpus
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.fragments import Raster
 from crm_cli.mesh.raster import RASTERS
+from crm_cli.models.shelf import STAY_WIDE, laid_out
 from crm_cli.pipeline import Line
 from crm_cli.preset import DEFAULT, EMBEDDED, Override, Preset, load_preset
 from crm_cli.records import Mesh
-from crm_cli.toolbox import WORK_BYTES, WORK_BYTES_CPU, Toolbox, choose, open_toolbox, usable_memory
+from crm_cli.toolbox import (
+    WORK_BYTES,
+    WORK_BYTES_CPU,
+    Toolbox,
+    choose,
+    free_bytes,
+    open_toolbox,
+    usable_memory,
+)
 
 Networks = Literal["published", "embedded", "miniature"]
 
@@ -49,18 +59,23 @@ def published_precision(device: str) -> str:
     return "float32" if device == "cpu" else "float16"
 
 
-def require_room(architecture: str, formats: set[str], device: str) -> None:
-    """Refuse networks that do not fit, before they fill what there is."""
+def require_room(architecture: str, formats: Sequence[str], device: str) -> None:
+    """Refuse networks that do not fit, before they fill what there is.
+
+    formats: of ours, and of the baseline's where there is one; see `Opener` for when they share.
+    """
     is_cpu = device == "cpu"
-    needed = sum(bytes_of(architecture, getattr(torch, name)) for name in formats)
+    needed = sum(
+        bytes_of(architecture, getattr(torch, name)) for name in (set(formats) if is_cpu else formats)
+    )
     needed += WORK_BYTES_CPU if is_cpu else WORK_BYTES
-    free = usable_memory() if is_cpu else torch.accelerator.get_memory_info(device)[0]
+    free = usable_memory() if is_cpu else free_bytes([device])
     if free is not None and needed > free:
         raise EnvironmentProblem(
             f"these networks need {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free",
             code="E_BENCH_MEMORY",
-            remedy="the baseline has a copy of its own where its precision differs: --no-baseline, "
-            "or --precision; or --networks embedded",
+            remedy="the baseline has a copy of its own, on a CPU where its precision differs: --no-baseline, "
+            "or --networks embedded",
         )
 
 
@@ -86,7 +101,7 @@ class Opener:
         self._threads = threads
         self._precision = precision
         self._tell = tell
-        self._drawn: dict[str, RandomNetworks] = {}
+        self._drawn: dict[tuple[str, bool], RandomNetworks] = {}
         self._corpus: list[Mesh] | None = None
 
     @property
@@ -102,11 +117,11 @@ class Opener:
         precision = published_precision(self._device)
         dtype = getattr(torch, precision)
         if self._architecture == EMBEDDED:
-            toolbox, networks_bytes, text = self._embedded(wanted), 0, None
+            toolbox, text = self._embedded(wanted), None
             work = embedded_reference_work(wanted, dtype)
         else:
-            toolbox, networks = self._random(precision)
-            text, networks_bytes = networks.text, networks.bytes
+            toolbox, networks = self._random(precision, is_ours=False)
+            text = networks.text
             work = reference_work(self._architecture, wanted, dtype)
         ran = shortened(wanted, self._steps)
         return System(
@@ -115,7 +130,7 @@ class Opener:
             ran=Plans.of(ran),
             wanted=Plans.of(wanted),
             work=work,
-            networks_bytes=networks_bytes,
+            standing_bytes=_standing(toolbox),
             opened_s=time.monotonic() - began,
         )
 
@@ -123,10 +138,9 @@ class Opener:
         """A preset of ours."""
         began = time.monotonic()
         if self._architecture == EMBEDDED:
-            toolbox, networks_bytes = self._embedded(wanted), 0
+            toolbox = self._embedded(wanted)
         else:
-            toolbox, networks = self._random(self._precision)
-            networks_bytes = networks.bytes
+            toolbox, _ = self._random(self._precision, is_ours=True)
         ran = shortened(wanted, self._steps)
         return System(
             name=name,
@@ -134,23 +148,27 @@ class Opener:
             ran=Plans.of(ran),
             wanted=Plans.of(wanted),
             work=our_work(self._architecture, wanted, getattr(torch, self._precision)),
-            networks_bytes=networks_bytes,
+            standing_bytes=_standing(toolbox),
             opened_s=time.monotonic() - began,
         )
 
     def _embedded(self, preset: Preset) -> Toolbox:
         return open_toolbox(preset, device=self._device, threads=self._threads)
 
-    def _random(self, precision: str) -> tuple[Toolbox, RandomNetworks]:
+    def _random(self, precision: str, *, is_ours: bool) -> tuple[Toolbox, RandomNetworks]:
         """Tools of this machine with networks of random values, and surfaces of the corpus."""
-        if precision not in self._drawn:
+        # On an accelerator our weights lie in another order than the published loop's.
+        key = (precision, is_ours or self._device == "cpu")
+        if key not in self._drawn:
             self._tell(f"drawing {self._networks_name} networks in {precision}")
-            self._drawn[precision] = draw_networks(
-                self._architecture, device=self._device, dtype=getattr(torch, precision)
-            )
+            dtype = getattr(torch, precision)
+            drawn = draw_networks(self._architecture, device=self._device, dtype=dtype)
+            for part in set(drawn) - STAY_WIDE if is_ours else ():
+                laid_out(drawn[part], device=self._device, dtype=dtype)
+            self._drawn[key] = drawn
         if self._corpus is None:
             self._corpus = corpus()
-        networks = self._drawn[precision]
+        networks = self._drawn[key]
         # The embedded ones are opened for the tools beside them: they take no time and no room.
         tools = open_toolbox(
             preset_for(DEFAULT, "embedded"), device=self._device, threads=self._threads, precision=precision
@@ -163,3 +181,10 @@ class Opener:
             surfacer=CorpusSurface(self._corpus),
         )
         return toolbox, networks
+
+
+def _standing(toolbox: Toolbox) -> Callable[[], int]:
+    """Bytes of networks that are there, and of recordings as they are made."""
+    networks = toolbox.networks
+    total = networks.bytes if isinstance(networks, RandomNetworks) else 0
+    return lambda: total + toolbox.recorder.held_bytes

@@ -89,8 +89,8 @@ class VisionTower(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         width = config.width
-        self.class_embedding = nn.Parameter(torch.randn(width) / width**0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(TOKENS, width) / width**0.5)
+        self.class_embedding = nn.Parameter(torch.randn(width).div_(width**0.5))
+        self.positional_embedding = nn.Parameter(torch.randn(TOKENS, width).div_(width**0.5))
         self.conv1 = nn.Conv2d(3, width, PATCH_PX, stride=PATCH_PX, bias=False)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(config, is_causal=False)
@@ -109,7 +109,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(LENGTH, config.width) / config.width**0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(LENGTH, config.width).div_(config.width**0.5))
         self.token_embedding = nn.Embedding(VOCABULARY, config.width)
         self.transformer = Transformer(config, is_causal=True)
         self.ln_final = nn.LayerNorm(config.width)
@@ -180,7 +180,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.is_causal = is_causal
         # Queries, keys and values in one matrix, as in the published state dict.
-        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) / width**0.5)
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width).div_(width**0.5))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 

@@ -9,6 +9,8 @@ The result is that of `sampler.sample`, but for rounding.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,12 @@ from crm_cli.models.steps import planned
 from crm_cli.preset import Sampling
 
 Step = Callable[[], None]
+
+AHEAD = 2
+"""Evaluations that may wait for an accelerator: with one in hand and one behind it, it is never idle."""
+
+NAP_S = 0.0005
+"""A small part of what an evaluation of a published denoiser takes, some milliseconds."""
 
 
 class Record(Protocol):
@@ -55,6 +63,39 @@ class Shown:
             for tensor in (self.concat, self.reference, self.image)
         )
         return Shown(concat=concat, reference=reference, image=image, text=text)
+
+
+class Pace:
+    """Keeps the host at most AHEAD evaluations in front of an accelerator.
+
+    Without it all of them would be ordered, and told, at once: whoever listens for signs of life would take
+    the long silence behind them for a hang, or a hang for progress. The host sleeps, because waiting as the
+    driver does takes a core, which the worker beside may need.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ordered: deque[torch.Event] = deque()
+
+    def keep(self) -> None:
+        """Note that an evaluation has been ordered, and wait for the one AHEAD of it before the next."""
+        if self._device.type == "cpu":
+            return
+        event = torch.Event(self._device, enable_timing=False)
+        event.record()
+        self._ordered.append(event)
+        self._wait(AHEAD)
+
+    def finish(self) -> None:
+        """Wait for all that has been ordered."""
+        self._wait(0)
+
+    def _wait(self, left: int) -> None:
+        while len(self._ordered) > left:
+            if self._ordered[0].query():
+                self._ordered.popleft()
+            else:
+                time.sleep(NAP_S)
 
 
 class Engine:
@@ -137,7 +178,7 @@ class Engine:
         """Turn noise [B F C h w] into latents [B 6 C h w], on the CPU.
 
         The network must be the one that this was made for. progress: told after each evaluation; on an
-        accelerator those may still be on their way.
+        accelerator up to AHEAD of those may still be on their way.
         """
         guided, plain = (self._launch(network, is_guided=is_guided) for is_guided in (True, False))
         self._show(network, shown)
@@ -145,9 +186,12 @@ class Engine:
         # What an earlier photo left must not count, be it infinite, by a share of zero.
         self._history.zero_()
         self._history[0].copy_(noise[:, : self._views])
+        pace = Pace(self._at.device)
         for done in range(self._steps):
             (guided if done < self._guided_until else plain)()
+            pace.keep()
             progress(done + 1, self._steps)
+        pace.finish()
         return self._state().cpu()
 
     def _launch(self, network: MultiViewUNet, *, is_guided: bool) -> Step:

@@ -254,7 +254,7 @@ class Resampler(nn.Module):
 
     def __init__(self, width: int, *, queries: int, image_width: int, layers: int, heads: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(1, queries, width) / width**0.5)
+        self.latents = nn.Parameter(torch.randn(1, queries, width).div_(width**0.5))
         self.proj_in = nn.Linear(image_width, width)
         self.proj_out = nn.Linear(width, width)
         self.norm_out = nn.LayerNorm(width)
