@@ -95,14 +95,22 @@ def interpolate(attributes: Tensor, faces: Tensor, fragments: Fragments) -> Tens
     attributes: [V K], faces: int64 [F 3] into them (not necessarily the faces that were drawn: a
     texture's corners number differently). Returns [H W K].
     """
-    hit = fragments.covered.view(-1).nonzero()[:, 0]  # [N]
-    corners = faces.index_select(0, fragments.face.view(-1).index_select(0, hit))
-    weights = fragments.barycentric.view(-1, 3).index_select(0, hit)
+    shape = *fragments.face.shape, attributes.shape[1]
+    face, weights = fragments.face.reshape(-1), fragments.barycentric.reshape(-1, 3)
+    hit = (face >= 0).nonzero()[:, 0]  # [N]
+    if len(hit) == len(face):  # as of `hits`: nothing to pick out, nothing to put back
+        return _blend(attributes, faces, face, weights).view(shape)
+    blended = attributes.new_zeros((len(face), attributes.shape[1]))
+    blended[hit] = _blend(attributes, faces, face.index_select(0, hit), weights.index_select(0, hit))
+    return blended.view(shape)
+
+
+def _blend(attributes: Tensor, faces: Tensor, face: Tensor, weights: Tensor) -> Tensor:
+    """Blend what the corners of faces [N] carry, by weights [N 3]: [N K]."""
+    corners = faces.index_select(0, face)
     # Corner by corner: a third of the time that one sum over [N 3 K] takes.
-    values = sum(weights[:, k, None] * attributes.index_select(0, corners[:, k]) for k in range(3))
-    blended = attributes.new_zeros((fragments.face.numel(), attributes.shape[1]))
-    blended[hit] = values
-    return blended.view(*fragments.face.shape, attributes.shape[1])
+    first, second, third = (weights[:, k, None] * attributes.index_select(0, corners[:, k]) for k in range(3))
+    return first + second + third
 
 
 __all__ = ["Fragments", "Raster", "interpolate", "project"]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crm_cli import __version__, cache, inspection
@@ -273,7 +274,7 @@ class Deliver:
 
     def __call__(self, job: Job, photo: Photo, cutout: Cutout, kept: Candidate) -> Asset:
         """Write everything that is kept of one photo."""
-        from crm_cli.export.preview import render_front, render_previews
+        from crm_cli.export.preview import corner_normals, render_front, render_previews
         from crm_cli.export.publish import publish
         from crm_cli.export.sheet import FRONT_PX, write_thumbs
         from crm_cli.export.viewer import write_model
@@ -298,7 +299,10 @@ class Deliver:
         )
         kept = self._as_published(kept, published, cutout)
         shown = self._preset.preview
-        turns = render_previews(kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
+        normals = corner_normals(kept.textured.mesh)
+        turns = render_previews(
+            kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns, normals=normals
+        )
         pictures = job.scratch / "report" / "thumbs"
         if shown.viewer:
             write_model(pictures, job.id, kept.textured)
@@ -311,7 +315,7 @@ class Deliver:
             views_ccm=[as_picture(maps) for maps in kept.views.ccm],
             turns=turns,
             front=render_front(kept.textured, self._tools.raster, size_px=FRONT_PX),
-            seen=[] if kept.textured.seen is None else self._seen(kept.textured),
+            seen=[] if kept.textured.seen is None else self._seen(kept.textured, normals),
         )
         return Asset(
             photo=job.path,
@@ -341,14 +345,16 @@ class Deliver:
         verdict = inspection.judge(checks, self._preset, reasons)
         return replace(kept, textured=textured, checks=checks, verdict=verdict)
 
-    def _seen(self, textured: TexturedMesh) -> list[Image]:
-        """The previews once more, half as large, with what was imagined marked."""
+    def _seen(self, textured: TexturedMesh, normals: NDArray[np.float32]) -> list[Image]:
+        """The previews once more, half as large, with what was imagined marked. normals: of its corners."""
         from crm_cli.export.preview import mark_imagined, render_previews
 
         shown = self._preset.preview
         size_px = max(32, shown.size_px // 2)
         marked = mark_imagined(textured)
-        return render_previews(marked, self._tools.raster, size_px=size_px, turns=shown.turns)
+        return render_previews(
+            marked, self._tools.raster, size_px=size_px, turns=shown.turns, normals=normals
+        )
 
     def _provenance(self, cutout: Cutout, preset: Preset) -> dict[str, str]:
         """Say inside every file what would make it again."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crm_cli.errors import PhotoError
 from crm_cli.frame import VIEWS
-from crm_cli.mesh.clean import clean, smoothed, winding
+from crm_cli.mesh.clean import _boxes, clean, smoothed, winding
 from crm_cli.mesh.inspect import shape_of
 from crm_cli.mesh.likeness import silhouette_iou
 from crm_cli.mesh.raster import WarpRaster, render_silhouette
@@ -240,6 +240,16 @@ def _one_bad_coordinate(value: float) -> Mesh:
     vertices = SPHERE.vertices.copy()
     vertices[7, 1] = value
     return Mesh(vertices=vertices, faces=SPHERE.faces)
+
+
+def test_every_part_has_its_own_box_whatever_the_order_of_faces() -> None:
+    random = np.random.default_rng(5)
+    points, faces = random.normal(size=(60, 3)), random.integers(60, size=(40, 3))
+    labels = np.concatenate([np.arange(7), random.integers(7, size=33)])
+    lowest, highest = _boxes(points, faces, labels, 7)
+    for part in range(7):
+        own = points[faces[labels == part].ravel()]
+        assert (lowest[part] == own.min(axis=0)).all() and (highest[part] == own.max(axis=0)).all()
 
 
 @pytest.mark.parametrize(

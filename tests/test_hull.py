@@ -10,7 +10,7 @@ from traced import Shape, ball, block, coordinates, ring, trace, union
 
 from crm_cli.frame import BACK, FRONT, TOP, VIEWS
 from crm_cli.models import flexicubes
-from crm_cli.models.hull import Hull, silhouette_distance
+from crm_cli.models.hull import Hull, away_from_border, silhouette_distance
 from crm_cli.records import SixViews
 
 SHAPES = {
@@ -120,6 +120,21 @@ def test_no_background_bleeds_over_the_silhouette() -> None:
     rim = torch.nn.functional.avg_pool2d(white.alpha, 3, 1, 1)
     views = SixViews(rgb=white.rgb * rim, ccm=white.ccm, alpha=white.alpha)
     assert float(Hull(views).colour(surface_points(shape)).min()) > 0.98
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_colours_are_taken_away_from_the_border_or_where_all_is_border(size: int) -> None:
+    from scipy import ndimage
+
+    noise = ndimage.gaussian_filter(np.random.default_rng(size).normal(size=(size, size)), size / 60)
+    mask = noise > np.quantile(noise, 0.6)
+    mask[size // 2 - 1 : size // 2 + 1] = True  # a thread across the picture
+    margin_px = round(size / 128 - 0.25)
+    core = ndimage.binary_erosion(mask, iterations=margin_px, border_value=1) if margin_px else mask
+    far = ndimage.distance_transform_edt(~core) > 1.5 * margin_px + 1
+    assert core.any()
+    assert (away_from_border(mask) == (core | (mask & far))).all()
+    assert away_from_border(np.ones((size, size), np.bool_)).all(), "the picture's edge is no border"
 
 
 def test_opposite_views_are_told_apart() -> None:

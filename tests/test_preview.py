@@ -144,3 +144,19 @@ def test_what_was_imagined_is_marked_and_what_was_seen_is_left():
     assert (marked[:, [1, 3]] == (10, 200, 90)).all()
     assert (marked[:, 2] == np.round(np.add(IMAGINED, (10, 200, 90)) / 2)).all()
     assert mark_imagined(shown) is shown, "where no photo was laid on there is nothing to tell apart"
+
+
+def test_a_texture_is_decoded_code_by_code_as_any_picture_is():
+    texture = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    decoded = preview._to_linear(torch.from_numpy(texture).float() / 255).permute(2, 0, 1)[None]
+    assert torch.equal(preview._albedo(texture), decoded)
+
+
+def test_a_pixel_is_the_mean_of_the_samples_that_hit_it():
+    covered = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
+    light = torch.linspace(0.1, 0.7, 7)[:, None].repeat(1, 3)
+    picture = np.asarray(preview._develop(light, covered)).astype(int)
+    means = preview._to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
+    assert picture[0, 0].tolist() == [round(float(means[0]))] * 3 + [round(0.75 * 255)]
+    assert picture[1, 1].tolist() == [round(float(means[1]))] * 3 + [255]
+    assert not picture[[0, 1], [1, 0]].any()

@@ -99,6 +99,15 @@ def test_every_centre_belongs_to_one_of_the_triangles_that_tile_the_grid(any_ras
     assert torch.equal(times, torch.ones(11, 11, dtype=torch.int32))
 
 
+def test_hits_alone_are_blended_as_the_whole_picture_is(any_raster):
+    positions, faces = soup(faces=12)
+    found = any_raster.rasterize(positions, faces, height=64, width=64)
+    assert 0 < int(found.covered.sum()) < 64 * 64
+    whole = interpolate(positions, faces, found)
+    assert torch.equal(interpolate(positions, faces, found.hits())[0], whole[found.covered])
+    assert not whole[~found.covered].any()
+
+
 def test_barycentrics_lead_back_to_the_pixel_centre(any_raster, device):
     positions, faces = (tensor.to(device) for tensor in soup())
     found = any_raster.rasterize(positions, faces, height=64, width=64)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, normalize
+from torch.nn.functional import grid_sample, normalize
 
 from crm_cli.export.scene import smooth_normals
 from crm_cli.fragments import Fragments, Raster, interpolate, project
@@ -59,26 +59,37 @@ class _Model:
     """[1 3 T T], linear light."""
 
     @classmethod
-    def of(cls, textured: TexturedMesh) -> _Model:
-        """Centre, decode and find normals."""
+    def of(cls, textured: TexturedMesh, normals: NDArray[np.float32] | None = None) -> _Model:
+        """Centre, decode and find normals, unless those of the corners [F 3 3] are known."""
+        if normals is None:
+            normals = corner_normals(textured.mesh)
         points = torch.from_numpy(textured.mesh.vertices)
         return cls(
             points=points - (points.amin(dim=0) + points.amax(dim=0)) / 2,
             faces=torch.from_numpy(textured.mesh.faces),
             uv=torch.from_numpy(textured.unwrapped.uv),
             uv_faces=torch.from_numpy(textured.unwrapped.uv_faces),
-            normals=torch.from_numpy(corner_normals(textured.mesh)).view(-1, 3),
-            albedo=_to_linear(torch.from_numpy(textured.texture).float() / 255).permute(2, 0, 1)[None],
+            normals=torch.from_numpy(normals).view(-1, 3),
+            albedo=_albedo(textured.texture),
         )
 
 
-def render_previews(textured: TexturedMesh, raster: Raster, *, size_px: int, turns: int) -> list[Image.Image]:
+def render_previews(
+    textured: TexturedMesh,
+    raster: Raster,
+    *,
+    size_px: int,
+    turns: int,
+    normals: NDArray[np.float32] | None = None,
+) -> list[Image.Image]:
     """Photograph an asset from `turns` sides at equal angles: front first, then around by its left side.
 
     The pictures are square, RGBA on transparency, and share one scale, so that nothing jumps when they
     are shown in turn.
+
+    normals: `corner_normals` of the mesh, where somebody has them already.
     """
-    model = _Model.of(textured)
+    model = _Model.of(textured, normals)
     cameras = [_camera(2 * math.pi * turn / turns) for turn in range(turns)]
     placed = _frame([_look(model.points, camera) for camera in cameras], size_px * SUPERSAMPLING)
     return [
@@ -101,18 +112,20 @@ def render_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> Ima
     It is not lit: the photo's light is in the texture already, and the two are to be compared.
     """
     flat, uv = see_front(textured, raster, size_px=size_px * SUPERSAMPLING)
-    texture = torch.from_numpy(textured.texture).float() / 255
-    albedo = _to_linear(texture).permute(2, 0, 1)[None]
-    return _develop(sample(albedo, uv)[0], flat.covered)
+    return _develop(sample(_albedo(textured.texture), uv)[0], flat.covered)
 
 
 def mark_imagined(textured: TexturedMesh) -> TexturedMesh:
     """The same asset with IMAGINED in place of every colour that no photo shows."""
     if textured.seen is None:
         return textured
-    seen = textured.seen[..., None]
-    mixed = textured.texture * seen + np.array(IMAGINED, np.float32) * (1 - seen)
-    return replace(textured, texture=np.round(mixed).astype(np.uint8))
+    seen, texels = textured.seen.ravel(), textured.texture.reshape(-1, 3)
+    marked = np.where(seen[:, None] > 0, texels, np.array(IMAGINED, np.uint8))
+    between = np.flatnonzero((seen > 0) & (seen < 1))  # few
+    share = seen[between, None]
+    mixed = texels[between] * share + np.array(IMAGINED, np.float32) * (1 - share)
+    marked[between] = np.round(mixed).astype(np.uint8)
+    return replace(textured, texture=marked.reshape(textured.texture.shape))
 
 
 def _camera(azimuth: float) -> Tensor:
@@ -165,7 +178,8 @@ def _photograph(model: _Model, raster: Raster, camera: Tensor, positions: Tensor
 
 def _in_perspective(fragments: Fragments, nearness: Tensor, faces: Tensor) -> Fragments:
     """Turn weights on the picture into weights on the surface: a near corner takes less of the picture."""
-    weights = fragments.barycentric * nearness[faces[fragments.face.clamp(min=0)]]
+    corners = faces.index_select(0, fragments.face.clamp(min=0).view(-1))
+    weights = fragments.barycentric * nearness.take(corners).view_as(fragments.barycentric)
     total = weights.sum(dim=-1, keepdim=True)
     return replace(fragments, barycentric=torch.where(total > 0, weights / total, weights))
 
@@ -198,13 +212,27 @@ def _light(normals: Tensor, camera: Tensor) -> Tensor:
 
 def _develop(colour: Tensor, covered: Tensor) -> Image.Image:
     """Shrink the linear colours [N 3] of the covered pixels [H W] to an sRGB picture with soft edges."""
-    sharp = torch.zeros(4, *covered.shape)
-    sharp[:3, covered] = colour.T
-    sharp[3] = covered
-    small = avg_pool2d(sharp, SUPERSAMPLING).permute(1, 2, 0)  # [S S 4]
-    rgb = _to_srgb(small[..., :3] / small[..., 3:].clamp(min=1 / SUPERSAMPLING**2))
-    rgba = torch.cat((rgb, small[..., 3:]), dim=-1)
-    return Image.fromarray((rgba * 255).round().byte().numpy(), "RGBA")
+    height, width = (side // SUPERSAMPLING for side in covered.shape)
+    sharp = torch.zeros(covered.numel(), 4)
+    sharp[covered.view(-1).nonzero()[:, 0]] = torch.cat((colour, colour.new_ones(len(colour), 1)), dim=1)
+    fine = sharp.view(height, SUPERSAMPLING, width, SUPERSAMPLING, 4)
+    cells = [fine[:, row, :, column] for row in range(SUPERSAMPLING) for column in range(SUPERSAMPLING)]
+    small = torch.stack(cells).sum(dim=0).view(-1, 4) / len(cells)  # [S² 4]
+    # Encoding is dear, and most of the picture is empty.
+    shown = small[:, 3].nonzero()[:, 0]
+    small = small[shown]
+    rgb = _to_srgb(small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2))
+    rgba = torch.zeros(height * width, 4, dtype=torch.uint8)
+    rgba[shown] = (torch.cat((rgb, small[:, 3:]), dim=1) * 255).round().byte()
+    return Image.fromarray(rgba.view(height, width, 4).numpy(), "RGBA")
+
+
+def _albedo(texture: NDArray[np.uint8]) -> Tensor:
+    """Decode a texture [T T 3] to linear light, [1 3 T T]: 256 codes instead of millions of texels."""
+    import cv2
+
+    linear = _to_linear(torch.arange(256).float() / 255).numpy()
+    return torch.from_numpy(cv2.LUT(texture, linear)).permute(2, 0, 1)[None]
 
 
 def _to_linear(srgb: Tensor) -> Tensor:

@@ -111,13 +111,13 @@ def smooth_normals(points: NDArray[np.float32], faces: NDArray[np.int64]) -> NDA
     So it does not matter how a flat side is cut into triangles.
     (Thürmer and Wüthrich 1998, "Computing vertex normals from polygonal facets")
     """
-    corners = points.astype(np.float64)[faces]  # [F 3 3]
-    flat = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
+    exact = points.astype(np.float64)
+    a, b, c = (exact[faces[:, corner]] for corner in range(3))
+    flat = _unit(np.cross(b - a, c - a))
+    sides = [_unit(side) for side in (b - a, c - b, a - c)]  # each from its corner to the next
     sums = np.zeros((len(points), 3))
     for corner in range(3):
-        ahead = _unit(corners[:, (corner + 1) % 3] - corners[:, corner])
-        behind = _unit(corners[:, (corner + 2) % 3] - corners[:, corner])
-        angle = np.arccos(np.clip((ahead * behind).sum(axis=1), -1.0, 1.0))
+        angle = np.arccos(np.clip(-_dot(sides[corner], sides[corner - 1]), -1.0, 1.0))
         for axis in range(3):
             sums[:, axis] += np.bincount(faces[:, corner], flat[:, axis] * angle, minlength=len(points))
     normals = _unit(sums)
@@ -164,9 +164,17 @@ def companion_stem(stem: str) -> str:
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale vectors [N 3] to unit length; zero stays zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float64] = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    length = np.sqrt(_dot(vectors, vectors))[:, None]
+    # Zero over anything is zero.
+    unit: NDArray[np.float64] = vectors / np.where(length > 0, length, 1.0)
     return unit
+
+
+def _dot(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scalar products [N] of vectors [N 3]: column by column, as numpy is slow along short rows."""
+    x, y, z = (left[:, axis] * right[:, axis] for axis in range(3))
+    product: NDArray[np.float64] = x + y + z
+    return product
 
 
 def _written_words(words: Mapping[str, str]) -> dict[str, str]:

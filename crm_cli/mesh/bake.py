@@ -52,24 +52,22 @@ def bake(
     fragments = draw_charts(unwrapped, raster, size_px=size_px, device=device)
     vertices = torch.from_numpy(unwrapped.mesh.vertices).to(device)
     faces = torch.from_numpy(unwrapped.mesh.faces).to(device)
-    points = interpolate(vertices, faces, fragments.hits())[0]  # [N 3]
+    hits = fragments.hits()
+    points = interpolate(vertices, faces, hits)[0]  # [N 3]
     if not len(points):
         raise PhotoError("the texture has no charts", code="E_TEXTURE_EMPTY", kind="quality")
     if photo is None:
         colours, weights = _ask(colour_at, points), torch.zeros(len(points))
     else:
-        colours, weights = _lay_on(points, fragments.hits(), photo, colour_at)
+        colours, weights = _lay_on(points, hits, photo, colour_at)
     covered = fragments.covered.cpu().numpy()
-    texture = np.zeros((size_px, size_px, 3), np.uint8)
-    texture[covered] = (colours.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    seen = np.zeros((size_px, size_px), np.float32)
-    seen[covered] = weights.cpu().numpy()
-    nearest = _nearest(covered)
+    codes = (colours.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    owner = _owners(covered)
     return TexturedMesh(
         unwrapped=unwrapped,
-        texture=texture[nearest],
-        seen=None if photo is None else seen[nearest],
-        seen_share=_share_of_area(unwrapped.mesh, fragments.face.cpu().numpy()[covered], seen[covered]),
+        texture=codes.take(owner, axis=0),
+        seen=None if photo is None else weights.cpu().numpy().take(owner),
+        seen_share=_share_of_area(unwrapped.mesh, hits.face[0].cpu().numpy(), weights.cpu().numpy()),
     )
 
 
@@ -99,8 +97,9 @@ def _lay_on(
     # What is wholly seen, a quarter of all, need not be imagined.
     rest = (weights < 1).nonzero()[:, 0]
     if len(rest):
-        imagined = _ask(colour_at, points[rest]) + blended[rest, 1:]
-        colours[rest] = torch.lerp(imagined, colours[rest], weights[rest, None])
+        imagined = _ask(colour_at, points.index_select(0, rest)) + blended.index_select(0, rest)[:, 1:]
+        mixed = torch.lerp(imagined, colours.index_select(0, rest), weights.index_select(0, rest)[:, None])
+        colours = colours.index_copy(0, rest, mixed)
     return colours, weights
 
 
@@ -140,6 +139,14 @@ def fill_from_nearest(texture: NDArray[np.uint8], covered: NDArray[np.bool_]) ->
     return filled
 
 
+def _owners(covered: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Which of the texels inside `covered` [T T], counted row by row, is nearest to each: [T T]."""
+    number = np.cumsum(covered).reshape(covered.shape) - 1  # right wherever a texel is inside
+    row, column = _nearest(covered)
+    owners: NDArray[np.int64] = number.ravel().take(row.astype(np.int64) * covered.shape[1] + column)
+    return owners
+
+
 def _nearest(covered: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Row and column [T T] of the texel inside `covered` [T T] that is nearest to each."""
     from scipy.ndimage import distance_transform_edt
@@ -161,17 +168,18 @@ class UvUsage:
 def uv_usage(unwrapped: UnwrappedMesh, raster: Raster, *, size_px: int) -> UvUsage:
     """Measure coverage and overlap of a mesh's charts.
 
-    The faces are stacked once in their order and once in the opposite one: where both stacks show the
-    same face there is no other. A centre on an edge belongs to one face only, so neighbours do not count.
+    The faces are drawn once in their order and once in the opposite one, and the lower goes first: where
+    both show the same face there is no other. A centre on an edge belongs to one face only, so neighbours
+    do not count.
     """
-    positions = _on_texture(unwrapped.uv[unwrapped.uv_faces].reshape(-1, 2), size_px)  # faces share no corner
-    faces = torch.arange(len(positions)).view(-1, 3)
-    seen = []
-    for order in (1.0, -1.0):
-        positions[:, 2] = order * (torch.arange(len(positions)) // 3)
-        seen.append(raster.rasterize(positions, faces, height=size_px, width=size_px).face)
-    covered = int((seen[0] >= 0).sum())
-    overlapped = int((seen[0] != seen[1]).sum())
+    positions, faces = _on_texture(unwrapped.uv, size_px), torch.from_numpy(unwrapped.uv_faces)
+    lowest, last = (
+        raster.rasterize(positions, order, height=size_px, width=size_px).face.view(-1)
+        for order in (faces, faces.flip(0))
+    )
+    hit = (lowest >= 0).nonzero()[:, 0]
+    covered = len(hit)
+    overlapped = int((lowest[hit] != len(faces) - 1 - last[hit]).sum())
     return UvUsage(coverage=covered / size_px**2, overlap=overlapped / max(covered, 1))
 
 

@@ -115,20 +115,26 @@ def _axes(points: Floats, faces: Indices, edges: HalfEdges) -> Indices:
     own = np.where(is_fit, _cosines(smooth), -np.inf)
     axis: Indices = own.argmax(axis=1)
     for _ in range(LABEL_ROUNDS):
-        votes = (axis[neighbours][:, :, None] == np.arange(6)).sum(axis=1)
-        axis = (own + NEIGHBOUR_VOTE / 3 * votes).argmax(axis=1)
+        axis = (own + NEIGHBOUR_VOTE / 3 * _votes(axis, neighbours)).argmax(axis=1)
     areas = np.linalg.norm(normals, axis=1)
     for _ in range(ABSORB_ROUNDS):
         chart = _connected(edges, axis)
-        is_small = (np.bincount(chart, areas) < SMALL_CHART * areas.sum())[chart]
-        may_join = (chart[neighbours] != chart[:, None]) & is_small[:, None]
-        offers = (may_join[:, :, None] & (axis[neighbours][:, :, None] == np.arange(6))).any(axis=1)
-        offers &= cosines >= FACING
+        small = np.flatnonzero((np.bincount(chart, areas) < SMALL_CHART * areas.sum())[chart])
+        beside = neighbours[small]
+        may_join = chart[beside] != chart[small, None]
+        offers = (may_join[:, :, None] & (axis[beside][:, :, None] == np.arange(6))).any(axis=1)
+        offers &= cosines[small] >= FACING
         joins = offers.any(axis=1)
         if not joins.any():
             break
-        axis[joins] = np.where(offers, cosines, -np.inf)[joins].argmax(axis=1)
+        axis[small[joins]] = np.where(offers, cosines[small], -np.inf)[joins].argmax(axis=1)
     return axis
+
+
+def _votes(axis: Indices, neighbours: Indices) -> NDArray[np.int8]:
+    """Count how many of its neighbours [F 3] have each axis: [F 6]."""
+    has = np.eye(6, dtype=np.int8)[axis]
+    return has[neighbours[:, 0]] + has[neighbours[:, 1]] + has[neighbours[:, 2]]
 
 
 def _cosines(normals: Floats) -> Floats:

@@ -124,10 +124,11 @@ def genuine_parts(points: Points, faces: Indices, *, min_component: float) -> tu
 
 def _boxes(points: Points, faces: Indices, labels: Indices, count: int) -> tuple[Points, Points]:
     """Give the lowest and highest corner [count 3] of every part."""
-    lowest, highest = np.full((count, 3), np.inf), np.full((count, 3), -np.inf)
-    owner = np.repeat(labels, 3)
-    np.minimum.at(lowest, owner, points[faces.ravel()])
-    np.maximum.at(highest, owner, points[faces.ravel()])
+    order = np.argsort(labels, kind="stable")
+    first = np.searchsorted(labels[order], np.arange(count))
+    a, b, c = corners(points, faces[order])
+    lowest: Points = np.minimum.reduceat(np.minimum(np.minimum(a, b), c), first)
+    highest: Points = np.maximum.reduceat(np.maximum(np.maximum(a, b), c), first)
     return lowest, highest
 
 

@@ -82,19 +82,36 @@ def draw(
     end_column = wp.min((right + CENTRE) >> BITS, wp.int64(keys.shape[1]))
     first_row = wp.max((top + CENTRE - ONE) >> BITS, ZERO)
     end_row = wp.min((bottom + CENTRE) >> BITS, wp.int64(keys.shape[0]))
+    if first_column >= end_column or first_row >= end_row:
+        return  # most triangles of a fine mesh lie between the centres of a small picture
     least_u = threshold(corners, b, c, winding)
     least_v = threshold(corners, c, a, winding)
     least_w = threshold(corners, a, b, winding)
+    whole = area * winding
+    depth_a = depths[a]
+    depth_b = depths[b]
+    depth_c = depths[c]
+    # Weights are linear in whole numbers: steps from centre to centre give what `edge` gives at each.
+    x = first_column * SUBPIXELS + CENTRE
+    y = first_row * SUBPIXELS + CENTRE
+    row_u = edge(corners, b, c, x, y) * winding
+    row_v = edge(corners, c, a, x, y) * winding
+    right_u = (corners[b, 1] - corners[c, 1]) * winding * SUBPIXELS
+    right_v = (corners[c, 1] - corners[a, 1]) * winding * SUBPIXELS
+    down_u = (corners[c, 0] - corners[b, 0]) * winding * SUBPIXELS
+    down_v = (corners[a, 0] - corners[c, 0]) * winding * SUBPIXELS
     for row in range(wp.int32(first_row), wp.int32(end_row)):
-        y = wp.int64(row) * SUBPIXELS + CENTRE
+        u = row_u
+        v = row_v
         for column in range(wp.int32(first_column), wp.int32(end_column)):
-            x = wp.int64(column) * SUBPIXELS + CENTRE
-            u = edge(corners, b, c, x, y) * winding
-            v = edge(corners, c, a, x, y) * winding
-            w = area * winding - u - v
+            w = whole - u - v
             if u >= least_u and v >= least_v and w >= least_w:
-                depth = blend(u, v, w, depths[a], depths[b], depths[c])
+                depth = blend(u, v, w, depth_a, depth_b, depth_c)
                 wp.atomic_max(keys, row, column, pack(depth, wp.int64(face)))
+            u += right_u
+            v += right_v
+        row_u += down_u
+        row_v += down_v
 
 
 @wp.kernel(enable_backward=False)

@@ -238,7 +238,7 @@ def _membrane(mesh: Mesh, values: NDArray[np.float32], weights: NDArray[np.float
     weights: [V], 1 where a value is known, 0 where it is not.
     """
     from scipy import sparse
-    from scipy.sparse.linalg import cg
+    from scipy.sparse.linalg import LinearOperator, cg
 
     count = len(mesh.vertices)
     ends = np.concatenate([mesh.faces[:, [k, (k + 1) % 3]] for k in range(3)])
@@ -252,7 +252,8 @@ def _membrane(mesh: Mesh, values: NDArray[np.float32], weights: NDArray[np.float
     known = share * weights / SMOOTH**2
     pull = beside.sum(axis=1) + known + share * (1 - weights) / FADE**2 + 1e-9
     matrix = (sparse.diags_array(pull) - beside).tocsr().astype(np.float32)
-    scale = sparse.diags_array(1 / pull).astype(np.float32)
+    inverse = (1 / pull).astype(np.float32)
+    scale = LinearOperator((count, count), matvec=lambda rest: inverse * rest, dtype=np.float32)
     carried = np.zeros((count, 3), np.float32)
     for channel in range(3):
         # A fiftieth of the difference cannot be seen.

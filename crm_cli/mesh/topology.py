@@ -37,7 +37,7 @@ def half_edges(faces: Indices) -> HalfEdges:
     end = np.roll(faces, -1, axis=1).ravel()
     stride = int(faces.max(initial=0)) + 1
     keys = np.minimum(start, end) * stride + np.maximum(start, end)
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys)  # in which order the faces of one edge come makes no difference
     first = np.flatnonzero(np.diff(keys[order], prepend=-1))
     sharers_of_edge = np.diff(first, append=len(keys))
     sharers = np.zeros_like(keys)

@@ -257,6 +257,8 @@ def spread(images: Tensor, solid: Tensor) -> Tensor:
         reached = (up_weight > 1e-6) & ~settled
         filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
         settled = settled | reached
+        if settled.all():
+            break  # coarser levels reach nothing more
     return filled
 
 

@@ -72,6 +72,8 @@ class Scene(NamedTuple):
 
     rgb: Colours
     """[H W 3] in [0, 1]."""
+    lab: Colours
+    """The same in CIE L*a*b*."""
     backdrop: Mask
     """Surely backdrop."""
     behind: Colours
@@ -90,7 +92,7 @@ def separate(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint
         subject = _without_litter(_tightened(~scene.backdrop, scene), scene)
     else:
         subject = grabcut(small)
-        scene = _look_behind(small, ~_spread(subject, 3), scene.behind)
+        scene = _look_behind(small, scene.lab, ~_spread(subject, 3), scene.behind)
     if not subject.any():
         return np.zeros(rgb.shape[:2], np.uint8), rgb
     return _refine(rgb, subject, scene)
@@ -112,7 +114,7 @@ def grow_backdrop(rgb: Colours) -> Scene:
     # Paper grain and JPEG blocks set what counts as smooth; real outlines are steeper than 5.
     smooth = slope < np.clip(4 * np.percentile(slope[seed], 75) if seed.any() else 0.0, STEADY, 5.0)
     tolerance = float(np.clip(3 * noise, 5.0, 9.0))
-    scene = _look_behind(rgb, seed, fit)
+    scene = _look_behind(rgb, lab, seed, fit)
     for _ in range(12):
         # Two backdrops that meet (wall and floor) are mixed in the prediction, but not in the nearest pixel.
         beside = _delta_e(lab, _lab(_nearest(rgb, scene.backdrop))) < tolerance / 2
@@ -122,7 +124,7 @@ def grow_backdrop(rgb: Colours) -> Scene:
         wide = _connected(_spread(reachable | seed, -GAP) | seed, seed)
         grown = _flood(wide, reachable, LAST)
         gained = int((grown & ~scene.backdrop).sum())
-        scene = _look_behind(rgb, grown, fit)
+        scene = _look_behind(rgb, lab, grown, fit)
         if gained < 0.0005 * grown.size:
             break
     return scene
@@ -189,6 +191,7 @@ def _fit_frame(rgb: Colours, ring: Mask) -> tuple[Colours, float]:
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
     known, colours = terms[ring], rgb[ring]
+    lab = _lab(colours[None])
     weight = np.ones(len(known))
     noise = 0.0
     for _ in range(15):
@@ -196,7 +199,7 @@ def _fit_frame(rgb: Colours, ring: Mask) -> tuple[Colours, float]:
         # Not `solve`: a picture two pixels wide does not determine a quadratic.
         surface = np.linalg.lstsq(weighted @ known, weighted @ colours, rcond=None)[0]
         guess = np.clip(known @ surface, 0, 1).astype(np.float32)
-        residual = _delta_e(_lab(colours[None]), _lab(guess[None]))[0]
+        residual = _delta_e(lab, _lab(guess[None]))[0]
         noise = max(0.5, 1.4826 * float(np.median(residual)))
         weight = 1 / (1 + (residual / (2 * noise)) ** 2) ** 2
     return np.clip(terms @ surface, 0, 1).astype(np.float32), noise
@@ -209,17 +212,21 @@ def _slope(lab: Colours) -> NDArray[np.float32]:
     return np.asarray(np.max(cv2.dilate(calm, window) - cv2.erode(calm, window), axis=-1), np.float32)
 
 
-def _look_behind(rgb: Colours, backdrop: Mask, fit: Colours) -> Scene:
+def _look_behind(rgb: Colours, lab: Colours, backdrop: Mask, fit: Colours) -> Scene:
     """Predict the backdrop from the known parts nearby, and from the frame's fit where none is near."""
     behind = _average(rgb, backdrop.astype(np.float32), max(rgb.shape) / 40, fit)
-    return Scene(rgb, backdrop, behind, _delta_e(_lab(rgb), _lab(behind)))
+    return Scene(rgb, lab, backdrop, behind, _delta_e(lab, _lab(behind)))
 
 
 def _average(rgb: Colours, weight: NDArray[np.float32], sigma: float, otherwise: Colours) -> Colours:
     """Weighted local mean colour; `otherwise` where nothing with weight is near."""
     total = cv2.GaussianBlur(weight, (0, 0), sigma)
-    mean = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), sigma) / np.maximum(total, 1e-6)[..., None]
-    return np.where(total[..., None] > 1e-3, np.clip(mean, 0, 1), otherwise).astype(np.float32)
+    mean = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), sigma)
+    mean /= np.maximum(total, 1e-6)[..., None]
+    np.clip(mean, 0, 1, out=mean)
+    far = np.flatnonzero(total <= 1e-3)
+    mean.reshape(-1, 3)[far] = otherwise.reshape(-1, 3)[far]
+    return np.asarray(mean, np.float32)
 
 
 def _relit(lab: Colours, behind: Colours, *, darker: float, lighter: float, tint: float) -> Mask:
@@ -264,7 +271,7 @@ def _with_shadow(scene: Scene) -> Scene:
 
     A shadow is the backdrop in less light, without texture of its own, and joined to it by a soft edge.
     """
-    lab = _lab(scene.rgb)
+    lab = scene.lab
     soft = _soft(lab)
     # Judged once, before shadow has darkened what is expected: a white vase is no ground in better light.
     dim = soft & _relit(lab, _lab(scene.behind), darker=60.0, lighter=8.0, tint=6.0)
@@ -272,7 +279,7 @@ def _with_shadow(scene: Scene) -> Scene:
     for brush in BRUSHES:
         known, new = _absorb(dim & ~known & ~things, known, soft, brush)
         things |= new
-    return _look_behind(scene.rgb, known, scene.behind)
+    return _look_behind(scene.rgb, lab, known, scene.behind)
 
 
 def _soft(lab: Colours) -> Mask:
@@ -323,8 +330,8 @@ def _up_to_outline(scene: Scene) -> Scene:
 
     So few steps lead nowhere, and need less caution.
     """
-    calm = (scene.contrast < 6) & (_slope(_lab(scene.rgb)) < 5)
-    return _look_behind(scene.rgb, _flood(scene.backdrop, calm, LAST), scene.behind)
+    calm = (scene.contrast < 6) & (_slope(scene.lab) < 5)
+    return _look_behind(scene.rgb, scene.lab, _flood(scene.backdrop, calm, LAST), scene.behind)
 
 
 def _with_holes(scene: Scene) -> Scene:
@@ -336,7 +343,7 @@ def _with_holes(scene: Scene) -> Scene:
         holes = _holes(scene)
         if not holes.any():
             break
-        scene = _look_behind(scene.rgb, scene.backdrop | holes, scene.behind)
+        scene = _look_behind(scene.rgb, scene.lab, scene.backdrop | holes, scene.behind)
     return scene
 
 
@@ -347,7 +354,7 @@ def _holes(scene: Scene) -> Mask:
     subject in the backdrop's colour fades into its neighbours instead.
     """
     near = _spread(scene.backdrop, round(max(scene.backdrop.shape) / 16))
-    beside = _delta_e(_lab(scene.rgb), _lab(_nearest(scene.rgb, scene.backdrop)))
+    beside = _delta_e(scene.lab, _lab(_nearest(scene.rgb, scene.backdrop)))
     alike = (scene.contrast < 6) & ~scene.backdrop
     count, part, stats, _ = cv2.connectedComponentsWithStats(alike.astype(np.uint8), connectivity=4)
     holes = np.zeros_like(scene.backdrop)
@@ -388,7 +395,7 @@ def _tightened(subject: Mask, scene: Scene) -> Mask:
 
 def _without_litter(subject: Mask, scene: Scene) -> Mask:
     """The subject without faint threads (a skirting board, the rim of a shadow) and without specks."""
-    lab = _lab(scene.rgb)
+    lab = scene.lab
     beside = _lab(_nearest(scene.rgb, scene.backdrop))
     faint = (_delta_e(lab, beside) < 12) | _relit(lab, beside, darker=40.0, lighter=8.0, tint=6.0)
     thread = subject & ~_spread(_spread(subject, -3), 4)
@@ -402,7 +409,7 @@ def _nearest(rgb: Colours, known: Mask) -> Colours:
     )
     colours = np.zeros((label.max() + 1, 3), np.float32)
     colours[label[known]] = rgb[known]
-    return np.asarray(colours[label])
+    return np.asarray(colours.take(label, axis=0))
 
 
 def _large_parts(mask: Mask, *, at_least: float) -> Mask:
