@@ -80,6 +80,30 @@ def test_attempts_at_names_that_are_not_utf8_are_told_apart(out: Path) -> None:
     assert unfinished_attempts(out) == {first: 2, second: 1}
 
 
+def test_a_run_that_came_to_its_end_is_read_for_the_runs_before_it_alone(out: Path) -> None:
+    first, second = PurePosixPath("a.jpg"), PurePosixPath("b.jpg")
+    for run, name in (("r1", first), ("r3", second)):
+        with Journal(out, run) as journal:
+            journal.write("attempt_start", asset=name, key="k", attempt=1)
+            if run == "r1":
+                journal.write("asset_done", asset=name, key="k", attempt=1)
+                journal.write("run_end", exit_code=0, counts={})
+    assert unfinished_attempts(out) == {second: 1}
+    whole = file_of(out, "r1").read_bytes()
+    # Nobody reads what is before the end of the first run, unless the end itself is torn.
+    damaged = whole.replace(b'"ev":"asset_done"', b'"ev":"asset_dome"')
+    file_of(out, "r1").write_bytes(damaged)
+    assert unfinished_attempts(out) == {second: 1}
+    file_of(out, "r1").write_bytes(damaged[:-1])
+    assert unfinished_attempts(out) == {first: 1, second: 1}
+    # It answers what a run before it has left open, and counts what died with one.
+    file_of(out, "r1").write_bytes(whole)
+    with Journal(out, "r0") as journal:
+        journal.write("attempt_start", asset=first, key="k", attempt=1)
+        journal.write("attempt_start", asset=second, key="k", attempt=1)
+    assert unfinished_attempts(out) == {second: 2}
+
+
 def test_of_successes_that_answer_no_failure_not_one_is_parsed(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

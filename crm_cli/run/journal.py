@@ -41,6 +41,9 @@ JournalEvent = Literal[
 RETRYABLE: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout", "quality", "io"})
 """Classes that may end otherwise next time; the rest need another photo or another folder."""
 
+TAIL_BYTES = 4096
+"""Of a journal, to see its last line: several times what a run says at its end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastFailure:
@@ -141,13 +144,18 @@ def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
 def _lines_that(out: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
     """Yield what read_lines does of the lines whose bytes count; the others are not even parsed."""
     for path in _journals(out):
-        for raw in _raw_lines(out, path):
-            if not raw.endswith(b"\n") or not count(raw):
-                continue
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(raw.decode())
-                if isinstance(line, dict):
-                    yield line
+        yield from _lines_of(out, path, count)
+
+
+def _lines_of(out: Path, path: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
+    """The same of one run."""
+    for raw in _raw_lines(out, path):
+        if not raw.endswith(b"\n") or not count(raw):
+            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(raw.decode())
+            if isinstance(line, dict):
+                yield line
 
 
 def _raw_lines(out: Path, path: Path) -> Iterator[bytes]:
@@ -174,6 +182,7 @@ def _journals(out: Path) -> list[Path]:
 _FAILURES = re.compile(rb'"ev":"(?:asset_failed|quarantined)"')
 _ENDS = re.compile(rb'"ev":"(?:asset_failed|asset_done|quarantined)"')
 _COURSE = re.compile(rb'"ev":"(?:attempt_start|asset_failed|asset_done|interrupted)"')
+_END = b'"ev":"run_end"'
 
 
 def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:
@@ -200,20 +209,36 @@ def unfinished_attempts(out: Path) -> Counter[PurePosixPath]:
     """
     deaths: Counter[str] = Counter()
     is_open: dict[str, str] = {}
-    for line in _lines_that(out, _COURSE.search):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            asset, run = _name_in(line), str(line["run"])
-            if line["ev"] == "attempt_start":
-                # Within a run every attempt is closed before the next begins.
-                if is_open.get(asset, run) != run:
-                    deaths[asset] += 1
-                is_open[asset] = run
-            else:
-                is_open.pop(asset, None)
-                if line["ev"] in ("asset_done", "asset_failed"):
-                    del deaths[asset]
+    for path in _journals(out):
+        # Whoever comes to its end leaves nothing open: what it tells concerns runs before it alone.
+        if not deaths and not is_open and _came_to_its_end(path):
+            continue
+        for line in _lines_of(out, path, _COURSE.search):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                asset, run = _name_in(line), str(line["run"])
+                if line["ev"] == "attempt_start":
+                    # Within a run every attempt is closed before the next begins.
+                    if is_open.get(asset, run) != run:
+                        deaths[asset] += 1
+                    is_open[asset] = run
+                else:
+                    is_open.pop(asset, None)
+                    if line["ev"] in ("asset_done", "asset_failed"):
+                        del deaths[asset]
     deaths.update(is_open.keys())
     return Counter({PurePosixPath(asset): count for asset, count in deaths.items()})
+
+
+def _came_to_its_end(path: Path) -> bool:
+    """Whether the last line of a run is its own; no where that cannot be seen at once."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            before, _, last = file.read().rpartition(b"\n")
+    except OSError:  # whoever reads all of it will say so
+        return False
+    return not last and _END in before.rpartition(b"\n")[2]
 
 
 def _name_in(line: Mapping[str, Any]) -> str:
