@@ -253,7 +253,9 @@ class LogScreen(PlainScreen):
 
     def tell(self, line: str, *, style: str = "") -> None:
         """Write one line with its time."""
-        super().tell(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}")
+        # Not laid out: there is no style to it, and a run over ten thousand finished photos writes as many.
+        self._console.file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {display_name(line)}\n")
+        self._console.file.flush()
 
 
 class LiveScreen(PlainScreen):

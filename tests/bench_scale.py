@@ -1,10 +1,11 @@
 """What many photos cost beside the work itself: the run's own time, memory and files, with a line of fakes.
 
     python tests/bench_scale.py [--counts 100 1000 10000] [--names 100000] [--folder DIR] [--jobs 2]
+                                [--chart FILE.svg]
 
 Every photo goes the whole way: a worker process, its pipe, files that are synced, a record, the journal, the
-sheet. Only the stages do nothing, so that what is left is what the coordinator costs. With --folder, photos
-and assets are kept and made once; only what a run over finished assets costs is then measured again.
+sheet. Only the stages do nothing, so that what is left is what the coordinator costs. With --folder, photos,
+assets and what making them took are kept; only what a run over finished assets costs is then measured again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from scale_chart import Point, draw
 
 HERE = Path(__file__).resolve().parent
 TELL = "BENCH_SCALE_TELL"
@@ -45,8 +48,9 @@ class Cost:
 def main() -> None:
     options = _options()
     with _folder(options.folder) as folder:
-        for count in options.counts:
-            _measure(folder / str(count), count, jobs=options.jobs)
+        points = [_measure(folder / str(count), count, jobs=options.jobs) for count in options.counts]
+        if options.chart:
+            options.chart.write_text(draw(points), encoding="utf-8")
         if options.names:
             photos = plant(folder / "names", options.names)
             cost = crm("convert", photos, "-o", folder / "nothing", "--dry-run", "-q", "--json")
@@ -54,31 +58,49 @@ def main() -> None:
             _say(f"{planned:,} names planned in {cost.wall_s:.1f} s, {cost.peak_mb:.0f} MB")
 
 
-def _measure(folder: Path, count: int, *, jobs: int) -> None:
+def _measure(folder: Path, count: int, *, jobs: int) -> Point:
     photos, out = plant(folder / "in", count), folder / "out"
     words = ("convert", photos, "-o", out, "--jobs", str(jobs), "--json", "-q")
-    if not out.exists():
+    kept = folder / "converted.json"
+    if not kept.exists():
         cost = crm(*words)
+        _refuse_others(cost, "converted", count)
         each_ms = 1000 / count
-        _say(
-            f"{count:,} photos converted: {cost.wall_s * each_ms:.2f} ms each, of which coordinator "
-            f"{cost.cpu_s * each_ms:.2f} ms of processor; peak {cost.peak_mb:.0f} MB"
-        )
+        kept.write_text(json.dumps([cost.wall_s * each_ms, cost.cpu_s * each_ms, cost.peak_mb]))
+    wall_ms, cpu_ms, peak_mb = json.loads(kept.read_text())
+    _say(
+        f"{count:,} photos converted: {wall_ms:.2f} ms each, of which coordinator "
+        f"{cpu_ms:.2f} ms of processor; peak {peak_mb:.0f} MB"
+    )
     before = _standing(out)
     cost = crm(*words)
+    _refuse_others(cost, "cached", count)
     stages = sum(event["type"] in ("asset_started", "stage_started") for event in cost.events)
     written = len(before.symmetric_difference(_standing(out)))
     _say(
         f"{count:,} photos again: {cost.wall_s:.2f} s, {cost.cpu_s:.2f} s of processor, peak "
         f"{cost.peak_mb:.0f} MB; {stages} stages, {written} files of assets or sheet written"
     )
-    _say(f"{count:,} photos planned: {', '.join(_plan_seconds(photos, out))}")
+    plan_s = _plan_seconds(photos, out)
+    told = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in plan_s.items())
+    _say(f"{count:,} photos planned: {sum(plan_s.values()):.3f} s of processor: {told}")
     sheet_s, status_s = (crm(command, out).wall_s for command in ("report", "status"))
     _say(f"{count:,} photos' sheet written anew in {sheet_s:.2f} s; status told in {status_s:.2f} s")
     calls = _calls(words)
     if calls:
         told = ", ".join(f"{name} {calls[name] / count:.2f}" for name in sorted(calls, key=calls.get)[:-8:-1])
         _say(f"{count:,} photos again, system calls each: {sum(calls.values()) / count:.2f} ({told})")
+    return Point(
+        photos=count, converted_ms=cpu_ms, converted_mb=peak_mb,
+        again_s=cost.cpu_s, again_mb=cost.peak_mb, scan_s=sum(plan_s.values()),
+    )  # fmt: skip
+
+
+def _refuse_others(cost: Cost, end: str, count: int) -> None:
+    """A run that did something else has measured something else."""
+    ends = [event["status"] for event in cost.events if event["type"] == "asset_finished"]
+    if ends != [end] * count:
+        raise SystemExit(f"expected {count} photos {end}, got {len(ends)} with {sorted(set(map(str, ends)))}")
 
 
 def plant(root: Path, count: int) -> Path:
@@ -94,13 +116,13 @@ def plant(root: Path, count: int) -> Path:
     return root
 
 
-def _plan_seconds(photos: Path, out: Path) -> Iterator[str]:
-    """How long each part of a plan takes, in this process; the best of three."""
+def _plan_seconds(photos: Path, out: Path) -> dict[str, float]:
+    """How long each part of a plan takes the processor, in this process; the best of three."""
     import fakes
 
     from crm_cli.preset import Override, load_preset
     from crm_cli.run.commits import Recipe, Records
-    from crm_cli.run.journal import last_failures
+    from crm_cli.run.journal import last_failures, unfinished_attempts
     from crm_cli.run.plan import Planner
     from crm_cli.run.selection import Selection
     from crm_cli.run.walk import walk
@@ -108,20 +130,23 @@ def _plan_seconds(photos: Path, out: Path) -> Iterator[str]:
     preset = load_preset("tiny", [Override.from_assignment("export.formats=[glb]")]).preset
     recipe = Recipe.of(preset, fakes.engine().weights(preset).stages)
     found = walk([photos], out, select=Selection()).photos
-    planner = Planner(recipe=recipe, records=Records.scan(out), failures=last_failures(out), max_mpixels=64.0)
-    yield f"names {_best_s(lambda: walk([photos], out, select=Selection())):.3f} s"
-    yield f"records listed {_best_s(lambda: Records.scan(out)):.3f} s"
-    yield f"journal {_best_s(lambda: last_failures(out)):.3f} s"
-    yield f"decisions {_best_s(lambda: [planner.decide(photo) for photo in found]):.3f} s"
+    planner = Planner(recipe=recipe, records=Records.scan(out), failures={}, max_mpixels=64.0)
+    parts: dict[str, Callable[[], object]] = {
+        "names": lambda: walk([photos], out, select=Selection()),
+        "records listed": lambda: Records.scan(out),
+        "journal": lambda: (last_failures(out), unfinished_attempts(out)),
+        "decisions": lambda: [planner.decide(photo) for photo in found],
+    }
     assert all(planner.decide(photo).action == "cached" for photo in found)
+    return {name: _best_s(work) for name, work in parts.items()}
 
 
 def _best_s(work: Callable[[], object]) -> float:
     spent = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        spent.append(time.perf_counter() - began)
+        spent.append(time.process_time() - began)
     return min(spent)
 
 
@@ -207,6 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--names", type=int, default=100_000, help="how many names a dry run plans; 0: none")
     parser.add_argument("--folder", type=Path, help="where photos and assets are kept for the next time")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw what was measured")
     return parser.parse_args()
 
 

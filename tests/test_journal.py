@@ -7,7 +7,8 @@ import pytest
 
 from crm_cli.errors import OutputError
 from crm_cli.records import Failed
-from crm_cli.run.journal import Journal, last_failures, read_lines
+from crm_cli.run import journal as journals
+from crm_cli.run.journal import Journal, last_failures, read_lines, unfinished_attempts
 
 
 @pytest.fixture
@@ -58,6 +59,70 @@ def test_a_success_answers_a_failure_and_a_later_failure_counts_again(out: Path)
         journal.failed(failure("a.jpg", "timeout"), key="k2")
     again = last_failures(out)[PurePosixPath("a.jpg")]
     assert (again.key, again.kind, again.stage) == ("k2", "timeout", "prepare")
+
+
+def test_a_name_that_reads_like_a_line_is_a_name(out: Path) -> None:
+    name = 'x","ev":"asset_failed","y.jpg'
+    with Journal(out, "r1") as journal:
+        journal.write("attempt_start", asset=PurePosixPath(name), key="k", attempt=1)
+        journal.write("stage_done", asset=PurePosixPath(name), stage="prepare", s=0.0)
+    assert last_failures(out) == {}
+    assert unfinished_attempts(out) == {PurePosixPath(name): 1}
+
+
+def test_attempts_at_names_that_are_not_utf8_are_told_apart(out: Path) -> None:
+    first, second = (PurePosixPath(os.fsdecode(raw)) for raw in (b"caf\xe9.jpg", b"caf\xe8.jpg"))
+    for run in ("r1", "r2"):
+        with Journal(out, run) as journal:
+            journal.write("attempt_start", asset=first, key="k", attempt=1)
+    with Journal(out, "r3") as journal:
+        journal.write("attempt_start", asset=second, key="k", attempt=1)
+    assert unfinished_attempts(out) == {first: 2, second: 1}
+
+
+def test_a_run_that_came_to_its_end_is_read_for_the_runs_before_it_alone(out: Path) -> None:
+    first, second = PurePosixPath("a.jpg"), PurePosixPath("b.jpg")
+    for run, name in (("r1", first), ("r3", second)):
+        with Journal(out, run) as journal:
+            journal.write("attempt_start", asset=name, key="k", attempt=1)
+            if run == "r1":
+                journal.write("asset_done", asset=name, key="k", attempt=1)
+                journal.write("run_end", exit_code=0, counts={})
+    assert unfinished_attempts(out) == {second: 1}
+    whole = file_of(out, "r1").read_bytes()
+    # Nobody reads what is before the end of the first run, unless the end itself is torn.
+    damaged = whole.replace(b'"ev":"asset_done"', b'"ev":"asset_dome"')
+    file_of(out, "r1").write_bytes(damaged)
+    assert unfinished_attempts(out) == {second: 1}
+    file_of(out, "r1").write_bytes(damaged[:-1])
+    assert unfinished_attempts(out) == {first: 1, second: 1}
+    # It answers what a run before it has left open, and counts what died with one.
+    file_of(out, "r1").write_bytes(whole)
+    with Journal(out, "r0") as journal:
+        journal.write("attempt_start", asset=first, key="k", attempt=1)
+        journal.write("attempt_start", asset=second, key="k", attempt=1)
+    assert unfinished_attempts(out) == {second: 2}
+
+
+def test_of_successes_that_answer_no_failure_not_one_is_parsed(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(out, "r1") as journal:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            journal.write("asset_done", asset=PurePosixPath(name), key="k", attempt=1)
+        journal.failed(failure("d.jpg"), key="k")
+        journal.write("asset_done", asset=PurePosixPath("d.jpg"), key="k", attempt=2)
+        journal.write("asset_done", asset=PurePosixPath("e.jpg"), key="k", attempt=1)
+    parsed: list[str] = []
+    loads = json.loads
+
+    def noting(text: str) -> object:
+        parsed.append(loads(text)["asset"])
+        return loads(text)
+
+    monkeypatch.setattr(journals.json, "loads", noting)
+    assert last_failures(out) == {}
+    assert parsed == ["d.jpg", "d.jpg"]
 
 
 def test_names_that_are_not_utf8_come_back(out: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import fakes
 import pytest
@@ -18,6 +19,7 @@ from bench_scale import crm, environment, plant
 from output import HERE, copied, put_fakes_on_the_path, statuses
 from output import plant as plant_named
 from output import run as run_into
+from scale_chart import TOP, Point, draw
 
 from crm_cli.preset import Override, load_preset
 from crm_cli.run.batch import convert
@@ -131,15 +133,13 @@ def test_a_run_with_nothing_to_do_makes_nothing_writes_nothing_and_reads_each_re
     assert not any(path.endswith(".glb") for path in audit.opened_below(out)), "no asset is read"
 
 
-def test_a_finished_photo_costs_one_open_and_three_looks_however_many_there_are(
-    few: Path, many: Path
-) -> None:
-    """The photo when it is found and when it is compared with its record, and its asset."""
+def test_a_finished_photo_costs_one_open_and_two_looks_however_many_there_are(few: Path, many: Path) -> None:
+    """The photo when it is compared with its record, and its asset; the listing told that it is a file."""
     small, large = audited(few), audited(many)
     opens = (len(large.opened) - len(small.opened)) / (MANY - FEW)
     looks = (large.looks - small.looks) / (MANY - FEW)
     assert 1 <= opens < 1.1  # and two looks into each hundredth page, whether it is ours
-    assert 3 <= looks < 3.2
+    assert 2 <= looks < 2.2
 
 
 def peak_bytes(base: Path) -> int:
@@ -215,6 +215,33 @@ def test_a_photo_is_found_in_the_way_also_through_a_link(tmp_path: Path) -> None
         assert ends["b.jpg"].status == "conflict" and "it is an input" in ends["b.jpg"].reason
         assert ends["a.jpg"].status in ("converted", "cached")
     assert (out / "b.glb").read_bytes() == b"a photo with an odd name"
+
+
+def points(*counts: int) -> list[Point]:
+    return [
+        Point(
+            photos=count, converted_ms=2 + 400 / count, converted_mb=45 + count / 100,
+            again_s=0.4 + count / 9000, again_mb=44, scan_s=count / 20000,
+        )
+        for count in counts
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("counts", [(1, 10, 100, 1000, 10_000), (100,), (1000, 10)])
+def test_the_chart_has_a_line_for_every_quantity_that_stays_in_its_panel(counts: tuple[int, ...]) -> None:
+    chart = ElementTree.fromstring(draw(points(*counts)))
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    width, height = map(float, chart.attrib["viewBox"].split()[2:])
+    lines = chart.findall("svg:polyline", names)
+    assert len(lines) == 5
+    for line in lines:
+        corners = [tuple(map(float, corner.split(","))) for corner in line.attrib["points"].split()]
+        assert len(corners) == len(counts) and corners == sorted(corners)
+        assert all(0 < x < width and TOP <= y <= height for x, y in corners)
+    words = [text.text for text in chart.findall("svg:text", names)]
+    assert {f"{count:,}" for count in counts} <= set(words) and "asked for: 0.5" in words
+    end = max(counts)
+    assert f"of it the scan: {end / 20000:.3g} at {end:,}" in words
 
 
 NAMES = tuple(f"{letter}.jpg" for letter in "abcdefgh")

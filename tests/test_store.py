@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -16,13 +16,14 @@ from fakes import CHECKS
 
 from crm_cli.errors import Locked, OutputError, PhotoError, UsageError
 from crm_cli.preset import Override, Preset, load_preset, value_of
-from crm_cli.records import Camera
+from crm_cli.records import Camera, Verdict
 from crm_cli.run import commits, files
 from crm_cli.run import store as store_module
-from crm_cli.run.commits import CommitRecord, Output, Recipe, Records
+from crm_cli.run.commits import CommitRecord, Glance, Output, Recipe, Records
 from crm_cli.run.files import Input, identities
 from crm_cli.run.status import status
 from crm_cli.run.store import Store
+from crm_cli.run.wire import dumps
 
 PRESET = load_preset("tiny").preset
 
@@ -165,6 +166,28 @@ def test_a_glance_at_a_record_sees_what_the_record_says_and_trusts_no_wrong_byte
         assert Records.scan(out).glance(committed.id) == []
     file.write_bytes(raw)
     assert Records.scan(out).glance(committed.id) == [seen]
+
+
+def between(names: Iterable[str]) -> list[str]:
+    """Everything else where a plan does not look."""
+    others = [name for name in names if name not in ("v", "weights", "verdict")]
+    return ["v", "weights", *others, "verdict"]
+
+
+@pytest.mark.parametrize("order", [list, sorted, reversed, between])
+def test_a_glance_needs_no_order_of_fields_and_takes_no_name_for_one(
+    store: Store, order: Callable[[Iterable[str]], Iterable[str]]
+) -> None:
+    record, _ = attempt(store)
+    stem = PurePosixPath('a,"verdict":,"weights":{')
+    verdict = Verdict(grade="review", score=0.25, reasons=())
+    record = replace(record, stem=stem, verdict=verdict)
+    plain = json.loads(record.as_bytes())
+    del plain["crc"]
+    body = dumps({name: plain[name] for name in order(plain)})[:-1].encode()
+    seen = Glance.from_bytes(body + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    assert (seen.stem, seen.verdict, seen.t, seen.keys) == (stem, verdict, record.t, record.keys)
+    assert seen == Glance.from_bytes(record.as_bytes())
 
 
 def test_weights_and_photo_are_part_of_the_keys() -> None:

@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
 from crm_cli.errors import ErrorClass
@@ -34,22 +35,28 @@ class Event:
     def as_json(self) -> str:
         """One line; a path that is not UTF-8 is approximate, and exact in a field of its own."""
         plain: dict[str, Any] = {"schema": SCHEMA, "type": self.type, "t": round(time.time(), 3)}
-        for name in [one.name for one in fields(self)]:
+        kind: Any = type(self)
+        for name in _names(kind):
             value = getattr(self, name)
-            if isinstance(value, Path | PurePosixPath):
-                raw = os.fsencode(value)
+            if isinstance(value, PurePath):
                 plain[name] = _approximate(value)
-                if raw.decode("utf-8", "replace") != str(value):
-                    plain[f"{name}_b64"] = base64.b64encode(raw).decode("ascii")
+                if plain[name] != str(value):
+                    plain[f"{name}_b64"] = base64.b64encode(os.fsencode(value)).decode("ascii")
             elif isinstance(value, tuple):
                 plain[name] = [_approximate(item) for item in value]
-                if plain[name] != [str(item) for item in value]:
+                if value and plain[name] != [str(item) for item in value]:
                     plain[f"{name}_b64"] = [
                         base64.b64encode(os.fsencode(item)).decode("ascii") for item in value
                     ]
             else:
                 plain[name] = asdict(value) if isinstance(value, Verdict) else value
         return json.dumps(plain, ensure_ascii=True)
+
+
+@cache
+def _names(kind: Any) -> tuple[str, ...]:
+    """Fields of an event, asked once for each kind."""
+    return tuple(one.name for one in fields(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +260,7 @@ def duration(seconds: float) -> str:
 
 def _approximate(value: Any) -> Any:
     """A path or text as valid Unicode."""
-    if isinstance(value, str | os.PathLike):
-        return os.fsencode(value).decode("utf-8", "replace")
-    return value
+    if not isinstance(value, str | PurePath):
+        return value
+    text = str(value)
+    return text if text.isascii() else os.fsencode(text).decode("utf-8", "replace")

@@ -12,9 +12,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -39,6 +40,9 @@ JournalEvent = Literal[
 
 RETRYABLE: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout", "quality", "io"})
 """Classes that may end otherwise next time; the rest need another photo or another folder."""
+
+TAIL_BYTES = 4096
+"""Of a journal, to see its last line: several times what a run says at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,20 +133,29 @@ def append_line(descriptor: int, line: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def read_lines(out: Path, *, having: Sequence[bytes] = (b"",)) -> Iterator[Mapping[str, Any]]:
+def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
     """Yield every whole line of every run, oldest run first; torn or damaged ones are passed over.
 
     Raises OutputError where a journal cannot be read: what it holds must not be taken for forgotten.
-    having: a line that holds none of these is not even parsed.
     """
+    return _lines_that(out, lambda raw: True)
+
+
+def _lines_that(out: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
+    """Yield what read_lines does of the lines whose bytes count; the others are not even parsed."""
     for path in _journals(out):
-        for raw in _raw_lines(out, path):
-            if not raw.endswith(b"\n") or not any(part in raw for part in having):
-                continue
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(raw)
-                if isinstance(line, dict):
-                    yield line
+        yield from _lines_of(out, path, count)
+
+
+def _lines_of(out: Path, path: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
+    """The same of one run."""
+    for raw in _raw_lines(out, path):
+        if not raw.endswith(b"\n") or not count(raw):
+            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(raw.decode())
+            if isinstance(line, dict):
+                yield line
 
 
 def _raw_lines(out: Path, path: Path) -> Iterator[bytes]:
@@ -165,21 +178,27 @@ def _journals(out: Path) -> list[Path]:
         raise unreadable(out, error) from error
 
 
+# A quotation mark inside a text is written with a backslash before it, so that no name looks like these.
+_FAILURES = re.compile(rb'"ev":"(?:asset_failed|quarantined)"')
+_ENDS = re.compile(rb'"ev":"(?:asset_failed|asset_done|quarantined)"')
+_COURSE = re.compile(rb'"ev":"(?:attempt_start|asset_failed|asset_done|interrupted)"')
+_END = b'"ev":"run_end"'
+
+
 def last_failures(out: Path) -> dict[PurePosixPath, LastFailure]:
     """Failures that no later success has answered, by asset."""
-    failures: dict[PurePosixPath, LastFailure] = {}
-    for line in read_lines(out, having=(b'"ev":"asset_', b'"ev":"quarantined"')):
-        if line.get("ev") not in ("asset_done", "asset_failed", "quarantined"):
-            continue
+    failures: dict[str, LastFailure] = {}
+    # Of ten thousand successes none matters where there is no failure that it could answer.
+    for line in _lines_that(out, lambda raw: (_ENDS if failures else _FAILURES).search(raw)):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            asset = from_plain(PurePosixPath, line["asset"])
+            asset = _name_in(line)
             failures.pop(asset, None)
             if line["ev"] != "asset_done":
                 error = line["error"]
                 plain = {**line, "kind": error["class"], "code": error["code"], "message": error["msg"]}
                 plain["is_quarantined"] = line["ev"] == "quarantined"
                 failures[asset] = from_plain(LastFailure, plain)
-    return failures
+    return {failure.asset: failure for failure in failures.values()}
 
 
 def unfinished_attempts(out: Path) -> Counter[PurePosixPath]:
@@ -188,22 +207,44 @@ def unfinished_attempts(out: Path) -> Counter[PurePosixPath]:
     A run that dies without a word leaves its attempts open: power cuts do, and photos that take the machine
     down. One that was told to stop says so, and its photos had no part in it.
     """
-    deaths: Counter[PurePosixPath] = Counter()
-    is_open: dict[PurePosixPath, str] = {}
-    wanted = (b'"ev":"attempt_start"', b'"ev":"asset_', b'"ev":"interrupted"')
-    for line in read_lines(out, having=wanted):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            asset, run = from_plain(PurePosixPath, line["asset"]), str(line["run"])
-            if line["ev"] == "attempt_start":
-                # Within a run every attempt is closed before the next begins.
-                deaths[asset] += asset in is_open and is_open[asset] != run
-                is_open[asset] = run
-            else:
-                is_open.pop(asset, None)
-                if line["ev"] in ("asset_done", "asset_failed"):
-                    del deaths[asset]
+    deaths: Counter[str] = Counter()
+    is_open: dict[str, str] = {}
+    for path in _journals(out):
+        # Whoever comes to its end leaves nothing open: what it tells concerns runs before it alone.
+        if not deaths and not is_open and _came_to_its_end(path):
+            continue
+        for line in _lines_of(out, path, _COURSE.search):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                asset, run = _name_in(line), str(line["run"])
+                if line["ev"] == "attempt_start":
+                    # Within a run every attempt is closed before the next begins.
+                    if is_open.get(asset, run) != run:
+                        deaths[asset] += 1
+                    is_open[asset] = run
+                else:
+                    is_open.pop(asset, None)
+                    if line["ev"] in ("asset_done", "asset_failed"):
+                        del deaths[asset]
     deaths.update(is_open.keys())
-    return +deaths
+    return Counter({PurePosixPath(asset): count for asset, count in deaths.items()})
+
+
+def _came_to_its_end(path: Path) -> bool:
+    """Whether the last line of a run is its own; no where that cannot be seen at once."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            before, _, last = file.read().rpartition(b"\n")
+    except OSError:  # whoever reads all of it will say so
+        return False
+    return not last and _END in before.rpartition(b"\n")[2]
+
+
+def _name_in(line: Mapping[str, Any]) -> str:
+    """The asset that a line is about; as text, of which tens of thousands are read and few are kept."""
+    asset = line["asset"]
+    return asset if type(asset) is str else str(from_plain(PurePosixPath, asset))
 
 
 def _folder(out: Path) -> Path:

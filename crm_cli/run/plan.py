@@ -102,7 +102,8 @@ class Planner:
 
     def decide(self, found: Found) -> Planned:
         """Say what to do with one photo."""
-        records = self.records.glance(found.id)
+        asset = found.id
+        records = self.records.glance(asset)
         failure = self.failures.get(found.path)
         interruptions = self.interruptions.get(found.path, 0)
         if not records and failure is None:
@@ -113,11 +114,11 @@ class Planner:
             known = self._identify(found, records)
         except OSError:  # it fails by itself when its turn comes
             return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
-        keys = self.recipe_of(found).keys(known.sha256, found.extras)
+        keys = self.redone.get(asset, self.recipe).keys(known.sha256, found.extras)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
         current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
         if current and self.force_stage is None and self._stands(current):
-            return replace(_kept(found, current, UP_TO_DATE), failure=failure)
+            return _kept(found, current, UP_TO_DATE, failure)
         stale = None if current else self._stale(found, known, records)
         if stale and self.keep_stale and self.force_stage is None:
             reason = f"kept, although {self._why_again(found, keys, known, records, None)}"
@@ -190,7 +191,7 @@ class Planner:
             return next(same, None) or found.source.read()
         for record in records:
             is_settled = record.t - record.input.mtime_ns / 1e9 > CLOCK_DOUBT_S
-            if is_settled and looks_unchanged(found.file, record.input):
+            if is_settled and looks_unchanged(f"{found.root}/{found.path}", record.input):
                 return record.input
         return hash_photo(found.file)
 
@@ -248,11 +249,17 @@ class Planner:
         return told or f"settings, weights or crm itself changed, from the {PARTS[part]} on"
 
 
-def _kept(found: Found, record: Glance, reason: str) -> Planned:
+def _kept(found: Found, record: Glance, reason: str, failure: LastFailure | None = None) -> Planned:
     """Leave a finished asset as it is."""
     outputs = tuple(output.path for output in record.outputs)
     return Planned(
-        found=found, action="cached", reason=reason, outputs=outputs, made=record.t, verdict=record.verdict
+        found=found,
+        action="cached",
+        reason=reason,
+        outputs=outputs,
+        made=record.t,
+        verdict=record.verdict,
+        failure=failure,
     )
 
 

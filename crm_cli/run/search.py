@@ -18,6 +18,8 @@ EXTENSIONS = frozenset(
 )
 """What is taken for a photo, in lower case: image libraries read much more, and not all of it safely."""
 
+_ENDINGS = tuple(EXTENSIONS)
+
 MAX_SHOWN = 200
 """How much of a path that is none is repeated: lists may turn out to be something else altogether."""
 
@@ -78,7 +80,7 @@ def candidates(
     start: Start, out: Path, passed_over: list[PassedOver], *, is_recursive: bool, follow_symlinks: bool
 ) -> Iterator[PurePosixPath]:
     """Photos of one input, relative to its root."""
-    paths: Iterable[PurePosixPath] = [start.path]
+    paths: Iterable[tuple[PurePosixPath, bool]] = [(start.path, False)]
     if start.is_folder:
         given = start.root / start.path
         here = _identity_of(given)
@@ -90,8 +92,8 @@ def candidates(
             )
         paths = _search(start, out, passed_over, is_recursive=is_recursive, follow_symlinks=follow_symlinks)
     inside = None if follow_symlinks else start.root.resolve()
-    for path in paths:
-        reason = _why_not(start.root / path, inside)
+    for path, is_plain in paths:
+        reason = None if is_plain else _why_not(start.root / path, inside)
         if reason is None:
             yield path
         else:
@@ -100,8 +102,8 @@ def candidates(
 
 def _search(
     start: Start, out: Path, passed_over: list[PassedOver], *, is_recursive: bool, follow_symlinks: bool
-) -> Iterator[PurePosixPath]:
-    """Relative paths of everything that is named like a photo, folder by folder."""
+) -> Iterator[tuple[PurePosixPath, bool]]:
+    """Relative paths of everything that is named like a photo, and whether it is a file and no link."""
     output = _identity_of(out)
     searched: dict[tuple[int, int], PurePosixPath] = {}
     folders = [start.path]
@@ -141,8 +143,9 @@ def _search(
             elif follow_symlinks and _leads_to_folder(entry):
                 if is_recursive:
                     links.append(folder / entry.name)
-            elif PurePosixPath(entry.name).suffix.lower() in EXTENSIONS:
-                yield folder / entry.name
+            elif entry.name.lower().endswith(_ENDINGS):
+                # The listing knows: asking for each would take as long as all the rest.
+                yield folder / entry.name, entry.is_file(follow_symlinks=False)
         if is_recursive:
             folders += reversed(inner)
 

@@ -121,8 +121,10 @@ def walk(
                     stem = path if keep_ext else path.with_suffix("")
                     yield Found(root=start.root, path=path, stem=stem)
 
-    # A photo that was given twice, as in `photos photos/a.jpg`, is one.
-    photos = list(dict.fromkeys(photos_of(map(start_of, inputs))))
+    photos = list(photos_of(map(start_of, inputs)))
+    if len(inputs) > 1:
+        # A photo that was given twice, as in `photos photos/a.jpg`, is one.
+        photos = list(dict.fromkeys(photos))
     files = {photo.file for photo in photos} if listed else set()
     for photo in photos_of(start_of_listed(one) for one in listed if not one.url):
         if photo.file not in files:

@@ -29,6 +29,9 @@ LENGTH = struct.Struct(">I")
 MAX_MESSAGE_BYTES = 64 << 20
 """No message comes near; a larger size is a stream that lost its place."""
 
+_SCALARS = (str, int, float, bool)
+"""Types whose values JSON gives as they are."""
+
 
 def to_plain(value: Any) -> Any:
     """Turn a record into what JSON can hold.
@@ -174,13 +177,19 @@ def _misfit(kind: Any, value: Any) -> ValueError:
 
 def _record_decoder(kind: Any) -> Decoder:
     """Rebuild a dataclass from its fields; unknown ones are passed over, as a later version may add some."""
-    parts = {name: _decoder(hint) for name, hint in get_type_hints(kind).items()}
-    is_object = _checking(kind, lambda value: type(value) is dict)
+    # Most fields are texts and numbers: these are looked at here, without a call for each.
+    hints = get_type_hints(kind).items()
+    parts = [(name, hint if hint in _SCALARS else None, _decoder(hint)) for name, hint in hints]
+    is_object = _exactly(dict)
 
     def decode(value: Any) -> Any:
-        given = is_object(value)
+        given, values = is_object(value), {}
+        for name, scalar, part in parts:
+            if name in given:
+                item = given[name]
+                values[name] = item if type(item) is scalar else part(item)
         try:
-            return kind(**{name: part(given[name]) for name, part in parts.items() if name in given})
+            return kind(**values)
         except TypeError as error:  # a field without default is missing
             raise ValueError(f"{kind.__name__}: {error}") from error
 
