@@ -62,7 +62,13 @@ def test_what_cannot_be_spelt_is_called_by_a_digest() -> None:
     assert all(SLUG.fullmatch(part) for name in made.values() for part in name.split("/"))
 
 
-@given(st.sets(st.text(st.characters(exclude_characters="/\0."), min_size=1), max_size=8))
+# No half characters but those that stand for bytes: no disk has a name with others.
+LETTERS = st.characters(exclude_characters="/\0.", exclude_categories=["Cs"]) | st.characters(
+    min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=["Cs"]
+)
+
+
+@given(st.sets(st.text(LETTERS, min_size=1), max_size=8))
 def test_no_two_names_meet(names: set[str]) -> None:
     made = slugs(map(PurePosixPath, names))
     assert len(set(made.values())) == len(names)
