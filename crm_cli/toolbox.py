@@ -298,9 +298,9 @@ def peak_memory(device: str) -> int:
     On an accelerator what tensors took, without what the driver and the allocator keep for themselves.
     """
     if device != "cpu":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))  # noqa: TID251
+        # Whoever never needed torch holds nothing there, and need not wait for it now.
+        torch = sys.modules.get("torch")
+        return 0 if torch is None else int(torch.cuda.max_memory_allocated(device))
     # Where it can be helped not by ru_maxrss, which on Linux remembers the process that started this one.
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
