@@ -237,33 +237,32 @@ def _why_no_graphs(device: str, *, networks_take_turns: bool) -> str | None:
 
 def resolve_precision(precision: str, device: str) -> str:
     """Turn `auto` into the number format that a device calculates fastest in without losing range."""
-    import torch
-
     if precision != "auto":
         return precision
-    if device == "cpu":
-        return "bfloat16" if BFLOAT16_FLAGS & _processor_flags() else "float32"
-    if torch.cuda.is_bf16_supported(including_emulation=False):  # noqa: TID251
-        return "bfloat16"
-    # Below 7.0 there are no units for half precision.
-    return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"  # noqa: TID251
+    return next(best for best in ("bfloat16", "float16", "float32") if _has_units(device, best))
 
 
 def precision_doubt(precision: str, device: str) -> str | None:
     """Say why a number format is slow on a device, or None."""
-    import torch
-
-    if precision == "float32":
+    if _has_units(device, precision):
         return None
     if device == "cpu":
-        if precision == "bfloat16" and BFLOAT16_FLAGS & _processor_flags():
-            return None
         return f"this CPU calculates {precision} many times slower than float32"
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):  # noqa: TID251
-        return "this GPU has no units for bfloat16; float16 is faster"
-    if precision == "float16" and torch.cuda.get_device_capability(device) < (7, 0):  # noqa: TID251
-        return "this GPU has no units for float16; float32 is as fast"
-    return None
+    instead = "float16 is faster" if precision == "bfloat16" else "float32 is as fast"
+    return f"this GPU has no units for {precision}; {instead}"
+
+
+def _has_units(device: str, precision: str) -> bool:
+    """Whether a device has units for a number format, so that it is no slower than a wider one."""
+    if precision == "float32":
+        return True
+    if device == "cpu":
+        return precision == "bfloat16" and bool(BFLOAT16_FLAGS & _processor_flags())
+    import torch
+
+    if precision == "bfloat16":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # noqa: TID251
+    return bool(torch.cuda.get_device_capability(device) >= (7, 0))  # noqa: TID251
 
 
 def _processor_flags() -> set[str]:
@@ -302,10 +301,9 @@ def peak_memory(device: str) -> int:
         torch = sys.modules.get("torch")
         return 0 if torch is None else int(torch.cuda.max_memory_allocated(device))
     # Where it can be helped not by ru_maxrss, which on Linux remembers the process that started this one.
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
+    held = _number_in(Path("/proc/self/status"), "VmHWM:")
+    if held is not None:
+        return 1024 * held
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
 
@@ -387,10 +385,9 @@ def usable_cores() -> int:
 def usable_memory() -> int | None:
     """Bytes that workers may fill: what the machine has left, within the limit of the control group."""
     free: list[int] = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
+    available = _number_in(Path("/proc/meminfo"), "MemAvailable:")
+    if available is not None:
+        free.append(1024 * available)
     with contextlib.suppress(OSError, ValueError):
         limit = int((CONTROL_GROUP / "memory.max").read_text("ascii"))
         taken = int((CONTROL_GROUP / "memory.current").read_text("ascii"))
@@ -403,12 +400,10 @@ def memory_kills() -> int | None:
 
     Those of the whole machine and those of this control group: one that was killed is in either.
     """
-    found: list[int] = []
-    for path in (Path("/proc/vmstat"), CONTROL_GROUP / "memory.events"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in path.read_text("ascii").splitlines():
-                if line.startswith("oom_kill "):
-                    found.append(int(line.split()[1]))
+    counts = [
+        _number_in(path, "oom_kill") for path in (Path("/proc/vmstat"), CONTROL_GROUP / "memory.events")
+    ]
+    found = [count for count in counts if count is not None]
     return sum(found) if found else None
 
 
@@ -417,8 +412,14 @@ def _cached_files() -> int:
 
     After fetching and converting weights these are gigabytes.
     """
+    return _number_in(CONTROL_GROUP / "memory.stat", "inactive_file") or 0
+
+
+def _number_in(file: Path, name: str) -> int | None:
+    """The number behind a name in a file in which the kernel tells one a line; None where it does not."""
     with contextlib.suppress(OSError, ValueError):
-        for line in (CONTROL_GROUP / "memory.stat").read_text("ascii").splitlines():
-            if line.startswith("inactive_file "):
-                return int(line.split()[1])
-    return 0
+        for line in file.read_text("utf-8", "replace").splitlines():
+            words = line.split()
+            if words[:1] == [name]:
+                return int(words[1])
+    return None
