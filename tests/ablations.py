@@ -39,11 +39,11 @@ from crm_cli.learn.examples import draw_posed
 from crm_cli.learn.fit import CELLS, F_SCORE_AT, distances, spread
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.solid import Solid
+from crm_cli.learn.tasks import records_of
 from crm_cli.learn.train import averaged, train
 from crm_cli.learn.turned import TurnedShards, retake, retake_all
 from crm_cli.learn.unseen import held
 from crm_cli.mesh.raster import WarpRaster
-from crm_cli.models import agree
 from crm_cli.models.field import Field, surface
 from crm_cli.models.reconstruction import Reconstruction
 from crm_cli.pipeline import Imagine
@@ -235,9 +235,9 @@ def measure_grids(index: int, options: argparse.Namespace) -> list[dict[str, Any
 def fine_views(index: int, raster: WarpRaster, size_px: int = 256) -> SixViews:
     """Exact views as large as those that are imagined."""
     seen = retake(HELD_OUT + index, raster, size_px=size_px, turn=np.eye(3))
-    rgba = agree.on_grey(torch.from_numpy(seen.views).float() / 255)
-    depth = torch.from_numpy(seen.depth).float()
-    return SixViews(rgb=rgba[:, :3], alpha=rgba[:, 3:], ccm=agree.maps_of(depth, rgba[:, 3:]))
+    rgba, depth = (torch.from_numpy(one)[None].float() for one in (seen.views, seen.depth))
+    [views] = records_of(rgba / 255, depth)
+    return views
 
 
 def work(name: str, seed: int, options: argparse.Namespace) -> str:

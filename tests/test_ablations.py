@@ -33,6 +33,7 @@ from crm_cli.learn.ablations import (
 from crm_cli.learn.data import Shards, write_shard
 from crm_cli.learn.examples import draw_posed, make_example
 from crm_cli.learn.solid import Solid
+from crm_cli.learn.tasks import records_of
 from crm_cli.learn.transformer import PlaneTransformer, TransformerConfig
 from crm_cli.learn.turned import TurnedShards, draw_turn, in_world, retake, retake_all
 from crm_cli.mesh.raster import WarpRaster
@@ -210,9 +211,9 @@ def test_cameras_that_were_not_turned_see_the_example() -> None:
 @pytest.mark.parametrize("seed", [19, 35])  # the second one is shrunk to fit into its pictures
 def test_maps_of_turned_cameras_lie_on_the_product_in_the_world(seed: int) -> None:
     seen = retake(seed, WarpRaster())
-    rgba = agree.on_grey(torch.from_numpy(seen.views).float() / 255)
-    own = agree.maps_of(torch.from_numpy(seen.depth).float(), rgba[:, 3:])
-    views = in_world(SixViews(rgb=rgba[:, :3], alpha=rgba[:, 3:], ccm=own), torch.from_numpy(seen.turn))
+    rgba, depth = (torch.from_numpy(one)[None].float() for one in (seen.views, seen.depth))
+    [own] = records_of(rgba / 255, depth)
+    views = in_world(own, torch.from_numpy(seen.turn))
     covered = views.alpha[:, 0] > 0.99
     places = (2 * views.ccm - 1).permute(0, 2, 3, 1)[covered].numpy()
     posed = draw_posed(np.random.default_rng(seed))
@@ -220,7 +221,7 @@ def test_maps_of_turned_cameras_lie_on_the_product_in_the_world(seed: int) -> No
     assert np.median(np.abs(solid.signed_distance(places))) < 0.01
     assert len(places) > 500
     # Left in the cameras' own frame they would lie beside it.
-    astray = (2 * own - 1).permute(0, 2, 3, 1)[covered].numpy()
+    astray = (2 * own.ccm - 1).permute(0, 2, 3, 1)[covered].numpy()
     assert np.median(np.abs(solid.signed_distance(astray))) > 0.03
 
 

@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from crm_cli.fragments import Raster
 from crm_cli.learn.examples import draw_posed, make_example, outer_surface
 from crm_cli.learn.fit import POINTS, Places, occupied
-from crm_cli.models import agree
+from crm_cli.learn.tasks import records_of
 from crm_cli.records import Crop, Cutout, Photo, SixViews
 
 
@@ -39,12 +38,14 @@ def unseen(seed: int, raster: Raster, *, size_px: int = 64) -> Unseen:
     body = posed.product.body(posed.vertices)
     places, rgb = outer_surface(np.random.default_rng([seed, 1]), posed, body, POINTS)
     photo, cutout = held(example.photo, seed)
+    rgba, depth = (torch.from_numpy(one)[None].float() for one in (example.views, example.depth))
+    [views] = records_of(rgba / 255, depth)
     return Unseen(
         seed=seed,
         family=example.family,
         photo=photo,
         cutout=cutout,
-        views=true_views(torch.from_numpy(example.views), torch.from_numpy(example.depth)),
+        views=views,
         surface=places.astype(np.float32),
         surface_rgb=rgb / 255,
         inside=occupied(body),
@@ -65,10 +66,3 @@ def held(rgba: NDArray[np.uint8], seed: int) -> tuple[Photo, Cutout]:
         matting="alpha",
     )
     return Photo(path=name, rgb=rgb, alpha=rgba[3], digest=digest), cutout
-
-
-def true_views(views: Tensor, depth: Tensor) -> SixViews:
-    """Rendered views, uint8 [6 4 S S], with their depth [6 S S], as networks should have drawn them."""
-    rgba = agree.on_grey(views.float() / 255)
-    alpha = rgba[:, 3:]
-    return SixViews(rgb=rgba[:, :3], alpha=alpha, ccm=agree.maps_of(depth.float(), alpha))
