@@ -23,6 +23,7 @@ from crm_cli.learn.camera import DEPTH_EXTENT, EXTENT, FLAT
 from crm_cli.learn.examples import EMPTY, UNMEASURED, Example, nearest_surface, spoil, to_bytes
 from crm_cli.learn.materials import Floats, Random
 from crm_cli.learn.subject import FAMILY, Unusable
+from crm_cli.models.hull import spread
 from crm_cli.records import expect
 
 VIEW_NAMES = tuple(f"{number:03d}.png" for number in range(len(VIEWS)))
@@ -114,17 +115,8 @@ def _depth(solid: NDArray[np.bool_], colours: NDArray[np.uint8], number: int) ->
     if agrees.sum() < solid.sum() / 2:
         raise Unusable(f"{name}: its colours are not the coordinates of the {view.name} view")
     depth = places @ np.array(view.toward, np.float32)
-    row, column = _nearest(agrees)
-    filled: Floats = np.where(solid, depth[row, column], np.float32(EMPTY))
+    filled: Floats = np.where(solid, spread(depth, agrees), np.float32(EMPTY))
     return filled
-
-
-def _nearest(inside: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Row and column of the pixel inside that is nearest to each."""
-    from scipy.ndimage import distance_transform_edt
-
-    row, column = distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    return row, column
 
 
 def example_of_views(rng: Random, seen: RenderedObject, *, size_px: int) -> Example:
@@ -202,6 +194,5 @@ def _under(covered: NDArray[np.bool_], samples: Floats) -> NDArray[np.float16]:
     hit: NDArray[np.bool_] = samples.max(axis=0) > EMPTY / 2
     if not hit.any():
         return np.zeros_like(depth)
-    row, column = _nearest(hit)
-    filled: NDArray[np.float16] = np.where(covered, depth[row, column], np.float16(0))
+    filled: NDArray[np.float16] = np.where(covered, spread(depth, hit), np.float16(0))
     return filled

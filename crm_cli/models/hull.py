@@ -8,7 +8,7 @@ calls outside.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ FRONTALITY = 2.0
 MISPLACED = 0.03
 """A map pixel whose in-plane channels are further from its own place than this is mixed with the
 background. At least two pixels are always allowed, so that small maps pass."""
+
+AnyFloat = TypeVar("AnyFloat", bound=np.floating[Any])
 
 _ACROSS = torch.tensor([(view.right, [-a for a in view.up]) for view in VIEWS], dtype=torch.float32)
 """[6 2 3]: where column and row of each view grow."""
@@ -178,12 +180,12 @@ def away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
-def spread(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+def spread(values: NDArray[AnyFloat], known: NDArray[np.bool_]) -> NDArray[AnyFloat]:
     """Give every pixel the value of the nearest known one, so that sampling never mixes in background."""
     from scipy import ndimage
 
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    everywhere: NDArray[np.float32] = values[..., rows, columns]
+    everywhere: NDArray[AnyFloat] = values[..., rows, columns]
     return everywhere
 
 
