@@ -31,8 +31,8 @@ from crm_cli.learn.course import check_precision, open_task
 from crm_cli.learn.data import Shards, write_shard
 from crm_cli.learn.examples import make_example
 from crm_cli.learn.train import Precision, Task, TrainSettings, begin, calculating, descend, follow
-from crm_cli.mesh.raster import RASTERS
-from crm_cli.toolbox import resolve_device
+from crm_cli.mesh.raster import RASTERS, Raster
+from crm_cli.toolbox import choose, resolve_device
 
 PEAKS: dict[str, tuple[int, ...]] = {
     "matmul 1024³": (),
@@ -145,16 +145,15 @@ class Bench:
         )
 
 
-def rendered_per_second(seconds: float) -> dict[str, float]:
+def rendered_per_second(raster: Raster, seconds: float) -> dict[str, float]:
     """Examples that one core renders in a second, with distances and without."""
-    draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)()
     found = {}
     for name, has_field in (("pictures and distances", True), ("pictures alone", False)):
-        make_example(np.random.default_rng(0), draws, has_field=has_field)
+        make_example(np.random.default_rng(0), raster, has_field=has_field)
         began, count = time.process_time(), 0
         while time.process_time() - began < seconds:
             count += 1
-            make_example(np.random.default_rng(count), draws, has_field=has_field)
+            make_example(np.random.default_rng(count), raster, has_field=has_field)
         found[name] = count / (time.process_time() - began)
     return found
 
@@ -175,10 +174,10 @@ def main() -> None:
     if given.device != "cpu":
         torch.set_float32_matmul_precision("high")
     clock = Clock(given.device, given.threads)
-    rates = rendered_per_second(given.render_s)
+    raster = choose("rasteriser", RASTERS, "cpu")()
+    rates = rendered_per_second(raster, given.render_s)
     with tempfile.TemporaryDirectory() as scratch:
-        draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)()
-        write_shard(Path(scratch) / "0000000.npz", range(2 * given.batch), draws, 64)
+        write_shard(Path(scratch) / "0000000.npz", range(2 * given.batch), raster, 64)
         benches = {name: Bench(name, Shards(Path(scratch)), given, clock) for name in given.networks}
         for bench in benches.values():
             bench.count()

@@ -71,7 +71,7 @@ def test_a_portrait_shows_colour_coverage_and_depth_of_the_mesh() -> None:
         places = np.einsum("nk,nkd->nd", weights, vertices.numpy()[faces.numpy()[face]])
         return ((places + 1) / 2).astype(np.float32)
 
-    found = portray(vertices.numpy(), faces.numpy(), paint, eyes, OwnRenderer(), size_px=48)
+    found = portray(vertices.numpy(), faces.numpy(), paint, eyes, OwnRenderer(WarpRaster()), size_px=48)
     # The ball fills the picture from side to side: a disc whose diameter is its own.
     cover = found.rgba[:, 3].astype(np.float64).mean(axis=(1, 2)) / 255
     np.testing.assert_allclose(cover, np.pi / 4, rtol=0.03)
@@ -103,7 +103,9 @@ def test_a_portrait_from_far_away_is_the_orthographic_view(folders: tuple[Path, 
     eyes = Eyes(axes=axes, distance=torch.full((6,), far), zoom=torch.full((6,), far))
     for seed in range(3):
         posed = draw_posed(np.random.default_rng(seed))
-        found = portray(posed.vertices, posed.faces, paint_of(posed), eyes, OwnRenderer(), size_px=16)
+        found = portray(
+            posed.vertices, posed.faces, paint_of(posed), eyes, OwnRenderer(WarpRaster()), size_px=16
+        )
         views = Shards(folders[0])[seed]["views"].astype(np.float64)
         alpha = views[:, 3:] / 255
         # The views are covered by quarters of a pixel, portraits by as much as they are.

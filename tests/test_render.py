@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crm_cli.learn.render import Drawing, Eyes, NvdiffrastRenderer, OwnRenderer, _clip_space, _depth
 from crm_cli.learn.silhouettes import find_crossings
-from crm_cli.mesh.raster import TorchRaster
+from crm_cli.mesh.raster import TorchRaster, WarpRaster
 from crm_cli.models import flexicubes
 
 SIZE = 32
@@ -272,7 +272,8 @@ def test_the_nvdiffrast_adaptor_draws_what_ours_draws(nvdiffrast_renderer: Nvdif
     viewers = eyes(turns=2, dtype=torch.float32)
     placed = viewers.place(vertices, SIZE)
     theirs, ours = (
-        renderer.draw(placed, faces, size_px=SIZE) for renderer in (nvdiffrast_renderer, OwnRenderer())
+        renderer.draw(placed, faces, size_px=SIZE)
+        for renderer in (nvdiffrast_renderer, OwnRenderer(WarpRaster()))
     )
     same = theirs.face == ours.face
     assert same.float().mean() > 0.98, "but for centres on edges, which it rounds more coarsely"
@@ -302,7 +303,7 @@ def test_nvdiffrast_draws_and_pulls_as_our_renderer() -> None:
     viewers = eyes(turns=4, dtype=torch.float32)
     viewers = Eyes(axes=viewers.axes.cuda(), distance=viewers.distance.cuda(), zoom=viewers.zoom.cuda())
     pictures, slopes = [], []
-    for renderer in (OwnRenderer(), NvdiffrastRenderer()):
+    for renderer in (OwnRenderer(WarpRaster()), NvdiffrastRenderer()):
         moved = vertices.float().requires_grad_()
         placed = viewers.place(moved, 128)
         drawing = renderer.draw(placed, faces, size_px=128)

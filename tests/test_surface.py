@@ -75,7 +75,7 @@ def test_a_surface_is_shown_in_the_colours_of_the_very_places_that_pixels_see() 
     field = Ball(0.8)
     shell = find_shell(field, 24, random())  # type: ignore[arg-type]
     eyes = draw_eyes(np.random.default_rng(0), 0.8, count=4)
-    shown = show(field, shell, eyes, OwnRenderer(), size_px=32)  # type: ignore[arg-type]
+    shown = show(field, shell, eyes, OwnRenderer(WarpRaster()), size_px=32)  # type: ignore[arg-type]
     torch.testing.assert_close(
         shown.mask.mean((1, 2)), torch.full((4,), np.pi / 4).float(), rtol=0.03, atol=0
     )
@@ -130,7 +130,7 @@ def test_the_published_network_sees_noise_as_its_generator_says(examples: Portra
 def test_a_step_takes_half_of_the_portraits_as_its_generator_says(examples: Portrayed) -> None:
     task = task_of(MICRO)
     taken: list[Tensor] = []
-    task._renderer = OwnRenderer()
+    task._renderer = OwnRenderer(WarpRaster())
     eyes_of = module.eyes_of
 
     def watched(axes: Tensor, distance: Tensor) -> object:

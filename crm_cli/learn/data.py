@@ -28,6 +28,7 @@ from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.ranks import Stopped
 from crm_cli.learn.sources import Folder
+from crm_cli.toolbox import choose
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,7 @@ def _render(file: Path, seeds: range, size_px: int, write: Writer) -> None:
     from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
-    draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
-    write(file, seeds, draws(), size_px)
+    write(file, seeds, choose("rasteriser", RASTERS, "cpu")(), size_px)
 
 
 def stored_size_px(folder: Path) -> int | None:

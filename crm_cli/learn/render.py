@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crm_cli.fragments import Raster
 from crm_cli.learn.silhouettes import blend, find_crossings
-from crm_cli.mesh.raster import NvdiffrastRaster, TorchRaster, WarpRaster
+from crm_cli.mesh.raster import NvdiffrastRaster
 from crm_cli.records import expect
 
 THIN_PX2 = 1e-2
@@ -112,11 +112,9 @@ class OwnRenderer:
 
     name: ClassVar[str] = "crm"
 
-    def __init__(self, raster: Raster | None = None) -> None:
-        """raster: what finds the visible faces; warp where it is installed."""
-        self._raster: Raster = raster or (
-            WarpRaster() if WarpRaster.why_not("cpu") is None else TorchRaster()
-        )
+    def __init__(self, raster: Raster) -> None:
+        """raster: what finds the visible faces."""
+        self._raster = raster
 
     @staticmethod
     def why_not(device: str) -> str | None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from crm_cli.errors import PhotoError
 from crm_cli.models.agree import SOLID, maps_of
+from crm_cli.toolbox import choose
 
 if TYPE_CHECKING:
     from crm_cli.models.reconstruction import PlaneField
@@ -76,8 +77,7 @@ def rendered(field: PlaneField, size_px: int) -> Tensor:
         mesh = surface(field, GRID, device=str(place))
     except PhotoError:
         return blank
-    draws = next(raster for raster in RASTERS if raster.why_not("cpu") is None)
-    depth, alpha = look_at(mesh, draws(), size_px)
+    depth, alpha = look_at(mesh, choose("rasteriser", RASTERS, "cpu")(), size_px)
     seen = (alpha > SOLID).expand_as(blank)
     points = (maps_of(depth, alpha) * 2 - 1).permute(0, 2, 3, 1)[seen[:, 0]]  # [N 3]
     colours = field.colour(points.to(place)).cpu()

@@ -26,6 +26,7 @@ from crm_cli.learn.materials import Random
 from crm_cli.learn.train import Batch
 from crm_cli.models.agree import SOLID
 from crm_cli.records import SixViews
+from crm_cli.toolbox import choose
 
 OWN_STREAM = 1
 """Turns are drawn from (seed, this), so that the product stays the one that the seed alone draws."""
@@ -95,7 +96,7 @@ def retake_all(folder: Path, count: int, *, first_seed: int = 0, size_px: int = 
     from crm_cli.mesh.raster import RASTERS
 
     folder.mkdir(parents=True, exist_ok=True)
-    raster = next(raster for raster in RASTERS if raster.why_not("cpu") is None)()
+    raster = choose("rasteriser", RASTERS, "cpu")()
     for file, seeds in shards_of(folder, count, first_seed=first_seed, shard=SHARD):
         if file.exists():
             continue
