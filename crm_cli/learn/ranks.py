@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
+from crm_cli.models.shards import grouped
 
 BUCKET_BYTES = 32 << 20
 """Gradients added up at once: enough that starting costs nothing, little beside the network."""
@@ -91,7 +92,7 @@ class Ranks:
         """Replace tensors of one device and kind by their sums over all processes, the same bytes in each."""
         if self.count == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in grouped(tensors, lambda tensor: tensor.nbytes, BUCKET_BYTES):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             _all_reduce(flat, distributed.ReduceOp.SUM)
             sums = torch.split(flat, [tensor.numel() for tensor in bucket])
@@ -175,20 +176,6 @@ def joined(ranks: Ranks, device: str) -> Iterator[Ranks]:
         yield replace(ranks, words=words)
     finally:
         distributed.destroy_process_group()
-
-
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors in their order, so many at a time as a bucket holds, and one at least."""
-    bucket: list[Tensor] = []
-    held = 0
-    for tensor in tensors:
-        if bucket and held + tensor.nbytes > BUCKET_BYTES:
-            yield bucket
-            bucket, held = [], 0
-        bucket.append(tensor)
-        held += tensor.nbytes
-    if bucket:
-        yield bucket
 
 
 def _all_reduce(tensor: Tensor, how: distributed.ReduceOp.RedOpType) -> None:

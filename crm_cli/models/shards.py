@@ -11,9 +11,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ SHARD_BYTES = 10**9
 
 HEADER_ALIGNMENT = 8
 """The header is padded with blanks to a multiple of this (safetensors, format)."""
+
+Thing = TypeVar("Thing")
 
 DTYPES = {dtype: name for name, dtype in TYPES.items()}
 
@@ -56,14 +58,14 @@ def write_part(
 
     The same tensors give the same bytes. `report` is told how many of theirs have been written.
     """
-    shards = list(_shards(tensors))
+    shards = [dict(items) for items in grouped(tensors.items(), lambda item: item[1].nbytes, SHARD_BYTES)]
     files, done = [], 0
-    for number, names in enumerate(shards, 1):
+    for number, shard in enumerate(shards, 1):
         file = folder / f"{part}-{number:05}-of-{len(shards):05}.safetensors"
-        _warn_of_infinite(part, {name: tensors[name] for name in names})
+        _warn_of_infinite(part, shard)
         with file.open("xb") as stream:
             digest = hashlib.sha256()
-            for place, data in enumerate(_serialised({name: tensors[name] for name in names})):
+            for place, data in enumerate(_serialised(shard)):
                 stream.write(data)
                 digest.update(data)
                 done += len(data) if place else 0  # the header is nobody's tensor
@@ -97,18 +99,19 @@ def _entry(file: WeightsFile) -> dict[str, Any]:
     return {"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256}
 
 
-def _shards(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names, cut where a file would become larger than SHARD_BYTES."""
-    names: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        if names and size + tensor.nbytes > SHARD_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += tensor.nbytes
-    if names:
-        yield names
+def grouped(things: Iterable[Thing], size_of: Callable[[Thing], int], most: int) -> Iterator[list[Thing]]:
+    """Things in their order: at a time so many that their sizes add up to `most`, or one that is larger."""
+    group: list[Thing] = []
+    held = 0
+    for thing in things:
+        size = size_of(thing)
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(thing)
+        held += size
+    if group:
+        yield group
 
 
 def _warn_of_infinite(part: str, tensors: Mapping[str, Tensor]) -> None:
