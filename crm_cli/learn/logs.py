@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from crm_cli.errors import OutputError
+from crm_cli.pipeline import as_picture
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,14 +49,12 @@ class Logs:
 
     def picture(self, step: int, picture: Tensor) -> None:
         """Keep a picture [3 H W] in [0, 1]."""
-        levels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        image = as_picture(picture.cpu())
         with _writing(self._folder):
             (self._folder / SAMPLES).mkdir(exist_ok=True)
-            Image.fromarray(np.ascontiguousarray(levels)).save(
-                self._folder / SAMPLES / f"step-{step:06d}.png"
-            )
+            image.save(self._folder / SAMPLES / f"step-{step:06d}.png")
         if self._board is not None:
-            self._board.add_image("samples", levels, step, dataformats="HWC")
+            self._board.add_image("samples", np.asarray(image), step, dataformats="HWC")
             self._flush(self._board)
 
     def _numbers(self, name: str, group: str, step: int, values: Mapping[str, float]) -> None:
