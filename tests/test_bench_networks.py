@@ -6,7 +6,7 @@ from measured import cutout, drawn, exact, tools, unheard
 from torch import nn
 
 from crm_cli.bench import systems
-from crm_cli.bench.networks import bytes_of, draw_networks
+from crm_cli.bench.networks import draw_networks, drawn_bytes
 from crm_cli.bench.systems import Opener
 from crm_cli.errors import EnvironmentProblem
 from crm_cli.models.architectures import MINIATURE
@@ -66,7 +66,7 @@ def test_what_the_networks_take_is_told_without_the_text_tower() -> None:
     state = [tensor for part in drawn().values() for tensor in part.state_dict().values()]
     assert drawn().bytes == sum(4 * tensor.numel() for tensor in state)
     text = sum(4 * tensor.numel() for tensor in drawn().text.state_dict().values())
-    assert bytes_of("miniature", torch.float32) == drawn().bytes + text
+    assert drawn_bytes("miniature", torch.float32) == drawn().bytes + text
     assert drawn().listed().architecture == "miniature"
     with pytest.raises(KeyError):
         drawn()["text"]
@@ -111,7 +111,7 @@ def test_what_stands_between_photos_is_the_networks_and_what_recordings_keep(
 def test_only_on_a_gpu_does_the_baseline_have_a_copy_of_the_same_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copy_bytes = bytes_of("miniature", torch.float16)
+    copy_bytes = drawn_bytes("miniature", torch.float16)
     monkeypatch.setattr(systems, "WORK_BYTES", 0)
     monkeypatch.setattr(systems, "WORK_BYTES_CPU", 0)
     monkeypatch.setattr(systems, "usable_memory", lambda: copy_bytes)

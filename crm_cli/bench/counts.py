@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import nn
 
 from crm_cli.bench.clock import CONDITIONS, DECODE, HAND_OVER, IMAGINE, Plans
 from crm_cli.bench.peak import Peaks
@@ -150,8 +149,7 @@ class _Weigher:
 def _values(architecture: str, name: str) -> int:
     """Parameters of a network, or of a layer of it."""
     part, _, layer = name.partition(".")
-    with torch.device("meta"):
-        network: nn.Module = ARCHITECTURES[architecture].build(part)
+    network = ARCHITECTURES[architecture].unfilled(part)
     if layer:
         network = network.get_submodule(layer)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -18,8 +18,12 @@ from torch import Generator, nn
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.clip import Contexts, TextTower
 from crm_cli.models.denoiser import MultiViewUNet
-from crm_cli.models.shelf import STAY_WIDE
+from crm_cli.models.shards import bytes_of
+from crm_cli.models.shelf import dtype_of
 from crm_cli.models.weights import PARTS, WeightsSet
+
+TEXT = "text"
+"""The text tower, which is no part of a set."""
 
 CORRECTION = 0.1
 """How far the random signed distance strays from the ball that the published one corrects: further than this
@@ -46,29 +50,27 @@ class RandomNetworks(Mapping[str, nn.Module]):
     @property
     def bytes(self) -> int:
         """What the parts take; not the text tower."""
-        return sum(
-            tensor.numel() * tensor.itemsize
-            for network in self.values()
-            for tensor in network.state_dict().values()
-        )
+        return sum(bytes_of(network.state_dict()) for network in self.values())
 
     def listed(self) -> WeightsSet:
         """What stands for them where files would be listed: there are none."""
         return WeightsSet(name="random", architecture=self.architecture, directory=Path(), parts={})
 
 
-def bytes_of(architecture: str, dtype: torch.dtype) -> int:
+def drawn_bytes(architecture: str, dtype: torch.dtype) -> int:
     """What `draw_networks` takes for an architecture, the text tower included."""
+    networks = (_unfilled(architecture, part, dtype) for part in (*PARTS[architecture], TEXT))
+    return sum(bytes_of(network.state_dict()) for network in networks)
+
+
+def _unfilled(architecture: str, part: str, dtype: torch.dtype) -> nn.Module:
+    """A part, or the text tower, in its number format and without values."""
+    if part != TEXT:
+        return ARCHITECTURES[architecture].unfilled(part).to(dtype_of(part, dtype))
     towers = ARCHITECTURES[architecture].towers
     assert towers is not None
-    total = 0
     with torch.device("meta"):
-        networks = {part: ARCHITECTURES[architecture].build(part) for part in PARTS[architecture]}
-        networks["text"] = TextTower(towers.text)
-    for part, network in networks.items():
-        itemsize = torch.float32.itemsize if part in STAY_WIDE else dtype.itemsize
-        total += itemsize * sum(tensor.numel() for tensor in network.state_dict().values())
-    return total
+        return TextTower(towers.text).to(dtype)
 
 
 @torch.no_grad()
@@ -79,17 +81,12 @@ def draw_networks(architecture: str, *, device: str, dtype: torch.dtype, seed: i
     be amplified 120-fold where sampling starts, and everything behind it would calculate with huge numbers.
     """
     generator = Generator(device).manual_seed(seed)
-    towers = ARCHITECTURES[architecture].towers
-    assert towers is not None
-    parts: dict[str, nn.Module] = {}
-    for part in PARTS[architecture]:
-        with torch.device("meta"):
-            network = ARCHITECTURES[architecture].build(part)
-        if part != "contexts":
-            parts[part] = _fill(network, generator, torch.float32 if part in STAY_WIDE else dtype)
-    with torch.device("meta"):
-        tower = TextTower(towers.text)
-    text = cast(TextTower, _fill(tower, generator, dtype))
+    parts = {
+        part: _fill(_unfilled(architecture, part, dtype), generator)
+        for part in PARTS[architecture]
+        if part != "contexts"
+    }
+    text = cast(TextTower, _fill(_unfilled(architecture, TEXT, dtype), generator))
     parts["contexts"] = Contexts.of(text).float()
     for stage in ("rgb", "ccm"):
         denoiser = cast(MultiViewUNet, parts[stage])
@@ -97,9 +94,9 @@ def draw_networks(architecture: str, *, device: str, dtype: torch.dtype, seed: i
     return RandomNetworks(architecture=architecture, parts=parts, text=text)
 
 
-def _fill(network: nn.Module, generator: Generator, dtype: torch.dtype) -> nn.Module:
+def _fill(network: nn.Module, generator: Generator) -> nn.Module:
     """Give a network without values some that keep what passes through it at about its size; none is zero."""
-    network = network.to(dtype).to_empty(device=generator.device).eval().requires_grad_(False)
+    network = network.to_empty(device=generator.device).eval().requires_grad_(False)
     for name, parameter in network.named_parameters():
         values = torch.randn(parameter.shape, generator=generator, device=generator.device)
         if name.endswith("bias"):

@@ -13,7 +13,7 @@ from crm_cli.bench.clock import Plans
 from crm_cli.bench.cost import BASELINE, System
 from crm_cli.bench.counts import embedded_reference_work, our_work, reference_work
 from crm_cli.bench.measure import Told, shortened
-from crm_cli.bench.networks import RandomNetworks, bytes_of, draw_networks
+from crm_cli.bench.networks import RandomNetworks, draw_networks, drawn_bytes
 from crm_cli.bench.reference import ReferenceShaped
 from crm_cli.bench.subjects import CorpusSurface, corpus
 from crm_cli.errors import EnvironmentProblem
@@ -66,7 +66,7 @@ def require_room(architecture: str, formats: Sequence[str], device: str) -> None
     """
     is_cpu = device == "cpu"
     needed = sum(
-        bytes_of(architecture, getattr(torch, name)) for name in (set(formats) if is_cpu else formats)
+        drawn_bytes(architecture, getattr(torch, name)) for name in (set(formats) if is_cpu else formats)
     )
     needed += WORK_BYTES_CPU if is_cpu else WORK_BYTES
     free = usable_memory() if is_cpu else free_bytes([device])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
@@ -49,8 +47,7 @@ class Start:
     @property
     def reconstruction(self) -> ReconstructionConfig:
         """How the architecture's reconstruction is built."""
-        with torch.device("meta"):
-            return cast(Reconstruction, ARCHITECTURES[self.architecture].build("reconstruction")).config
+        return cast(Reconstruction, ARCHITECTURES[self.architecture].unfilled("reconstruction")).config
 
     def fill(self, network: nn.Module) -> None:
         """Give a network built for this architecture its first parameters, in single precision."""
@@ -163,7 +160,7 @@ def _architecture_of(file: Path, network: str) -> str:
             (name, part)
             for part in parts
             for name, architecture in ARCHITECTURES.items()
-            if fits(_unfilled(architecture.build, part), [file])
+            if fits(architecture.unfilled(part), [file])
         ),
         None,
     )
@@ -175,8 +172,3 @@ def _architecture_of(file: Path, network: str) -> str:
         code="E_WEIGHTS_WRONG",
         remedy=f"give weights of {network}: embedded, published, a folder, or a file that `--ship` wrote",
     )
-
-
-def _unfilled(build: Callable[[str], nn.Module], part: str) -> nn.Module:
-    with torch.device("meta"):
-        return build(part)

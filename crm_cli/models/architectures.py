@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from crm_cli.models import clip, denoiser, reconstruction, vae
@@ -43,6 +44,11 @@ class Architecture:
     def build(self, part: str) -> nn.Module:
         """A network by its part's name; the second diffusion's own are built like the first's."""
         return self.parts[part.removeprefix(SECOND)]()
+
+    def unfilled(self, part: str) -> nn.Module:
+        """The same without values: its tensors have sizes and take no memory."""
+        with torch.device("meta"):
+            return self.build(part)
 
 
 def _latent(

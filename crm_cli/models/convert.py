@@ -221,8 +221,7 @@ def _unknown(cause: str) -> EnvironmentProblem:
 @cache
 def _built(architecture: str, part: str) -> nn.Module:
     """A network without values, to compare names and shapes with."""
-    with torch.device("meta"):
-        return ARCHITECTURES[architecture].build(part)
+    return ARCHITECTURES[architecture].unfilled(part)
 
 
 @contextlib.contextmanager

@@ -50,8 +50,7 @@ def open_part(
 
     dtype: What it computes in; None: single precision.
     """
-    with torch.device("meta"):
-        module = ARCHITECTURES[weights.architecture].build(part)
+    module = ARCHITECTURES[weights.architecture].unfilled(part)
     load(module, [file.path for file in weights.files_of(part)], device=device, dtype=dtype)
     # Only now: what has been mapped stays, whatever happens to the folder afterwards.
     require_unchanged(weights, part)
@@ -61,8 +60,7 @@ def open_part(
 def require_fit(weights: WeightsSet) -> None:
     """Raise EnvironmentProblem unless every part fits its network; only headers are read."""
     for part in weights.parts:
-        with torch.device("meta"):
-            module = ARCHITECTURES[weights.architecture].build(part)
+        module = ARCHITECTURES[weights.architecture].unfilled(part)
         files = [file.path for file in weights.files_of(part)]
         with contextlib.ExitStack() as stack:
             _check_fit(module.state_dict(), _open_files(stack, files, "cpu"), files[0])

@@ -24,7 +24,8 @@ from crm_cli.models.engine import Engine, Shown
 from crm_cli.models.flexicubes import grid
 from crm_cli.models.operations import LATENT_SIDE, PICTURE_SIDE, SIZES, SURFACE_SHARE, VIEWS, Sizes
 from crm_cli.models.reconstruction import Reconstruction
-from crm_cli.models.shelf import STAY_WIDE
+from crm_cli.models.shards import bytes_of
+from crm_cli.models.shelf import dtype_of
 from crm_cli.models.vae import Vae
 from crm_cli.preset import Preset
 from crm_cli.records import SixViews
@@ -69,11 +70,10 @@ def need_of(
     part: str, architecture: str, preset: Preset, *, dtype: torch.dtype, batch: int = 1
 ) -> tuple[int, int]:
     """Bytes of one part's weights, and of its work; see `need`."""
+    network = ARCHITECTURES[architecture].unfilled(part).requires_grad_(False).to(dtype_of(part, dtype))
+    work = partial(_WORK[part], network, SIZES[architecture], preset, batch)
     with torch.device("meta"):
-        network = ARCHITECTURES[architecture].build(part).requires_grad_(False)
-        network.to(torch.float32 if part in STAY_WIDE else dtype)
-        work = partial(_WORK[part], network, SIZES[architecture], preset, batch)
-        return sum(tensor.nbytes for tensor in network.state_dict().values()), peak_bytes(work)
+        return bytes_of(network.state_dict()), peak_bytes(work)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

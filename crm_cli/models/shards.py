@@ -47,7 +47,7 @@ OURS = re.compile(
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """What tensors take on disk."""
+    """What tensors take, on disk as in memory."""
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

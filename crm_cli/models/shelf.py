@@ -10,11 +10,17 @@ from torch import nn
 
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.loading import open_part
+from crm_cli.models.shards import bytes_of
 from crm_cli.models.weights import WeightsSet
 
 STAY_WIDE = {"reconstruction", "contexts"}
 """Parts that are always single precision: a surface lies where small differences change their sign, and text
 contexts take no room."""
+
+
+def dtype_of(part: str, dtype: torch.dtype) -> torch.dtype:
+    """What a part calculates in where those of its set that may calculate in dtype."""
+    return torch.float32 if part.rpartition(".")[2] in STAY_WIDE else dtype
 
 
 def laid_out(network: nn.Module, *, device: str, dtype: torch.dtype) -> nn.Module:
@@ -46,15 +52,16 @@ class Shelf(Mapping[str, nn.Module]):
         self._dtype = dtype
         self._room = room_bytes
         self._here: OrderedDict[str, nn.Module] = OrderedDict()
-        self._elements: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
 
     def __getitem__(self, part: str) -> nn.Module:
         if part not in self._weights.parts:
             raise KeyError(part)
         if part not in self._here:
             self._make_room(for_bytes=self.cost(part))
-            network = open_part(self._weights, part, device=self._device, dtype=self.dtype_of(part))
-            self._here[part] = laid_out(network, device=self._device, dtype=self.dtype_of(part))
+            dtype = dtype_of(part, self._dtype)
+            network = open_part(self._weights, part, device=self._device, dtype=dtype)
+            self._here[part] = laid_out(network, device=self._device, dtype=dtype)
         self._here.move_to_end(part)
         return self._here[part]
 
@@ -74,17 +81,12 @@ class Shelf(Mapping[str, nn.Module]):
     def __len__(self) -> int:
         return len(self._weights.parts)
 
-    def dtype_of(self, part: str) -> torch.dtype:
-        """What a part calculates in."""
-        return torch.float32 if part.rpartition(".")[2] in STAY_WIDE else self._dtype
-
     def cost(self, part: str) -> int:
         """Bytes that a part takes on the device."""
-        if part not in self._elements:
-            with torch.device("meta"):
-                network = ARCHITECTURES[self._weights.architecture].build(part)
-            self._elements[part] = sum(tensor.numel() for tensor in network.state_dict().values())
-        return self._elements[part] * self.dtype_of(part).itemsize
+        if part not in self._bytes:
+            network = ARCHITECTURES[self._weights.architecture].unfilled(part)
+            self._bytes[part] = bytes_of(network.to(dtype_of(part, self._dtype)).state_dict())
+        return self._bytes[part]
 
     @property
     def loaded(self) -> tuple[str, ...]:
