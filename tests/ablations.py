@@ -32,17 +32,18 @@ from ablation_table import THIN, write_all
 from numpy.typing import NDArray
 
 from crm_cli.errors import PhotoError
-from crm_cli.learn import course
 from crm_cli.learn.ablations import VARIANTS, AblationTask, Variant
+from crm_cli.learn.checkpoint import averaged
 from crm_cli.learn.data import HELD_OUT, Shards, build
 from crm_cli.learn.examples import draw_posed
 from crm_cli.learn.fit import CELLS, F_SCORE_AT, distances, spread
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.solid import Solid
 from crm_cli.learn.tasks import records_of
-from crm_cli.learn.train import averaged, train
+from crm_cli.learn.train import train
 from crm_cli.learn.turned import TurnedShards, retake, retake_all
 from crm_cli.learn.unseen import held
+from crm_cli.learn.watch import measure
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.field import Field, surface
 from crm_cli.models.reconstruction import Reconstruction
@@ -101,7 +102,7 @@ def run(variant: Variant, seed: int, options: argparse.Namespace) -> Run:
     folder = options.out / "runs" / f"{variant.name}-{seed}"
     # A run that was stopped begins anew: its curve was not kept.
     shutil.rmtree(folder, ignore_errors=True)
-    curve = [{"samples": 0, **course.measure(shipped, held_out)}]
+    curve = [{"samples": 0, **measure(shipped, held_out)}]
     cpu_s = 0.0
     points = POINTS if variant.is_compared else 2
     for step in sorted({round(settings.steps * (k + 1) / points) for k in range(points)} - {0}):
@@ -110,7 +111,7 @@ def run(variant: Variant, seed: int, options: argparse.Namespace) -> Run:
             pass
         cpu_s += time.process_time() - began
         shipped.network.load_state_dict(averaged(folder / "checkpoint.safetensors"))
-        curve.append({"samples": step * settings.batch, **course.measure(shipped, held_out)})
+        curve.append({"samples": step * settings.batch, **measure(shipped, held_out)})
     count = options.scored if variant.is_compared else 0
     scores = {"true": [score(shipped, held_out, index) for index in range(count)]}
     if not variant.is_turned:

@@ -21,11 +21,12 @@ from crm_cli.export.provenance import read_label
 from crm_cli.learn import course as course_module
 from crm_cli.learn import latent, shipping
 from crm_cli.learn.beginning import find_start, open_start
+from crm_cli.learn.checkpoint import averaged
 from crm_cli.learn.course import Course, open_task, run_course, ship
 from crm_cli.learn.data import HELD_OUT, write_shard
 from crm_cli.learn.latent import LatentSettings, LatentTask
 from crm_cli.learn.shipping import require_place, ship_set
-from crm_cli.learn.train import TrainSettings, averaged
+from crm_cli.learn.train import TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.loading import require_fit, save, stored_types
 from crm_cli.models.weights import WeightsSet, find, verify

@@ -260,9 +260,10 @@ def test_settings_without_their_word_are_refused() -> None:
 
 
 def test_the_renderer_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_renderer("cpu").name == "crm"
-    monkeypatch.setenv("CRM_RASTERISER", "torch")
-    assert open_renderer("cpu")._raster.name == "torch"  # type: ignore[attr-defined]
+    for wanted, name in (("auto", "warp"), ("torch", "torch")):
+        monkeypatch.setenv("CRM_RASTERISER", wanted)
+        renderer = open_renderer("cpu")
+        assert isinstance(renderer, OwnRenderer) and renderer._raster.name == name
     monkeypatch.setenv("CRM_RASTERISER", "nvdiffrast")
     with pytest.raises(EnvironmentProblem, match="needs CUDA"):
         open_renderer("cpu")

@@ -8,14 +8,13 @@ pixels. nvdiffrast does all of that itself, for those whose licence allows it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from crm_cli.fragments import Raster
 from crm_cli.learn.silhouettes import blend, find_crossings
-from crm_cli.mesh.raster import NvdiffrastRaster
 from crm_cli.records import expect
 
 THIN_PX2 = 1e-2
@@ -94,12 +93,6 @@ class Drawing:
 class Renderer(Protocol):
     """Draws one mesh from several viewers; places are those of `Eyes.place`."""
 
-    name: ClassVar[str]
-
-    @staticmethod
-    def why_not(device: str) -> str | None:
-        """Say why it cannot work on a device; None where it can."""
-
     def draw(self, placed: Tensor, faces: Tensor, *, size_px: int) -> Drawing:
         """Find what every pixel centre shows. placed: [K V 3]; faces: int64 [F 3], both windings."""
 
@@ -110,16 +103,9 @@ class Renderer(Protocol):
 class OwnRenderer:
     """The renderer of this package, on the CPU and on CUDA."""
 
-    name: ClassVar[str] = "crm"
-
     def __init__(self, raster: Raster) -> None:
         """raster: what finds the visible faces."""
         self._raster = raster
-
-    @staticmethod
-    def why_not(device: str) -> str | None:
-        """Works everywhere."""
-        return None
 
     def draw(self, placed: Tensor, faces: Tensor, *, size_px: int) -> Drawing:
         """Find what every pixel centre shows; see `Renderer`."""
@@ -165,18 +151,11 @@ class NvdiffrastRenderer:
     picks it unasked. It blends only across edges of faces that a pixel shows.
     """
 
-    name: ClassVar[str] = "nvdiffrast"
-
     def __init__(self) -> None:
         import nvdiffrast.torch
 
         self._library = nvdiffrast.torch
         self._contexts: dict[torch.device, Any] = {}
-
-    @staticmethod
-    def why_not(device: str) -> str | None:
-        """Need CUDA and a build of nvdiffrast that loads."""
-        return NvdiffrastRaster.why_not(device)
 
     def draw(self, placed: Tensor, faces: Tensor, *, size_px: int) -> Drawing:
         """Find what every pixel centre shows; see `Renderer`."""
@@ -225,7 +204,3 @@ def _clip_space(placed: Tensor, size_px: int) -> Tensor:
     w = 1 / nearness
     z = _depth(nearness) * w
     return torch.stack(((x * (2 / size_px) - 1) * w, (y * (2 / size_px) - 1) * w, z, w), -1).contiguous()
-
-
-RENDERERS: tuple[type[OwnRenderer] | type[NvdiffrastRenderer], ...] = (OwnRenderer, NvdiffrastRenderer)
-"""Best first; see NvdiffrastRenderer for why it is last."""

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, OutputError, StoppedEarly, UsageError
 from crm_cli.learn.checkpoint import NAME, Lesson, restore, save_checkpoint
-from crm_cli.learn.checkpoint import averaged as averaged
 from crm_cli.learn.logs import open_logs
 from crm_cli.learn.ranks import ALONE, Ranks
 from crm_cli.learn.watch import Watch
