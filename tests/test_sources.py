@@ -4,10 +4,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from glbs import glb_of, painted, quad
 from in_process import Crm
@@ -20,16 +22,19 @@ from crm_cli.learn import rendering, sources
 from crm_cli.learn.camera import EXTENT, draw_pose, pose
 from crm_cli.learn.catalogue import encode_truth
 from crm_cli.learn.course import Course, run_course, ship
-from crm_cli.learn.data import HELD_OUT, NO_FAMILY, Shards, build, write_shard
+from crm_cli.learn.data import HELD_OUT, NO_FAMILY, Shards, Writer, build, write_shard
 from crm_cli.learn.examples import ARRAYS, Example, example_of, outer_surface, six_views
 from crm_cli.learn.materials import Material, solid
 from crm_cli.learn.meshes import read_mesh
 from crm_cli.learn.parts import Part, assemble
+from crm_cli.learn.portraits import ARRAYS as PORTRAITS
+from crm_cli.learn.portraits import write_portraits
 from crm_cli.learn.products import make_product
 from crm_cli.learn.rendering import held_out_examples, training_examples
 from crm_cli.learn.shapes import ellipsoid
 from crm_cli.learn.sources import LIST, VISIT, Folder, open_folder
 from crm_cli.learn.subject import Unusable
+from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
@@ -113,7 +118,8 @@ def test_files_take_turns(boxes: Path, tmp_path: Path) -> None:
 
 def test_another_process_renders_the_same(boxes: Path, tmp_path: Path) -> None:
     train = opened(boxes, tmp_path / "data").train
-    list(build(tmp_path / "two", 6, 1, size_px=SIZE, shard=3, has_field=False, source=train))
+    writes = partial(write_shard, has_field=False)
+    list(build(tmp_path / "two", 6, 1, size_px=SIZE, shard=3, source=train, write=writes))
     write_shard(tmp_path / "0000000.npz", range(6), RASTER, SIZE, has_field=False, source=train)
     one, two = Shards(tmp_path), Shards(tmp_path / "two")
     assert len(two.files) == 2
@@ -288,13 +294,12 @@ def course_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
         monkeypatch.setattr(course_module, name, config)
 
-    def render(folder: Path, count: int, **how: int) -> Iterator[Path]:
-        first = how.pop("first_seed", 0)
-        for name in ("shard", "workers", "is_stopped"):
-            del how[name]
+    def render(
+        folder: Path, count: int, *, first_seed: int, size_px: int, source: Folder, write: Writer, **_: object
+    ) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{first:07d}.npz"
-        write_shard(file, range(first, first + count), RASTER, how.pop("size_px"), **how)
+        file = folder / f"{first_seed:07d}.npz"
+        write(file, range(first_seed, first_seed + count), RASTER, size_px, source=source)
         yield file
 
     monkeypatch.setattr(rendering, "build", render)
@@ -321,6 +326,27 @@ def test_networks_learn_from_meshes(
     assert scores and all(np.isfinite(score) for score in scores.values())
     listed = json.loads((tmp_path / "data" / LIST).read_text())
     assert listed["kind"] == "meshes" and len(listed["objects"]) == 20
+
+
+def test_portraits_are_of_the_folder_s_objects_which_are_looked_for_once(
+    boxes: Path, course_from: CourseFrom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = course_from("reconstruction", boxes, surface=EndToEnd(grid=12))
+    opened_for: list[Path] = []
+
+    def counted(folder: Path, data: Path, **how: int) -> sources.Split:
+        opened_for.append(data)
+        return open_folder(folder, data, **how)
+
+    monkeypatch.setattr(rendering, "open_folder", counted)
+    portrayed = training_examples(course, SETTINGS)
+    assert opened_for == [course.data]
+    write_portraits(tmp_path / "0.npz", range(4), RASTER, SIZE, source=opened(boxes, course.data).train)
+    wanted = Shards(tmp_path).batch(np.arange(4))
+    found = portrayed.batch(np.arange(4))
+    for name in (*PORTRAITS.values(), "family", "seed"):
+        assert torch.equal(found[name], wanted[name])
+    assert all(np.isfinite(line.loss) for line in run_course(course, SETTINGS))
 
 
 @pytest.mark.parametrize("network", ["rgb", "ccm"])

@@ -15,8 +15,9 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -46,8 +47,14 @@ NO_FAMILY = 255
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
-Writer = Callable[[Path, range, Raster, int], None]
-"""Renders one example per seed into a file, at a size in pixels."""
+
+class Writer(Protocol):
+    """Renders one example per seed into a file; the file appears when it is whole."""
+
+    def __call__(
+        self, file: Path, seeds: range, raster: Raster, size_px: int, *, source: Folder | None
+    ) -> None:
+        """source: what examples show instead of procedural products."""
 
 
 def shard_of(size_px: int) -> int:
@@ -105,9 +112,8 @@ def build(
     first_seed: int = 0,
     size_px: int = 64,
     shard: int = SHARD,
-    has_field: bool = True,
     source: Folder | None = None,
-    write: Writer | None = None,
+    write: Writer = write_shard,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Path]:
     """Render `count` examples into a folder, yielding each shard as it is finished; finished ones are kept.
@@ -119,12 +125,10 @@ def build(
         first_seed: Seed of the first example.
         size_px: Side of every picture.
         shard: Examples per file.
-        has_field: See `write_shard`.
         source: See `write_shard`.
-        write: What renders one shard, where it is not `write_shard`.
+        write: What renders one shard.
         is_stopped: Asked now and then; whoever renders is then ended, and what is not whole is lost.
     """
-    writes = write or partial(write_shard, has_field=has_field, source=source)
     folder.mkdir(parents=True, exist_ok=True)
     todo: list[tuple[Path, range]] = []
     for file, seeds in shards_of(folder, count, first_seed=first_seed, shard=shard):
@@ -137,7 +141,7 @@ def build(
     # Spawned, not forked: torch and warp hold threads that a fork would lose.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts) as pool:
-        pending = {pool.submit(_render, file, seeds, size_px, writes): file for file, seeds in todo}
+        pending = {pool.submit(_render, file, seeds, size_px, source, write): file for file, seeds in todo}
         try:
             while pending and not is_stopped():
                 for done in wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
@@ -172,12 +176,12 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _render(file: Path, seeds: range, size_px: int, write: Writer) -> None:
+def _render(file: Path, seeds: range, size_px: int, source: Folder | None, write: Writer) -> None:
     """Write one shard in a worker process, on one thread."""
     from crm_cli.mesh.raster import RASTERS
 
     torch.set_num_threads(1)
-    write(file, seeds, choose("rasteriser", RASTERS, "cpu")(), size_px)
+    write(file, seeds, choose("rasteriser", RASTERS, "cpu")(), size_px, source=source)
 
 
 def stored_size_px(folder: Path) -> int | None:

@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
-from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build, shard_of, stored_size_px
+from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build, shard_of, stored_size_px, write_shard
 from crm_cli.learn.portraits import Portrayed, write_portraits
 from crm_cli.learn.ranks import Stopped
 from crm_cli.learn.sources import Folder, open_folder, refuse_other
@@ -102,10 +102,8 @@ def _examples(
         )
     if course.surface is None:
         return shards
-    source = _source(course, is_held_out=bool(first_seed))
-    paint = partial(render, write=partial(write_portraits, source=source))
     beside = folder.with_name(f"{folder.name}-portraits")
-    return Portrayed(shards, _rendered(paint, beside, count, is_stopped))
+    return Portrayed(shards, _rendered(partial(render, write=write_portraits), beside, count, is_stopped))
 
 
 def _rendered(
@@ -141,8 +139,8 @@ def _renderer(course: Course, workers: int, *, first_seed: int) -> Callable[...,
         first_seed=first_seed,
         size_px=size_px,
         shard=shard_of(size_px),
-        has_field=course.has_field,
         source=source,
+        write=partial(write_shard, has_field=course.has_field),
     )
 
 
