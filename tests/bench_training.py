@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import resource
 import sys
 import tempfile
 import time
@@ -27,12 +25,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from crm_cli.bench.bench import describe_machine
 from crm_cli.learn.course import check_precision, open_task
 from crm_cli.learn.data import Shards, write_shard
 from crm_cli.learn.examples import make_example
-from crm_cli.learn.train import Precision, Task, TrainSettings, begin, calculating, descend, follow
+from crm_cli.learn.train import Task, TrainSettings, begin, calculating, descend, follow
 from crm_cli.mesh.raster import RASTERS, Raster
-from crm_cli.toolbox import choose, resolve_device
+from crm_cli.toolbox import choose, peak_memory, resolve_device
 
 PEAKS: dict[str, tuple[int, ...]] = {
     "matmul 1024³": (),
@@ -158,15 +157,6 @@ def rendered_per_second(raster: Raster, seconds: float) -> dict[str, float]:
     return found
 
 
-def machine(device: str) -> str:
-    """What this was measured on."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)  # noqa: TID251
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     given = _options()
     torch.set_num_threads(given.threads)
@@ -187,12 +177,11 @@ def main() -> None:
                 bench.step()
         speeds = {name: max(speed, speeds[name]) for name, speed in peaks(given, clock).items()}
     peak = max(speeds.values())
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     told = "processor" if given.device == "cpu" else "elapsed"
     out = [
-        f"{machine(given.device)}; {given.threads} thread(s), batch {given.batch}, {given.precision}, "
-        f"torch {torch.__version__}; milliseconds ({told}), least of {given.rounds}",
+        f"{describe_machine(given.device)}, {os.cpu_count()} cores; {given.threads} thread(s), "
+        f"batch {given.batch}, {given.precision}, torch {torch.__version__}; "
+        f"milliseconds ({told}), least of {given.rounds}",
         "",
         f"| network | parameters | {' | '.join(Bench.PARTS)} | step | GFLOP | floor | step / floor |",
         "|---" + "|---:" * (len(Bench.PARTS) + 5) + "|",
@@ -200,7 +189,7 @@ def main() -> None:
         "",
         "floor: GFLOP at the best of " + ", ".join(f"{name} {v:.0f} GFLOP/s" for name, v in speeds.items()),
         "rendered per core-second: " + ", ".join(f"{v:.1f} ({name})" for name, v in rates.items()),
-        f"peak memory {peak_gb:.2f} GB" + _on_device(given.device),
+        f"peak memory {peak_memory('cpu') / 1e9:.2f} GB" + _on_device(given.device),
     ]
     sys.stdout.write("\n".join(out) + "\n")
 
@@ -208,11 +197,7 @@ def main() -> None:
 def _on_device(device: str) -> str:
     if device == "cpu":
         return ""
-    return f", {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on the device"  # noqa: TID251
-
-
-def _precision(name: str) -> Precision:
-    return check_precision(name)
+    return f", {peak_memory(device) / 1e9:.2f} GB on the device"
 
 
 def _options() -> argparse.Namespace:
@@ -222,7 +207,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", type=resolve_device, default="cpu")
-    parser.add_argument("--precision", type=_precision, default="float32")
+    parser.add_argument("--precision", type=check_precision, default="float32")
     parser.add_argument("--render-s", type=float, default=20, help="seconds of rendering")
     return parser.parse_args()
 

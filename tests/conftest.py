@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from in_process import crm  # noqa: F401
 from object_store import credentials, store  # noqa: F401
+from tiny_course import data, no_board, tiny_networks  # noqa: F401
 
 # Before torch is imported anywhere: on a busy machine, threads that spin while they wait for each other
 # triple the time of everything.

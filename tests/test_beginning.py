@@ -15,6 +15,7 @@ import torch
 from in_process import Crm
 from miniature import networks, write
 from test_course import checkpoint, course_of, interrupted
+from tiny_course import rendered
 
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
 from crm_cli.export.provenance import read_label
@@ -23,11 +24,9 @@ from crm_cli.learn import latent, shipping
 from crm_cli.learn.beginning import find_start, open_start
 from crm_cli.learn.checkpoint import averaged
 from crm_cli.learn.course import Course, open_task, run_course, ship
-from crm_cli.learn.data import HELD_OUT, write_shard
 from crm_cli.learn.latent import LatentSettings, LatentTask
 from crm_cli.learn.shipping import require_place, ship_set
 from crm_cli.learn.train import TrainSettings
-from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models.loading import require_fit, save, stored_types
 from crm_cli.models.weights import WeightsSet, find, verify
 
@@ -42,11 +41,7 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, seeds in (("train", range(4)), ("held-out", range(HELD_OUT, HELD_OUT + 8))):
-        (folder / name).mkdir()
-        write_shard(folder / name / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 32)
-    return folder
+    return rendered(tmp_path_factory.mktemp("data"), size_px=32)
 
 
 @pytest.fixture(scope="module")

@@ -40,27 +40,13 @@ from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import Batch, Precision, Progress, Terms, TrainSettings
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.models import loading
-from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
-from crm_cli.models.reconstruction import MINI, TINY, Reconstruction
+from crm_cli.models.reconstruction import MINI, Reconstruction
 from crm_cli.toolbox import accelerators
 
 NETWORKS: tuple[str, ...] = get_args(NetworkName)
 SETTINGS = TrainSettings(steps=4, batch=2, warmup=2, save_every=1, log_every=1)
 
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
-        monkeypatch.setattr(module, name, config)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, seeds in (("train", range(4)), ("held-out", range(HELD_OUT, HELD_OUT + 5))):
-        (folder / name).mkdir()
-        write_shard(folder / name / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 16)
-    return folder
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def course_of(network: str, data: Path, folder: Path) -> Course:

@@ -12,35 +12,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from crm_cli.errors import CrmError, UsageError
-from crm_cli.learn import course as module
 from crm_cli.learn.beginning import open_start
 from crm_cli.learn.checkpoint import NAME
 from crm_cli.learn.course import Course, run_course
-from crm_cli.learn.data import write_shard
 from crm_cli.learn.latent import LatentSettings
 from crm_cli.learn.lesson import lesson_of, require_sense
 from crm_cli.learn.sources import digest_of_folder
 from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import TrainSettings
-from crm_cli.mesh.raster import WarpRaster
-from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
-from crm_cli.models.reconstruction import TINY
 
 SETTINGS = TrainSettings(steps=2, batch=2, warmup=1, save_every=1, log_every=1)
 
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
-        monkeypatch.setattr(module, name, config)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "train").mkdir()
-    write_shard(folder / "train" / "0000000.npz", range(4), WarpRaster(), 16)
-    return folder
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def course_of(network: str, data: Path, folder: Path, **more: Any) -> Course:

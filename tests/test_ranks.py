@@ -14,7 +14,6 @@ from test_train import Points, parameters
 from two_ranks import BROKEN_AT, PARTS, UnevenTask
 
 from crm_cli.errors import UsageError
-from crm_cli.learn import logs
 from crm_cli.learn.checkpoint import NAME, saved_step
 from crm_cli.learn.course import Course, run_course
 from crm_cli.learn.data import HELD_OUT, write_shard
@@ -24,12 +23,9 @@ from crm_cli.mesh.raster import WarpRaster
 from crm_cli.toolbox import accelerators
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("no_board")
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_board", lambda folder, step: None)
 
 
 def in_two(*words: str | Path) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,6 @@ from published_layout import layout_of
 
 from crm_cli.errors import UsageError
 from crm_cli.frame import FRONT
-from crm_cli.learn import course as course_module
 from crm_cli.learn import rendering, sources
 from crm_cli.learn.camera import EXTENT, draw_pose, pose
 from crm_cli.learn.catalogue import encode_truth
@@ -37,8 +36,6 @@ from crm_cli.learn.subject import Unusable
 from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import TrainSettings
 from crm_cli.mesh.raster import WarpRaster
-from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
-from crm_cli.models.reconstruction import TINY
 
 BALL = trimesh.creation.icosphere(subdivisions=3)
 RASTER = WarpRaster()
@@ -289,10 +286,10 @@ def test_a_folder_of_both_is_refused(layout: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def course_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Course]:
+def course_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_networks: None
+) -> Callable[..., Course]:
     """Courses on tiny networks; their examples are rendered in this process."""
-    for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
-        monkeypatch.setattr(course_module, name, config)
 
     def render(
         folder: Path, count: int, *, first_seed: int, size_px: int, source: Folder, write: Writer, **_: object

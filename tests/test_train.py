@@ -14,18 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, ExitCode, OutputError, StoppedEarly, UsageError
-from crm_cli.learn import logs
 from crm_cli.learn.checkpoint import NAME, averaged, saved_step
 from crm_cli.learn.train import Batch, Task, Terms, TrainSettings, begin, learning_rate_at, train
 
 SETTINGS = TrainSettings(steps=40, batch=4, learning_rate=0.1, warmup=5, seed=3, save_every=7, log_every=10)
 SETTINGS_AS_DICT = asdict(SETTINGS)
 
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard costs more than these runs do."""
-    monkeypatch.setattr(logs, "_board", lambda folder, step: None)
+pytestmark = pytest.mark.usefixtures("no_board")
 
 
 class LineTask:

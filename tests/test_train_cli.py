@@ -13,34 +13,17 @@ from typer.testing import CliRunner, Result
 
 from crm_cli.cli.app import app
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, StoppedEarly, UsageError
-from crm_cli.learn import course, logs
+from crm_cli.learn import course
 from crm_cli.learn.checkpoint import NAME, saved_step
-from crm_cli.learn.data import HELD_OUT, Shards, write_shard
+from crm_cli.learn.data import Shards
 from crm_cli.learn.tasks import RgbTask
-from crm_cli.mesh.raster import WarpRaster
-from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
-from crm_cli.models.reconstruction import TINY
 
 SETTINGS = [
     *("--examples", "4", "--held-out", "8", "--steps", "9"),
     *("--batch", "2", "--warmup", "2", "--save-every", "4"),
 ]
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, config in (("SMALL_RGB", TINY_RGB), ("SMALL_CCM", TINY_CCM), ("SMALL", TINY)):
-        monkeypatch.setattr(course, name, config)
-    monkeypatch.setattr(logs, "_board", lambda folder, step: None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name, seeds in (("train", range(4)), ("held-out", range(HELD_OUT, HELD_OUT + 8))):
-        (folder / name).mkdir()
-        write_shard(folder / name / f"{seeds[0]:07d}.npz", seeds, WarpRaster(), 16)
-    return folder
+pytestmark = pytest.mark.usefixtures("tiny_networks", "no_board")
 
 
 def train(network: str, data: Path, out: Path, more: Sequence[str | Path] = ()) -> Result:

@@ -12,12 +12,13 @@ from PIL import Image
 from test_train import SETTINGS, LineTask, Points
 from torch import Tensor
 
-from crm_cli.learn import logs
 from crm_cli.learn.checkpoint import NAME, averaged
 from crm_cli.learn.train import Batch, Terms, begin, train
 from crm_cli.learn.watch import Watch, measure
 
 SHORT = replace(SETTINGS, steps=12)
+
+pytestmark = pytest.mark.usefixtures("no_board")
 
 
 class HeldOutPoints(Points):
@@ -46,11 +47,6 @@ class ShownTask(LineTask):
         self.shown.append(self.network.weight.detach().clone())
         row = torch.cat([batch["x"].flatten(), torch.rand(2, generator=random)])
         return row.expand(3, 2, -1)
-
-
-@pytest.fixture(autouse=True)
-def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_board", lambda folder, step: None)
 
 
 def run(folder: Path, task: ShownTask, *, until: int | None = None, **every: int) -> None:
