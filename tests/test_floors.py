@@ -9,7 +9,7 @@ import crm_cli
 HOUSE = Path(crm_cli.__file__).parent
 
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"frame", "errors", "names", "installed"}),
+    frozenset({"frame", "errors", "names", "installed", "srgb"}),
     frozenset({"records", "preset"}),
     frozenset({"fragments"}),
     frozenset({"models", "mesh", "export"}),

@@ -11,6 +11,7 @@ from crm_cli.export.preview import IMAGINED, corner_normals, mark_imagined, rend
 from crm_cli.fragments import interpolate
 from crm_cli.mesh.raster import TorchRaster
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
+from crm_cli.srgb import to_linear, to_srgb
 
 SIZE = 96
 
@@ -36,7 +37,7 @@ def ball(colour, rings=40):
 
 def linear(picture):
     """Linear light of the opaque pixels' middle column and row, [S 3] each."""
-    rgb = preview._to_linear(torch.from_numpy(picture[..., :3].astype(np.float32) / 255)).numpy()
+    rgb = to_linear(torch.from_numpy(picture[..., :3].astype(np.float32) / 255)).numpy()
     return rgb[:, SIZE // 2], rgb[int(SIZE * 0.55)]
 
 
@@ -69,10 +70,8 @@ def test_a_pixel_shows_the_texture_where_its_sight_line_meets_the_surface(pictur
     # ... and so the front's colours are those of its own points, but for the light's strength.
     is_front = found.covered & ((points[..., 1] - float(HIGH[1] - LOW[1]) / 2).abs() < 1e-3)
     world = points + torch.from_numpy((LOW + HIGH) / 2).float()
-    albedo = preview._to_linear((world + 1) / 2)[is_front].numpy()
-    shown = preview._to_linear(torch.from_numpy(pictures[0][..., :3].astype(np.float32) / 255))[
-        is_front
-    ].numpy()
+    albedo = to_linear((world + 1) / 2)[is_front].numpy()
+    shown = to_linear(torch.from_numpy(pictures[0][..., :3].astype(np.float32) / 255))[is_front].numpy()
     gain = shown.sum(axis=-1) / albedo.sum(axis=-1)
     difference = np.abs(shown / gain[:, None] - albedo)
     assert np.quantile(difference, 0.95) < 0.015  # the rest are edge pixels, blended with another side
@@ -148,7 +147,7 @@ def test_what_was_imagined_is_marked_and_what_was_seen_is_left():
 
 def test_a_texture_is_decoded_code_by_code_as_any_picture_is():
     texture = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    decoded = preview._to_linear(torch.from_numpy(texture).float() / 255).permute(2, 0, 1)[None]
+    decoded = to_linear(torch.from_numpy(texture).float() / 255).permute(2, 0, 1)[None]
     assert torch.equal(preview._albedo(texture), decoded)
 
 
@@ -156,7 +155,7 @@ def test_a_pixel_is_the_mean_of_the_samples_that_hit_it():
     covered = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     light = torch.linspace(0.1, 0.7, 7)[:, None].repeat(1, 3)
     picture = np.asarray(preview._develop(light, covered)).astype(int)
-    means = preview._to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
+    means = to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
     assert picture[0, 0].tolist() == [round(float(means[0]))] * 3 + [round(0.75 * 255)]
     assert picture[1, 1].tolist() == [round(float(means[1]))] * 3 + [255]
     assert not picture[[0, 1], [1, 0]].any()

@@ -16,6 +16,7 @@ from crm_cli.export.scene import smooth_normals
 from crm_cli.fragments import Fragments, Raster, interpolate, project
 from crm_cli.frame import FRONT, VIEWS
 from crm_cli.records import Mesh, TexturedMesh
+from crm_cli.srgb import to_linear, to_srgb
 
 ELEVATION_DEG = 15.0
 """Shows a little of the top, as product photos do."""
@@ -221,7 +222,8 @@ def _develop(colour: Tensor, covered: Tensor) -> Image.Image:
     # Encoding is dear, and most of the picture is empty.
     shown = small[:, 3].nonzero()[:, 0]
     small = small[shown]
-    rgb = _to_srgb(small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2))
+    light = small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2)
+    rgb = to_srgb(light.clamp(0, 1))
     rgba = torch.zeros(height * width, 4, dtype=torch.uint8)
     rgba[shown] = (torch.cat((rgb, small[:, 3:]), dim=1) * 255).round().byte()
     return Image.fromarray(rgba.view(height, width, 4).numpy(), "RGBA")
@@ -231,16 +233,5 @@ def _albedo(texture: NDArray[np.uint8]) -> Tensor:
     """Decode a texture [T T 3] to linear light, [1 3 T T]: 256 codes instead of millions of texels."""
     import cv2
 
-    linear = _to_linear(torch.arange(256).float() / 255).numpy()
+    linear = to_linear(torch.arange(256).float() / 255).numpy()
     return torch.from_numpy(cv2.LUT(texture, linear)).permute(2, 0, 1)[None]
-
-
-def _to_linear(srgb: Tensor) -> Tensor:
-    """Decode sRGB in [0, 1]. (IEC 61966-2-1)."""
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def _to_srgb(linear: Tensor) -> Tensor:
-    """Encode linear light as sRGB in [0, 1]; brighter than white is white. (IEC 61966-2-1)."""
-    linear = linear.clamp(0, 1)
-    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -18,10 +18,11 @@ from crm_cli.frame import EXPORT_TURN
 from crm_cli.learn.camera import EXTENT
 from crm_cli.learn.examples import SAMPLES
 from crm_cli.learn.materials import Floats
-from crm_cli.learn.paint import Paint, Texture, open_texture, paint_of, to_linear, to_srgb
+from crm_cli.learn.paint import Paint, Texture, open_texture, paint_of
 from crm_cli.learn.subject import FAMILY, Shine, Unusable, shine_of
 from crm_cli.learn.visibility import Enclosed, Sides, sides_of
 from crm_cli.records import expect
+from crm_cli.srgb import to_linear, to_srgb
 
 MAX_FACES = 300_000
 """A file of more is passed over: looking at its faces from all sides would take minutes."""

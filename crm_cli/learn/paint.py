@@ -78,23 +78,3 @@ def paint_of(texture: Texture | None, *, roughness: float) -> Paint:
     """Paint a glTF material: matt at a roughness of 1, polished at 0, in the range of `materials.plain`."""
     smooth = 1 - min(max(roughness, 0.0), 1.0)
     return Paint(texture, gloss=0.03 + 0.77 * smooth**2, sharpness=8.0 * 25.0**smooth)
-
-
-def to_linear(colour: Floats) -> Floats:
-    """Turn sRGB values into light, by the curve of IEC 61966-2-1."""
-    linear: Floats = np.where(
-        colour <= 0.04045,
-        colour / np.float32(12.92),
-        ((colour + np.float32(0.055)) / np.float32(1.055)) ** 2.4,
-    ).astype(np.float32)
-    return linear
-
-
-def to_srgb(light: Floats) -> Floats:
-    """Turn light into sRGB values; the inverse of `to_linear`."""
-    encoded: Floats = np.where(
-        light <= 0.0031308,
-        light * np.float32(12.92),
-        np.float32(1.055) * np.maximum(light, 1e-9) ** np.float32(1 / 2.4) - np.float32(0.055),
-    ).astype(np.float32)
-    return encoded

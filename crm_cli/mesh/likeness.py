@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from crm_cli.srgb import to_linear
+
 Floats = NDArray[np.float64]
 
 TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
@@ -29,10 +31,9 @@ def colour_distance(left: Floats, right: Floats) -> float:
 
 
 def to_lab(srgb: Floats) -> Floats:
-    """Turn sRGB in [0, 1] into CIELAB for D65, both [N 3]. (IEC 61966-2-1; CIE 15:2004, 8.2.1)."""
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    """Turn sRGB in [0, 1] into CIELAB for D65, both [N 3]. (CIE 15:2004, 8.2.1)."""
     matrix = np.array(TO_XYZ)
-    xyz = linear @ (matrix / matrix.sum(axis=1, keepdims=True)).T  # white is 1, 1, 1
+    xyz = to_linear(srgb) @ (matrix / matrix.sum(axis=1, keepdims=True)).T  # white is 1, 1, 1
     root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = root.T
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)

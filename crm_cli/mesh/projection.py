@@ -20,6 +20,7 @@ from crm_cli.fragments import Raster
 from crm_cli.frame import FRONT, VIEWS
 from crm_cli.mesh.camera import SOLID, Aim
 from crm_cli.records import Crop, Mesh
+from crm_cli.srgb import to_linear, to_srgb
 
 DEPTH_PX = 1024
 """Side of the picture in which is looked up what stands before what: a pixel is 0.002 units."""
@@ -155,7 +156,7 @@ def cut_square(rgb: NDArray[np.uint8], crop: Crop, size_px: int) -> NDArray[np.f
         window = _LINEAR[rgb[rows[:, None], columns, channel]]
         # Its kernels widen when they shrink, so that every pixel of the photo counts.
         small = Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
-        picture[..., channel] = _to_srgb(np.asarray(small))
+        picture[..., channel] = to_srgb(np.clip(np.asarray(small), 0, 1))
     return picture
 
 
@@ -288,17 +289,7 @@ def _resized(picture: NDArray[np.float32], size_px: int) -> NDArray[np.float32]:
     return resized
 
 
-def _to_srgb(linear: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Encode linear light as sRGB in [0, 1]. (IEC 61966-2-1)."""
-    clipped = np.clip(linear, 0, 1)
-    encoded: NDArray[np.float32] = np.where(
-        clipped <= 0.0031308, clipped * 12.92, 1.055 * clipped ** (1 / 2.4) - 0.055
-    ).astype(np.float32)
-    return encoded
-
-
-_CODES = np.arange(256) / 255
-_LINEAR = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(np.float32)
-"""Linear light of every 8-bit sRGB code. (IEC 61966-2-1)."""
+_LINEAR = to_linear(np.arange(256) / 255).astype(np.float32)
+"""Linear light of every 8-bit sRGB code."""
 
 __all__ = ["Projection", "cut_square", "project_photo"]
