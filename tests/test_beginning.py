@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ from crm_cli.learn.beginning import find_start, open_start
 from crm_cli.learn.checkpoint import averaged
 from crm_cli.learn.course import Course, open_task, run_course, ship
 from crm_cli.learn.latent import LatentSettings, LatentTask
-from crm_cli.learn.shipping import require_place, ship_set
+from crm_cli.learn.shipping import ship_set
 from crm_cli.learn.train import TrainSettings
+from crm_cli.models import combine
+from crm_cli.models.combine import require_place
 from crm_cli.models.loading import require_fit, save, stored_types
 from crm_cli.models.weights import WeightsSet, find, verify
 
@@ -262,12 +265,14 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("place", ["sync", "write_part", "write_list"])
+@pytest.mark.parametrize(
+    ("module", "name"), [(combine, "sync"), (shipping, "write_part"), (combine, "write_list")]
+)
 def test_a_shipping_that_fails_leaves_nothing(
-    place: str, mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, name: str, mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = open_start(str(mini.directory), "rgb")
-    monkeypatch.setattr(shipping, place, full_disk)
+    monkeypatch.setattr(module, name, full_disk)
     with pytest.raises(OutputError, match="No space left"):
         ship_set(start, networks()["rgb"], tmp_path / "mine", {})
     assert list(tmp_path.iterdir()) == []
@@ -277,7 +282,7 @@ def test_files_that_change_while_they_are_copied_are_not_shipped(
     mini: WeightsSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = open_start(str(mini.directory), "rgb")
-    monkeypatch.setattr(shipping, "digest_of", lambda _: "0" * 64)
+    monkeypatch.setattr(combine, "digest_of", lambda _: "0" * 64)
     with pytest.raises(EnvironmentProblem, match="E_WEIGHTS_BROKEN"):
         ship_set(start, networks()["rgb"], tmp_path / "mine", {})
     assert list(tmp_path.iterdir()) == []

@@ -45,6 +45,7 @@ def test_one_command_trains_looks_and_ships(data: Path, tmp_path: Path) -> None:
     more = ["--sample-every", 4, "--measure-every", 9, "--ship", tmp_path / "rgb.safetensors"]
     output = succeeded(train("rgb", data, tmp_path / "run", [str(word) for word in more]))
     assert "rgb.safetensors: colour 0." in output
+    assert f"crm weights combine {tmp_path / 'rgb.safetensors'} -o FOLDER" in " ".join(output.split())
     assert (tmp_path / "rgb.safetensors").exists()
     names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.*")}
     pictures = {f"samples/step-{step:06d}.png" for step in (4, 8, 9)}

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from crm_cli.errors import EnvironmentProblem, ExitCode, UsageError
-from crm_cli.models import checked, loading, shards, weights
+from crm_cli.models import checked, shards, weights
 from crm_cli.models.convert import convert
 
 
@@ -539,7 +539,7 @@ def test_a_set_without_a_list_needs_no_notes(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", weights.NAMES)
 def test_shipped_weights_are_trained_and_say_from_what(name: str) -> None:
     with safe_open(weights.DIRECTORY / f"{name}.safetensors", "pt") as opened:
-        metadata = json.loads(opened.metadata()[loading.METADATA_KEY])
+        metadata = json.loads(opened.metadata()[weights.METADATA_KEY])
         # What starts at zero is trained last: an untrained file would still be full of zeros there.
         silent = [key for key in opened.keys() if not opened.get_tensor(key).any()]  # noqa: SIM118
     settings = json.loads(metadata["settings"])

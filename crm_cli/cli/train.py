@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -226,9 +227,9 @@ def train(
     from crm_cli.learn.course import ship as write_weights
     from crm_cli.learn.latent import LEARNING_RATE, WEIGHT_DECAY, LatentSettings
     from crm_cli.learn.ranks import Ranks, joined
-    from crm_cli.learn.shipping import require_place
     from crm_cli.learn.surface import EndToEnd, check_end_to_end
     from crm_cli.learn.train import TrainSettings
+    from crm_cli.models.combine import require_place
     from crm_cli.toolbox import precision_doubt, resolve_device
 
     ranks = Ranks.of_environment()
@@ -296,6 +297,8 @@ def train(
             except KeyboardInterrupt:
                 raise typer.Exit(ExitCode.INTERRUPTED) from None
         say(f"{ship}: " + ", ".join(f"{name} {score}" for name, score in scores.items()), to_stdout=True)
+        if not is_latent:
+            say(f"to convert with it: crm weights combine {shlex.quote(str(ship))} -o FOLDER")
 
 
 @contextmanager

@@ -128,6 +128,29 @@ def convert(
 
 
 @weights_app.command()
+def combine(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Networks, as `crm train --ship` writes them.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write, for --weights.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="WEIGHTS",
+            help="What has the others: embedded, published, a folder; unsaid: what they were built for.",
+        ),
+    ] = None,
+) -> None:
+    """Put networks that were trained alone beside the others of a set."""
+    from crm_cli.models.combine import combine as combine_files
+
+    with leaving(), metering() as progress:
+        made = combine_files(files, out, base=base, progress=progress)
+    _show(made)
+
+
+@weights_app.command()
 def verify(
     names: Annotated[
         list[str] | None,

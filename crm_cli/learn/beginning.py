@@ -10,10 +10,10 @@ from torch import nn
 
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.models.architectures import ARCHITECTURES
-from crm_cli.models.loading import fits, load, open_part
+from crm_cli.models.combine import network_in
+from crm_cli.models.loading import load, open_part
 from crm_cli.models.reconstruction import Reconstruction, ReconstructionConfig
 from crm_cli.models.weights import (
-    CHECKPOINT_SUFFIXES,
     MANIFEST,
     NAMES,
     SECOND,
@@ -147,28 +147,11 @@ def _from_file(file: Path, network: str, *, is_fresh: bool) -> Start:
 
 def _architecture_of(file: Path, network: str) -> str:
     """The architecture whose network of this name a file fills; only its header is read."""
-    if file.suffix in CHECKPOINT_SUFFIXES and file.suffix != ".safetensors":
-        raise EnvironmentProblem(
-            f"{file}: a published checkpoint, which must be converted once",
-            code="E_WEIGHTS_RAW",
-            remedy="run `crm weights convert`, then give the folder it wrote",
-        )
-    # The wanted network first, the smallest architecture first: building one to compare with takes a second.
-    parts = sorted(NAMES, key=lambda part: part != network)
-    found = next(
-        (
-            (name, part)
-            for part in parts
-            for name, architecture in ARCHITECTURES.items()
-            if fits(architecture.unfilled(part), [file])
-        ),
-        None,
-    )
-    if found is not None and found[1] == network:
-        return found[0]
-    what = f"the {found[1]} network of {found[0]}" if found else "no network that crm trains"
+    architecture, part = network_in(file, likely=network)
+    if part == network:
+        return architecture
     raise EnvironmentProblem(
-        f"{file}: {what}, not {network}",
+        f"{file}: the {part} network of {architecture}, not {network}",
         code="E_WEIGHTS_WRONG",
         remedy=f"give weights of {network}: embedded, published, a folder, or a file that `--ship` wrote",
     )

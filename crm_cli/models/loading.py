@@ -21,10 +21,7 @@ from torch import Tensor, nn
 
 from crm_cli.errors import EnvironmentProblem, OutputError
 from crm_cli.models.architectures import ARCHITECTURES
-from crm_cli.models.weights import WeightsSet, blaming, remedy_for, require_unchanged
-
-METADATA_KEY = "crm"
-"""All metadata is one JSON string: safetensors writes several keys in an order of its own each time."""
+from crm_cli.models.weights import METADATA_KEY, WeightsSet, blaming, remedy_for, require_unchanged
 
 TYPES = {
     "F64": torch.float64,

@@ -42,6 +42,9 @@ PARTS = {"small": NAMES, "release": LATENT_NAMES, "miniature": LATENT_NAMES}
 SECOND = "ccm."
 """Marks a part that only the second diffusion reads, where the two were published with different ones."""
 
+METADATA_KEY = "crm"
+"""Of the metadata of our files: one JSON string, as safetensors writes several keys in any order."""
+
 MANIFEST = "weights.json"
 FORMAT = 1
 
@@ -251,6 +254,13 @@ def _open_folder(directory: Path, name: str) -> WeightsSet:
 
 def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProblem:
     """Say what a place without a whole set is instead."""
+    if directory != DIRECTORY and (alone := _trained_in(directory)):
+        names = " ".join(shlex.quote(str(file)) for file in alone)
+        return EnvironmentProblem(
+            f"{directory}: no whole set, only {', '.join(file.name for file in alone)}",
+            code="E_WEIGHTS_MISSING",
+            remedy=f"run `crm weights combine {names} -o FOLDER`, and give that folder",
+        )
     if _is_checkpoint(directory) or any((directory / file).is_file() for file in PUBLISHED_FILES):
         return EnvironmentProblem(
             f"{directory}: published checkpoints, which must be converted once",
@@ -271,6 +281,23 @@ def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProbl
     else:
         cause = f"no {', '.join(missing)}"
     return EnvironmentProblem(f"{directory}: {cause}", code=code, remedy=remedy)
+
+
+def _trained_in(place: Path) -> list[Path]:
+    """Networks that `crm train` has shipped: the file itself, or those of a folder."""
+    files = [place] if place.is_file() else [place / f"{part}.safetensors" for part in NAMES]
+    return [file for file in files if file.is_file() and _is_ours(file)]
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether we wrote a file of weights; only its header is read."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(file, "np") as opened:
+            return METADATA_KEY in (opened.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _is_checkpoint(file: Path) -> bool:
