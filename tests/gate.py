@@ -135,7 +135,7 @@ def look_at(photo: Path, weights: str) -> tuple[dict[str, Any], list[Image.Image
         "silhouette_iou": float(checks.silhouette_iou),
         "colour_distance": checks.colour_distance,
         "seen_share": checks.seen_share,
-        "is_low": made.is_low,
+        "is_low": checks.confidence == "low",
         "is_sound": checks.is_sound,
         "components": checks.components,
         # Each handle lowers the Euler number of a closed surface by two.

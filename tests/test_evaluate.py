@@ -21,7 +21,7 @@ from crm_cli.learn.evaluate import (
     Chain,
     Score,
     by_family,
-    evaluate,
+    compare_on,
     figures,
     summary,
     view_errors,
@@ -107,7 +107,7 @@ def hull() -> Reconstruction:
 def score(toolbox: Toolbox, one: Unseen, network: Any) -> Score:
     """Of the true views, reconstructed by a network."""
     tools = replace(toolbox, networks={**toolbox.networks, "reconstruction": network})
-    [found] = evaluate(Chain(tools, PRESET), [one], lambda subject: subject.views)
+    [found] = compare_on(one, [Chain(tools, PRESET)], lambda subject: subject.views)
     return found
 
 
@@ -163,12 +163,12 @@ def test_an_outline_unlike_the_photos_is_of_low_confidence(toolbox: Toolbox) -> 
 def test_imagined_views_are_measured_against_the_true_ones(toolbox: Toolbox) -> None:
     one = unseen(6, WarpRaster())
     chain = Chain(toolbox, load_preset("tiny").preset)
-    [found] = evaluate(chain, [one])
+    [found] = compare_on(one, [chain])
     assert 0.4 < found.outline_iou < 1
     assert 0 < found.depth_l1 < 0.5
     assert found.silhouette_iou > 0.7
     assert 0 < found.made.f_score < 1
-    assert list(evaluate(chain, [one])) == [found]
+    assert compare_on(one, [chain, chain]) == [found, found]
 
 
 def test_enlarged_views_are_compared_by_what_a_pixel_covers_of_the_object() -> None:

@@ -7,7 +7,7 @@ and its profile turned: networks that do not beat them are not worth shipping.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import fmean, median
 from typing import Any
@@ -16,15 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from crm_cli import inspection
 from crm_cli.learn.fit import Fit, fit_asset, fit_solid
 from crm_cli.learn.unseen import Unseen
 from crm_cli.models import agree
 from crm_cli.models.solids import inflated, revolved
-from crm_cli.pipeline import Bake, Imagine, Line, Reconstruct
-from crm_cli.preset import Preset
-from crm_cli.records import Checks, Cutout, Grade, Photo, SixViews, TexturedMesh, Verdict
-from crm_cli.toolbox import Toolbox
+from crm_cli.pipeline import Candidate, Line, Stopwatch
+from crm_cli.records import Cutout, Grade, Photo, SixViews
 
 NO_DEPTH = 2.0
 """Error of depth where the imagined outline and the true one share nothing: as large as the world."""
@@ -60,60 +57,28 @@ class Score:
         return cls(**{**values, **fits})
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Made:
-    """What the stations made of a photo, up to the files."""
-
-    views: SixViews
-    textured: TexturedMesh
-    checks: Checks
-    verdict: Verdict
-
-    @property
-    def is_low(self) -> bool:
-        """Whether a solid took the place of what the networks drew."""
-        return self.checks.confidence == "low"
-
-
 Imagination = Callable[[Unseen], SixViews]
 """How a subject's views come about otherwise than from its photo alone."""
 
 
-class Chain:
-    """The stations of the pipeline from a cut-out to a textured mesh."""
-
-    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
-        """Open the stations with a set of weights."""
-        self._raster = toolbox.raster
-        self._preset = preset
-        self._imagine = Imagine(toolbox, preset)
-        self._reconstruct = Reconstruct(toolbox, preset)
-        self._line = Line(toolbox, preset)
-        self._bake = Bake(toolbox, preset)
+class Chain(Line):
+    """A line from a cut-out to a textured mesh, whose views may be others than it would draw."""
 
     def imagine(self, cutout: Cutout) -> SixViews:
         """Draw the six views of one photo."""
-        return self._imagine([cutout])[0]
+        [views] = self._seeded[0].imagine([cutout])
+        return views
 
-    def make(self, photo: Photo, cutout: Cutout, views: SixViews) -> Made:
+    def make(self, photo: Photo, cutout: Cutout, views: SixViews) -> Candidate:
         """Make a textured mesh of views and judge it, as every conversion does."""
-        drawn, unwrapped = self._line.finish(self._reconstruct(views, cutout), cutout)
-        textured = self._bake(unwrapped, drawn.field, views, photo, cutout)
-        checks = inspection.measure(textured, cutout, views, self._raster, confidence=drawn.confidence)
-        verdict = inspection.judge(checks, self._preset, inspection.doubts(cutout))
-        return Made(views=views, textured=textured, checks=checks, verdict=verdict)
-
-
-def evaluate(chain: Chain, subjects: Iterable[Unseen], imagine: Imagination | None = None) -> Iterator[Score]:
-    """Score what the chain makes of subjects.
-
-    imagine: draws the views instead of the chain's denoisers, for instance from the truth.
-    """
-    return (score for one in subjects for score in compare_on(one, [chain], imagine))
+        return self._made(self._seeded[0], views, photo, cutout, Stopwatch(lambda stage: None))
 
 
 def compare_on(one: Unseen, chains: Iterable[Chain], imagine: Imagination | None = None) -> list[Score]:
-    """Score what each of several chains makes of one subject; the solids are the same for all of them."""
+    """Score what each of several chains makes of one subject; the solids are the same for all of them.
+
+    imagine: draws the views instead of the chains' denoisers, for instance from the truth.
+    """
     with torch.inference_mode():
         solids = [fit_solid(solid(one.cutout), one) for solid in (inflated, revolved)]
     found = []
@@ -130,7 +95,7 @@ def compare_on(one: Unseen, chains: Iterable[Chain], imagine: Imagination | None
                 made=fit_asset(made.textured, one),
                 inflated=solids[0],
                 revolved=solids[1],
-                is_low=made.is_low,
+                is_low=made.checks.confidence == "low",
                 grade=made.verdict.grade,
             )
         )
