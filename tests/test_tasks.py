@@ -1,11 +1,12 @@
 """What training does to its examples before a network sees them."""
 
+import pytest
 import torch
 
 from crm_cli.frame import FRONT, VIEWS
 from crm_cli.learn import tasks
 from crm_cli.models import agree
-from crm_cli.models.denoiser import TINY_CCM, TINY_RGB
+from crm_cli.models.denoiser import TINY_CCM, TINY_RGB, MultiViewUNet
 from crm_cli.models.reconstruction import TINY
 from crm_cli.models.steps import FIRST_TIMESTEP
 
@@ -100,6 +101,28 @@ def test_degraded_records_are_exact_or_wavy_but_keep_their_outline() -> None:
     assert 15 < exact < 38  # four in ten of 64
     assert max(errors) > 0.02
     assert all(torch.equal(r.alpha[:, 0], views[0, :, 3]) for r in records)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, {0, 1}), (2, {1}), (3, {1}), (4, {2})])
+def test_the_second_stage_sees_half_of_its_objects_as_the_first_one_draws_them(
+    count: int, expected: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks.CcmTask(TINY_CCM, first=MultiViewUNet(TINY_RGB))
+    batch = {name: array.expand(count, *array.shape[1:]) for name, array in batch_of(lopsided()).items()}
+    drawn: list[int] = []
+
+    def imagined(
+        network: torch.nn.Module, codec: object, photo: torch.Tensor, random: torch.Generator
+    ) -> torch.Tensor:
+        drawn[-1] += len(photo)
+        return photo[:, None].expand(-1, 6, -1, -1, -1)
+
+    monkeypatch.setattr(tasks, "imagined", imagined)
+    for seed in range(8):
+        drawn.append(0)
+        loss, _ = task.loss(batch, torch.Generator().manual_seed(seed))
+        assert loss.isfinite()
+    assert set(drawn) == expected
 
 
 def test_every_loss_falls_when_its_network_learns_one_example() -> None:

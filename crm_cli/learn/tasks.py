@@ -82,8 +82,8 @@ class CcmTask:
         """L1 on depth inside the object, and on its steps between neighbouring pixels."""
         photo, views, depth = augment(batch, random)
         seen = soften(on_grey(views), random)
-        if self.first is not None:
-            half = len(photo) // 2
+        half = 0 if self.first is None else _half(len(photo), random)
+        if self.first is not None and half:
             seen = torch.cat([self._imagined(self.first, photo[:half], random), seen[half:]])
         hull = hull_depth(seen[:, :, 3:])
         inside = to_frames(((views[:, :, 3:] > SOLID) & (hull[:, :, None] > -1)).float())
@@ -178,6 +178,13 @@ def imagined(network: nn.Module, codec: PatchCodec, photo: Tensor, random: torch
     noise = torch.randn((len(photo), len(VIEWS), channels, *side), generator=random, device=photo.device)
     t = torch.full((len(photo),), FIRST_TIMESTEP, device=photo.device)
     return to_views(((see(network, codec, photo, noise, t) + 1) / 2).clamp(0, 1))
+
+
+def _half(count: int, random: torch.Generator) -> int:
+    """Half of so many; of one alone it is chance whether that is none or the one."""
+    if count > 1:
+        return count // 2
+    return int(torch.rand((), generator=random, device=random.device) < 0.5)
 
 
 def steps(error: Tensor) -> Tensor:
