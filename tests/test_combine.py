@@ -93,7 +93,7 @@ def test_a_set_that_was_combined_is_combined_further_and_replaced(trained: Path,
         (["my rgb"], "embedded", "--with embedded: built like small, and the files like miniature"),
         (["nothing"], None, "no network that crm trains [E_WEIGHTS_WRONG]"),
         (["gone"], None, "gone.safetensors: no such file [E_WEIGHTS_MISSING]"),
-        (["my rgb"], "elsewhere", "--with FOLDER"),
+        (["my rgb"], "elsewhere", "elsewhere: no such weights, nor a folder of this name"),
     ],
 )
 def test_what_does_not_go_together_is_refused_and_nothing_is_written(
@@ -109,6 +109,14 @@ def test_what_does_not_go_together_is_refused_and_nothing_is_written(
         combine([shelf / f"{name}.safetensors" for name in names], tmp_path / "mine", base=base)
     assert told in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["shelf"]
+
+
+def test_who_lacks_the_set_that_has_the_others_is_told_where_it_may_come_from(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRM_WEIGHTS_HOME", str(tmp_path / "empty"))
+    with pytest.raises(EnvironmentProblem, match="--with FOLDER"):
+        combine([trained / "my rgb.safetensors"], tmp_path / "mine")
 
 
 def test_a_folder_of_something_else_is_left_alone(trained: Path, tmp_path: Path) -> None:

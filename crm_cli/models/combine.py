@@ -110,9 +110,11 @@ def _others(base: str | None, architecture: str) -> WeightsSet:
         weights = find(base or ("embedded" if architecture == EMBEDDED else "published"))
         require_intact(weights)
     except EnvironmentProblem as error:
-        raise EnvironmentProblem(
-            error.cause, code=error.code, remedy="run `crm weights fetch`, or name weights: --with FOLDER"
-        ) from error
+        # Weights are spoken of as to those who convert with them.
+        remedy = error.remedy.replace("--weights", "--with")
+        if base is None:
+            remedy = "run `crm weights fetch`, or name a set that has the other networks: --with FOLDER"
+        raise EnvironmentProblem(error.cause, code=error.code, remedy=remedy) from error
     if weights.architecture != architecture:
         raise EnvironmentProblem(
             f"--with {weights.name}: built like {weights.architecture}, and the files like {architecture}",
