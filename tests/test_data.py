@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from crm_cli.learn import data
+from crm_cli.learn import data, examples
 from crm_cli.learn.data import HELD_OUT, Growing, Shards, build, write_shard
 from crm_cli.learn.examples import ARRAYS, make_example
 from crm_cli.learn.photograph import SAMPLES
@@ -90,7 +90,7 @@ def test_a_failing_example_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(data, "make_example", fail)
+    monkeypatch.setattr(examples, "make_example", fail)
     with pytest.raises(MemoryError):
         write_shard(tmp_path / "0000000.npz", range(2), RASTER, 16)
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from crm_cli.learn.camera import EXTENT, draw_pose, pose
 from crm_cli.learn.catalogue import encode_truth
 from crm_cli.learn.course import Course, run_course, ship
 from crm_cli.learn.data import HELD_OUT, NO_FAMILY, Shards, Writer, build, write_shard
-from crm_cli.learn.examples import ARRAYS, Example, example_of, outer_surface, six_views
+from crm_cli.learn.examples import ARRAYS, Example, Source, example_of, outer_surface, six_views
 from crm_cli.learn.materials import Material, solid
 from crm_cli.learn.meshes import read_mesh
 from crm_cli.learn.parts import Part, assemble
@@ -292,7 +292,7 @@ def course_from(
     """Courses on tiny networks; their examples are rendered in this process."""
 
     def render(
-        folder: Path, count: int, *, first_seed: int, size_px: int, source: Folder, write: Writer, **_: object
+        folder: Path, count: int, *, first_seed: int, size_px: int, source: Source, write: Writer, **_: object
     ) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{first_seed:07d}.npz"

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crm_cli.fragments import Raster
-from crm_cli.learn.examples import ARRAYS, make_example
+from crm_cli.learn.examples import ARRAYS, PRODUCTS, Source
 from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.ranks import Stopped
-from crm_cli.learn.sources import Folder
 from crm_cli.toolbox import choose
 
 log = logging.getLogger(__name__)
@@ -51,10 +50,8 @@ Arrays = Mapping[str, NDArray[np.generic]]
 class Writer(Protocol):
     """Renders one example per seed into a file; the file appears when it is whole."""
 
-    def __call__(
-        self, file: Path, seeds: range, raster: Raster, size_px: int, *, source: Folder | None
-    ) -> None:
-        """source: what examples show instead of procedural products."""
+    def __call__(self, file: Path, seeds: range, raster: Raster, size_px: int, *, source: Source) -> None:
+        """source: what examples show."""
 
 
 def shard_of(size_px: int) -> int:
@@ -69,30 +66,24 @@ def write_shard(
     size_px: int,
     *,
     has_field: bool = True,
-    source: Folder | None = None,
+    source: Source = PRODUCTS,
 ) -> None:
     """Render one example per seed and store them stacked, uncompressed; the file appears when it is whole.
 
-    Without has_field what only the reconstruction learns from is left out. source: what they show instead
-    of procedural products.
+    Without has_field what only the reconstruction learns from is left out. source: what they show.
 
     Holds the arrays of `Example` with a leading axis of examples, `family` uint8 (index into FAMILIES, or
     NO_FAMILY) and `seed` int64.
     """
+    made = [source.example(seed, raster, size_px=size_px, has_field=has_field) for seed in seeds]
+    stacked: Arrays = {name: np.stack([getattr(one, name) for one in made]) for name in ARRAYS}
+    store(file, seeds, {**stacked, "family": labels_of(one.family for one in made)})
+
+
+def labels_of(families: Iterable[str]) -> NDArray[np.uint8]:
+    """Families as shards hold them: their places in FAMILIES, or NO_FAMILY."""
     names = list(FAMILIES)
-    columns: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ARRAYS}
-    families = []
-    for seed in seeds:
-        if source is None:
-            example = make_example(np.random.default_rng(seed), raster, size_px=size_px, has_field=has_field)
-        else:
-            example = source.example(seed, raster, size_px=size_px, has_field=has_field)
-        families.append(names.index(example.family) if source is None else NO_FAMILY)
-        for name in ARRAYS:
-            columns[name].append(getattr(example, name))
-    stacked: dict[str, NDArray[np.generic]] = {name: np.stack(column) for name, column in columns.items()}
-    stacked["family"] = np.array(families, dtype=np.uint8)
-    store(file, seeds, stacked)
+    return np.array([names.index(one) if one in FAMILIES else NO_FAMILY for one in families], np.uint8)
 
 
 def store(file: Path, seeds: range, stacked: Arrays) -> None:
@@ -112,7 +103,7 @@ def build(
     first_seed: int = 0,
     size_px: int = 64,
     shard: int = SHARD,
-    source: Folder | None = None,
+    source: Source = PRODUCTS,
     write: Writer = write_shard,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Path]:
@@ -176,7 +167,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(cancel_futures=True)
 
 
-def _render(file: Path, seeds: range, size_px: int, source: Folder | None, write: Writer) -> None:
+def _render(file: Path, seeds: range, size_px: int, source: Source, write: Writer) -> None:
     """Write one shard in a worker process, on one thread."""
     from crm_cli.mesh.raster import RASTERS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,31 @@ def draw_posed(rng: Random) -> Posed:
     """Draw the product of an example, turned as it is photographed: the first that its generator decides."""
     product = make_product(rng)
     return pose(product, draw_pose(rng))
+
+
+class Source(Protocol):
+    """What examples show: for a seed always the same."""
+
+    def example(self, seed: int, raster: Raster, *, size_px: int, has_field: bool) -> Example:
+        """Photograph and measure it; see `make_example`."""
+
+    def posed(self, seed: int, *, size_px: int) -> Posed:
+        """The mesh of an example, turned as it is photographed."""
+
+
+class Products:
+    """Procedural products, each drawn from its seed alone."""
+
+    def example(self, seed: int, raster: Raster, *, size_px: int, has_field: bool) -> Example:
+        """Photograph and measure a product; see `make_example`."""
+        return make_example(np.random.default_rng(seed), raster, size_px=size_px, has_field=has_field)
+
+    def posed(self, seed: int, *, size_px: int) -> Posed:
+        """A product, turned as it is photographed."""
+        return draw_posed(np.random.default_rng(seed))
+
+
+PRODUCTS = Products()
 
 
 def example_of(rng: Random, posed: Posed, raster: Raster, *, size_px: int, has_field: bool) -> Example:

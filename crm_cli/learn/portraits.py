@@ -20,12 +20,10 @@ from torch.nn import functional
 from crm_cli.errors import UsageError
 from crm_cli.fragments import Raster
 from crm_cli.learn.camera import Posed
-from crm_cli.learn.data import NO_FAMILY, Shards, store
-from crm_cli.learn.examples import draw_posed, to_bytes
+from crm_cli.learn.data import Shards, labels_of, store
+from crm_cli.learn.examples import PRODUCTS, Source, to_bytes
 from crm_cli.learn.materials import Floats, Random
-from crm_cli.learn.products import FAMILIES
 from crm_cli.learn.render import Eyes, OwnRenderer, Renderer
-from crm_cli.learn.sources import Folder
 from crm_cli.records import expect
 
 VIEWS_EACH = 16
@@ -149,21 +147,18 @@ def portray_product(posed: Posed, rng: Random, renderer: Renderer, *, size_px: i
 
 
 def write_portraits(
-    file: Path, seeds: range, raster: Raster, size_px: int, *, source: Folder | None = None
+    file: Path, seeds: range, raster: Raster, size_px: int, *, source: Source = PRODUCTS
 ) -> None:
     """Render the portraits of one example per seed, and store them stacked; see `data.write_shard`."""
     renderer = OwnRenderer(raster)
     made, families = [], []
     for seed in seeds:
-        if source is None:
-            posed = draw_posed(np.random.default_rng(seed))
-        else:
-            posed = source.posed(seed, size_px=size_px)
+        posed = source.posed(seed, size_px=size_px)
         rng = np.random.default_rng((seed, STREAM))
         made.append(portray_product(posed, rng, renderer, size_px=size_px))
-        families.append([*FAMILIES].index(posed.product.family) if source is None else NO_FAMILY)
+        families.append(posed.product.family)
     stacked = {name: np.stack([getattr(one, field) for one in made]) for field, name in ARRAYS.items()}
-    store(file, seeds, {**stacked, "family": np.array(families, dtype=np.uint8)})
+    store(file, seeds, {**stacked, "family": labels_of(families)})
 
 
 class Portrayed:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
 from crm_cli.learn.data import HELD_OUT, SHARD, Growing, Shards, build, shard_of, stored_size_px, write_shard
+from crm_cli.learn.examples import PRODUCTS, Source
 from crm_cli.learn.portraits import Portrayed, write_portraits
 from crm_cli.learn.ranks import Stopped
-from crm_cli.learn.sources import Folder, open_folder, refuse_other
+from crm_cli.learn.sources import open_folder, refuse_other
 from crm_cli.learn.subject import Unusable
 from crm_cli.learn.train import TrainSettings, never
 
@@ -186,11 +187,11 @@ def size_px_of(course: Course) -> int:
     return course.size_px
 
 
-def _source(course: Course, *, is_held_out: bool) -> Folder | None:
-    """What examples of a course show, where they do not show products."""
+def _source(course: Course, *, is_held_out: bool) -> Source:
+    """What examples of a course show."""
     if course.source is None:
         refuse_other(course.data)
-        return None
+        return PRODUCTS
     split = open_folder(
         course.source,
         course.data,
