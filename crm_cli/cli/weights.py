@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN_DIGITS = 12
 
-HELP = """Fetch, convert, check and list weights.
+HELP = """Fetch, convert, combine, check and list weights.
 
 Converted weights are kept in ~/.local/share/crm/weights, or where CRM_WEIGHTS_HOME says; downloads in the
 hub's cache, see HF_HOME.

@@ -64,7 +64,7 @@ def untouched(views: SixViews, turn: Tensor | None = None) -> SixViews:
 
 def without_maps(views: SixViews, turn: Tensor | None = None) -> SixViews:
     """Take the coordinate maps away: grey everywhere, the background too."""
-    return SixViews(rgb=views.rgb, alpha=views.alpha, ccm=torch.full_like(views.ccm, 0.5))
+    return replace(views, ccm=torch.full_like(views.ccm, 0.5))
 
 
 def outlines_alone(views: SixViews, turn: Tensor | None = None) -> SixViews:
@@ -72,7 +72,7 @@ def outlines_alone(views: SixViews, turn: Tensor | None = None) -> SixViews:
     size = views.alpha.shape[-1]
     outlines = functional.interpolate(views.alpha, (HULL_PX, HULL_PX), mode="area")
     depth = functional.interpolate(agree.hull_depth(outlines[None]), (size, size), mode="nearest")[0]
-    return SixViews(rgb=views.rgb, alpha=views.alpha, ccm=agree.maps_of(depth, views.alpha))
+    return replace(views, ccm=agree.maps_of(depth, views.alpha))
 
 
 def from_turned_cameras(views: SixViews, turn: Tensor | None) -> SixViews:

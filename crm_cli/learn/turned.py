@@ -9,7 +9,7 @@ relative to the planes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,8 +84,7 @@ def in_world(views: SixViews, turn: Tensor) -> SixViews:
     """
     own = 2 * views.ccm - 1
     world = torch.einsum("dk,nkhw->ndhw", torch.linalg.inv(turn.double()).to(own), own)
-    ccm = torch.where(views.alpha > SOLID, world / 2 + 0.5, torch.full_like(world, 0.5))
-    return SixViews(rgb=views.rgb, alpha=views.alpha, ccm=ccm)
+    return replace(views, ccm=torch.where(views.alpha > SOLID, world / 2 + 0.5, torch.full_like(world, 0.5)))
 
 
 def retake_all(folder: Path, count: int, *, first_seed: int = 0, size_px: int = 64) -> Iterator[Path]:
