@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from crm_cli.export.preview import render_previews
 from crm_cli.fragments import Raster
-from crm_cli.learn.catalogue import paint_truth
 from crm_cli.learn.evaluate import Chain
 from crm_cli.learn.examples import draw_posed
+from crm_cli.learn.truth import paint_truth
 from crm_cli.learn.unseen import unseen
 from crm_cli.records import Photo, TexturedMesh
 

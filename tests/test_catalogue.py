@@ -20,11 +20,13 @@ from crm_cli.errors import OutputError, UsageError
 from crm_cli.export.scene import METRES_PER_UNIT
 from crm_cli.learn import catalogue
 from crm_cli.learn.camera import EXTENT, pose
-from crm_cli.learn.catalogue import FIRST_SEED, Plan, encode_truth, plan, shoot, write_catalogue
+from crm_cli.learn.catalogue import FIRST_SEED, Plan, plan, shoot
+from crm_cli.learn.catalogue_files import write_catalogue
 from crm_cli.learn.data import HELD_OUT
 from crm_cli.learn.materials import Material
 from crm_cli.learn.parts import Part, assemble
 from crm_cli.learn.shapes import box
+from crm_cli.learn.truth import encode_truth
 from crm_cli.mesh.raster import TorchRaster, WarpRaster
 
 FAMILIES = ("mug", "chair", "bottle")

@@ -24,8 +24,8 @@ from crm_cli.export.scene import Scene, build_scene
 from crm_cli.export.textures import encode_texture
 from crm_cli.export.writers import write_asset
 from crm_cli.learn.camera import pose
-from crm_cli.learn.catalogue import encode_truth
 from crm_cli.learn.products import make_product
+from crm_cli.learn.truth import encode_truth
 from crm_cli.mesh.raster import WarpRaster
 from crm_cli.preset import load_preset
 

@@ -19,7 +19,6 @@ from crm_cli.errors import UsageError
 from crm_cli.frame import FRONT
 from crm_cli.learn import rendering, sources
 from crm_cli.learn.camera import EXTENT, draw_pose, pose
-from crm_cli.learn.catalogue import encode_truth
 from crm_cli.learn.course import Course, run_course, ship
 from crm_cli.learn.data import HELD_OUT, NO_FAMILY, Shards, Writer, build, write_shard
 from crm_cli.learn.examples import ARRAYS, Example, Source, example_of, outer_surface, six_views
@@ -35,6 +34,7 @@ from crm_cli.learn.sources import LIST, VISIT, Folder, open_folder
 from crm_cli.learn.subject import Unusable
 from crm_cli.learn.surface import EndToEnd
 from crm_cli.learn.train import TrainSettings
+from crm_cli.learn.truth import encode_truth
 from crm_cli.mesh.raster import WarpRaster
 
 BALL = trimesh.creation.icosphere(subdivisions=3)

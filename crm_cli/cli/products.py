@@ -14,7 +14,7 @@ from crm_cli.cli.console import JsonOption, say
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crm_cli.learn.catalogue import Written
+    from crm_cli.learn.catalogue_files import Written
 
 
 def products(
@@ -35,7 +35,8 @@ def products(
 
     Photos are in the folder, shapes in truth/, sizes in products.csv, everything else in truth.json.
     """
-    from crm_cli.learn.catalogue import FIRST_SEED, plan, write_catalogue
+    from crm_cli.learn.catalogue import FIRST_SEED, plan
+    from crm_cli.learn.catalogue_files import write_catalogue
 
     first = FIRST_SEED if seed is None else seed
     plans = plan(count=count, seed=first, families=family or (), size_px=size_px)

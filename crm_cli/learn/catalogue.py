@@ -1,46 +1,33 @@
 """A catalogue of procedural products: photos as a shop takes them, and the truth behind each.
 
-The truth is the product turned as it was photographed, in the frame and at the scale of our own assets, so
-that an asset and its truth can be laid over each other without fitting. What photo `n` shows is drawn from
-seed `n` and the list of families alone.
+The truth is the product turned as it was photographed. What photo `n` shows is drawn from seed `n` and the
+list of families alone.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
-import json
 import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from crm_cli import __version__
-from crm_cli.errors import OutputError, UsageError
-from crm_cli.export.glb import encode_glb
-from crm_cli.export.scene import METRES_PER_UNIT, build_scene
-from crm_cli.export.textures import encode_texture
+from crm_cli.errors import UsageError
 from crm_cli.fragments import Raster
 from crm_cli.learn.camera import Posed, pose
 from crm_cli.learn.data import HELD_OUT
-from crm_cli.learn.examples import to_bytes
 from crm_cli.learn.materials import Random
 from crm_cli.learn.parts import Product
 from crm_cli.learn.photograph import Background, photograph
 from crm_cli.learn.products import FAMILIES, make_product
 from crm_cli.learn.shapes import Floats as Floats64
 from crm_cli.learn.shapes import turn
-from crm_cli.mesh.bake import draw_charts, fill_from_nearest
-from crm_cli.mesh.unwrap import unwrap
-from crm_cli.records import Mesh, TexturedMesh
+from crm_cli.learn.truth import encode_truth
 
 FIRST_SEED = HELD_OUT + 100_000
 """Neither a training nor the evaluation nor the sample photos of the tests come this far."""
@@ -49,12 +36,6 @@ MAX_SEED = 2**53
 """Every reader of JSON holds a whole number exactly up to here."""
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 4096
-
-TRUTH_PX = 1024
-"""Side of a truth's texture: a label of a few centimetres stays legible."""
-
-PADDING_PX = 2
-"""Between the charts of a truth's texture; nobody looks at it from far away."""
 
 LONGEST_MM: Mapping[str, tuple[float, float]] = {
     "bottle": (180, 330),
@@ -96,12 +77,10 @@ LONGEST_MM: Mapping[str, tuple[float, float]] = {
 ANY_LONGEST_MM = (100.0, 600.0)
 """For a family that is missing above."""
 
-MADE_BY_A_PROGRAM = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicMedia"
-"""How IPTC says that a program made something without a model (IPTC NewsCodes, digital source type)."""
-
 SUFFIXES, WITH_ALPHA = (".jpg", ".png", ".webp"), (".png", ".webp")
 
-LIST, SIZES, TRUTHS = "truth.json", "products.csv", "truth"
+TRUTHS = "truth"
+"""Folder of what the photos show."""
 
 
 class Box(NamedTuple):
@@ -259,38 +238,6 @@ def _encoded(picture: np.ndarray[Any, np.dtype[np.uint8]], suffix: str) -> bytes
     return stream.getvalue()
 
 
-def encode_truth(posed: Posed, seed: int, raster: Raster) -> bytes:
-    """Write a product as it was photographed as a GLB, by the writer of our own assets."""
-    scene = build_scene(
-        paint_truth(posed, raster),
-        provenance={
-            "crm_version": __version__,
-            "digitalSourceType": MADE_BY_A_PROGRAM,
-            "family": posed.product.family,
-            "seed": str(seed),
-        },
-        metres_per_unit=METRES_PER_UNIT,
-    )
-    return encode_glb(scene, picture=encode_texture(scene.texture, "png", quality=100))
-
-
-def paint_truth(posed: Posed, raster: Raster) -> TexturedMesh:
-    """A product as it was photographed, as a textured mesh.
-
-    One mesh of closed parts, which may reach into each other; its texture holds the colours without light.
-    """
-    mesh = Mesh(vertices=posed.vertices, faces=posed.faces)
-    unwrapped = unwrap(mesh, method="box", size_px=TRUTH_PX, padding_px=PADDING_PX)
-    fragments = draw_charts(unwrapped, raster, size_px=TRUTH_PX)
-    covered = fragments.covered.numpy()
-    hits = fragments.hits()
-    texture = np.zeros((TRUTH_PX, TRUTH_PX, 3), dtype=np.uint8)
-    texture[covered] = to_bytes(
-        posed.product.colour_at(hits.face.numpy().ravel(), hits.barycentric.numpy().reshape(-1, 3))
-    )
-    return TexturedMesh(unwrapped=unwrapped, texture=fill_from_nearest(texture, covered))
-
-
 def shoot_all(plans: Sequence[Plan], *, jobs: int) -> Iterator[Shot]:
     """Shoot in so many processes; finished ones come as they are done."""
     if jobs == 1 or len(plans) < 2:
@@ -314,152 +261,3 @@ def _shoot_alone(planned: Plan) -> Shot:
 
     torch.set_num_threads(1)
     return shoot(planned, WarpRaster())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """One entry of a catalogue that stands on disk."""
-
-    item: Item
-    is_kept: bool
-    """It was there already."""
-
-
-def write_catalogue(folder: Path, plans: Sequence[Plan], *, jobs: int) -> Iterator[Written]:
-    """Make a catalogue, or what is missing of one; yields every entry of the plans as it stands there.
-
-    What was written is listed in LIST with its digest before it gets its name: a call that was interrupted
-    goes on, and a file that is not listed, or no longer what was written, is never replaced.
-
-    Raises:
-        OutputError: The folder cannot be written, or holds a file under the name of one of ours.
-    """
-    try:
-        shelf = _Shelf(folder)
-        todo = []
-        for planned in plans:
-            item = shelf.finished(planned)
-            if item is None:
-                todo.append(planned)
-            else:
-                yield Written(item=item, is_kept=True)
-        for shot in shoot_all(todo, jobs=jobs):
-            shelf.put(shot)
-            yield Written(item=shot.item, is_kept=False)
-        shelf.write_sizes()
-    except OSError as error:
-        raise OutputError(
-            f"{error.filename or folder}: {error.strerror or error}",
-            code="E_OUTPUT",
-            remedy="name another folder with -o",
-        ) from error
-
-
-class _Shelf:
-    """The files of a catalogue, and the list of those that we wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, made where it is missing, and check that what we shall write over is ours."""
-        self._folder = folder
-        (folder / TRUTHS).mkdir(parents=True, exist_ok=True)
-        self._items: dict[str, Item] = {}
-        self._digests: dict[str, str] = {}
-        if os.path.lexists(folder / LIST):
-            self._read()
-        self._expect_ours(SIZES)
-
-    def finished(self, planned: Plan) -> Item | None:
-        """What a plan became, where that stands there whole; OutputError where something else does."""
-        item = self._items.get(planned.sku)
-        if item is None:
-            for name in (*(planned.sku + suffix for suffix in SUFFIXES), f"{TRUTHS}/{planned.sku}.glb"):
-                self._expect_ours(name)
-            return None
-        are_there = [os.path.lexists(self._folder / name) for name in (item.file, item.truth)]
-        for name in (item.file, item.truth):
-            self._expect_ours(name)
-        return item if all(are_there) and item.largest_px == planned.size_px else None
-
-    def put(self, shot: Shot) -> None:
-        """Write an entry: first into the list, then its files."""
-        old = self._items.get(shot.item.sku)
-        self._items[shot.item.sku] = shot.item
-        files = {shot.item.file: shot.photo, shot.item.truth: shot.truth}
-        for name, data in files.items():
-            self._expect_ours(name)
-            self._digests[name] = hashlib.sha256(data).hexdigest()
-        if old is not None and old.file != shot.item.file:
-            self._expect_ours(old.file)
-            (self._folder / old.file).unlink(missing_ok=True)
-            del self._digests[old.file]
-        self._write_list()
-        for name, data in files.items():
-            _replace(self._folder / name, data)
-
-    def write_sizes(self) -> None:
-        """Write what a shop would list: names and sizes."""
-        stream = io.StringIO(newline="")
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["sku", "file", "width_mm", "height_mm", "depth_mm"])
-        table.writerows([item.sku, item.file, *item.size_mm] for item in self._in_order())
-        data = stream.getvalue().encode("utf-8")
-        self._expect_ours(SIZES)
-        self._digests[SIZES] = hashlib.sha256(data).hexdigest()
-        self._write_list()
-        _replace(self._folder / SIZES, data)
-
-    def _in_order(self) -> list[Item]:
-        return sorted(self._items.values(), key=lambda item: (item.seed, item.sku))
-
-    def _write_list(self) -> None:
-        listed = {
-            "generator": f"crm {__version__}",
-            "metres_per_unit": METRES_PER_UNIT,
-            "products": [_plain(item) for item in self._in_order()],
-            "sha256": dict(sorted(self._digests.items())),
-        }
-        _replace(self._folder / LIST, (json.dumps(listed, indent=1) + "\n").encode("utf-8"))
-
-    def _read(self) -> None:
-        """Read the list of an earlier call."""
-        try:
-            listed = json.loads((self._folder / LIST).read_bytes())
-            self._digests = {str(name): str(digest) for name, digest in listed["sha256"].items()}
-            for entry in listed["products"]:
-                sizes = {name: Box(**entry.pop(name)) for name in ("size_mm", "photographed_mm")}
-                self._items[entry["sku"]] = Item(**(entry | sizes))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _in_the_way(self._folder / LIST) from error
-
-    def _expect_ours(self, name: str) -> None:
-        """Raise OutputError where a file is there that is not as we wrote it."""
-        path = self._folder / name
-        if not os.path.lexists(path):
-            return
-        is_plain = path.is_file() and not path.is_symlink()
-        if not is_plain or hashlib.sha256(path.read_bytes()).hexdigest() != self._digests.get(name):
-            raise _in_the_way(path)
-
-
-def _plain(item: Item) -> dict[str, Any]:
-    """Give an item as JSON holds it, its boxes by their sides."""
-    boxes = {"size_mm": item.size_mm._asdict(), "photographed_mm": item.photographed_mm._asdict()}
-    return asdict(item) | boxes
-
-
-def _in_the_way(path: Path) -> OutputError:
-    return OutputError(
-        f"{path}: in the way, and not as crm products wrote it",
-        code="E_CONFLICT",
-        remedy="move it, or name another folder with -o",
-    )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
