@@ -11,7 +11,7 @@ from crm_cli.export.preview import IMAGINED, corner_normals, mark_imagined, rend
 from crm_cli.fragments import interpolate
 from crm_cli.mesh.raster import TorchRaster
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
-from crm_cli.srgb import to_linear, to_srgb
+from crm_cli.srgb import to_linear
 
 SIZE = 96
 
@@ -155,7 +155,7 @@ def test_a_pixel_is_the_mean_of_the_samples_that_hit_it():
     covered = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     light = torch.linspace(0.1, 0.7, 7)[:, None].repeat(1, 3)
     picture = np.asarray(preview._develop(light, covered)).astype(int)
-    means = to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
+    means = preview._to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
     assert picture[0, 0].tolist() == [round(float(means[0]))] * 3 + [round(0.75 * 255)]
     assert picture[1, 1].tolist() == [round(float(means[1]))] * 3 + [255]
     assert not picture[[0, 1], [1, 0]].any()

@@ -222,8 +222,7 @@ def _develop(colour: Tensor, covered: Tensor) -> Image.Image:
     # Encoding is dear, and most of the picture is empty.
     shown = small[:, 3].nonzero()[:, 0]
     small = small[shown]
-    light = small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2)
-    rgb = to_srgb(light.clamp(0, 1))
+    rgb = _to_srgb(small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2))
     rgba = torch.zeros(height * width, 4, dtype=torch.uint8)
     rgba[shown] = (torch.cat((rgb, small[:, 3:]), dim=1) * 255).round().byte()
     return Image.fromarray(rgba.view(height, width, 4).numpy(), "RGBA")
@@ -235,3 +234,8 @@ def _albedo(texture: NDArray[np.uint8]) -> Tensor:
 
     linear = to_linear(torch.arange(256).float() / 255).numpy()
     return torch.from_numpy(cv2.LUT(texture, linear)).permute(2, 0, 1)[None]
+
+
+def _to_srgb(linear: Tensor) -> Tensor:
+    """Encode linear light as sRGB in [0, 1]; brighter than white is white."""
+    return to_srgb(linear.clamp(0, 1))
