@@ -18,7 +18,7 @@ from miniature import networks, write
 from test_course import checkpoint, course_of, interrupted
 from tiny_course import rendered
 
-from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, UsageError
+from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, StoppedEarly, UsageError
 from crm_cli.export.provenance import read_label
 from crm_cli.learn import course as course_module
 from crm_cli.learn import latent, shipping
@@ -256,7 +256,7 @@ def test_a_network_that_is_not_finite_is_not_shipped(mini: WeightsSet, tmp_path:
     network = open_task("rgb", seed=0, start=start).network
     with torch.no_grad():
         network.get_parameter("out.2.weight").fill_(1e6)  # finite in single precision alone
-    with pytest.raises(ValueError, match=r"out\.2\.weight: not finite in float16"):
+    with pytest.raises(StoppedEarly, match=r"out\.2\.weight: not finite in float16"):
         ship_set(start, network, tmp_path / "mine", {})
     assert list(tmp_path.iterdir()) == []
 

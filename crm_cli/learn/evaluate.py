@@ -71,7 +71,8 @@ class Chain(Line):
 
     def make(self, photo: Photo, cutout: Cutout, views: SixViews) -> Candidate:
         """Make a textured mesh of views and judge it, as every conversion does."""
-        return self._made(self._seeded[0], views, photo, cutout, Stopwatch(lambda stage: None))
+        unwatched = Stopwatch(lambda stage: None)
+        return self._made(self._seeded[0], views, photo, cutout, unwatched)
 
 
 def compare_on(one: Unseen, chains: Iterable[Chain], imagine: Imagination | None = None) -> list[Score]:

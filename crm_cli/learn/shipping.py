@@ -10,7 +10,7 @@ from torch import nn
 
 from crm_cli.learn.beginning import Start
 from crm_cli.models.combine import require_place, said_of, write_set
-from crm_cli.models.loading import stored_types
+from crm_cli.models.loading import require_finite, stored_types
 from crm_cli.models.shards import write_part
 from crm_cli.models.weights import WeightsSet
 
@@ -18,8 +18,8 @@ from crm_cli.models.weights import WeightsSet
 def ship_set(start: Start, network: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> WeightsSet:
     """Write the set that a training began from, with the trained network in the place of its own.
 
-    What was frozen is copied byte for byte. The network is stored in the precision in which the set had it;
-    ValueError where it is not finite there.
+    What was frozen is copied byte for byte. The network is stored in the precision in which the set had it,
+    in which it must be finite.
 
     Args:
         start: of a network of the published structure.
@@ -31,10 +31,7 @@ def ship_set(start: Start, network: nn.Module, folder: Path, metadata: Mapping[s
     assert weights is not None
     types = stored_types(start.files)
     tensors = {name: tensor.detach().cpu().to(types[name]) for name, tensor in network.state_dict().items()}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{name}: not finite in {kind}; training has diverged")
+    require_finite(tensors)
     return write_set(
         weights,
         require_place(folder),

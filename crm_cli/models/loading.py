@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from crm_cli.errors import EnvironmentProblem, OutputError
+from crm_cli.errors import EnvironmentProblem, OutputError, StoppedEarly
 from crm_cli.models.architectures import ARCHITECTURES
 from crm_cli.models.weights import METADATA_KEY, WeightsSet, blaming, remedy_for, require_unchanged
 
@@ -180,11 +180,12 @@ def shortened(wrong: Mapping[str, str]) -> str:
 
 
 def save(module: nn.Module, file: Path, metadata: Mapping[str, str]) -> str:
-    """Write a network in half precision; return the file's digest.
+    """Write a network in half precision, in which it must be finite; return the file's digest.
 
     The same network and metadata give the same bytes. The file appears whole or not at all.
     """
-    tensors = {name: _halved(name, tensor) for name, tensor in module.state_dict().items()}
+    tensors = {name: _halved(tensor) for name, tensor in module.state_dict().items()}
+    require_finite(tensors)
     stored = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)}
     data: bytes = safetensors.torch.save(tensors, stored)
     try:
@@ -196,13 +197,21 @@ def save(module: nn.Module, file: Path, metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _halved(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.detach().cpu().contiguous()
-    half = tensor.detach().to("cpu", torch.float16).contiguous()
-    if not half.isfinite().all():
-        raise ValueError(f"{name}: not finite in half precision; training has diverged")
-    return half
+def _halved(tensor: Tensor) -> Tensor:
+    dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise StoppedEarly where a trained network has values that its number format does not hold."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise StoppedEarly(
+                f"{name}: not finite in {kind}: the training has diverged, nothing is written",
+                code="E_TRAIN_DIVERGED",
+                remedy="train into another --out folder with a lower --learning-rate",
+            )
 
 
 def _write_whole(file: Path, data: bytes) -> None:
