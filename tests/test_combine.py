@@ -92,7 +92,8 @@ def test_a_set_that_was_combined_is_combined_further_and_replaced(trained: Path,
         (["my rgb", "small"], None, "built like small, and "),
         (["my rgb"], "embedded", "--with embedded: built like small, and the files like miniature"),
         (["nothing"], None, "no network that crm trains [E_WEIGHTS_WRONG]"),
-        (["gone"], None, "gone.safetensors: no such file [E_WEIGHTS_MISSING]"),
+        (["gone"], None, "gone.safetensors: no such file [E_WEIGHTS_MISSING]; give a file that `crm train"),
+        (["broken"], None, "broken.safetensors: not a whole weights file"),
         (["my rgb"], "elsewhere", "elsewhere: no such weights, nor a folder of this name"),
     ],
 )
@@ -105,6 +106,7 @@ def test_what_does_not_go_together_is_refused_and_nothing_is_written(
         (shelf / file.name).write_bytes(file.read_bytes())
     (shelf / "copy.safetensors").write_bytes((trained / "my rgb.safetensors").read_bytes())
     save(torch.nn.Linear(2, 2), shelf / "nothing.safetensors", {})
+    (shelf / "broken.safetensors").write_bytes((trained / "my rgb.safetensors").read_bytes()[:-1])
     with pytest.raises(CrmError) as caught:
         combine([shelf / f"{name}.safetensors" for name in names], tmp_path / "mine", base=base)
     assert told in str(caught.value)

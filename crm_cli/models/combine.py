@@ -93,15 +93,15 @@ def network_in(file: Path, *, likely: str = "") -> tuple[str, str]:
             code="E_WEIGHTS_RAW",
             remedy="run `crm weights convert`, then give the folder it wrote",
         )
+    remedy = "give a file that `crm train --ship` wrote"
     for part in sorted(NAMES, key=lambda part: part != (likely or file.stem)):
         for name, architecture in ARCHITECTURES.items():
-            if fits(architecture.unfilled(part), [file]):
-                return name, part
-    raise EnvironmentProblem(
-        f"{file}: no network that crm trains",
-        code="E_WEIGHTS_WRONG",
-        remedy="give a file that `crm train --ship` wrote",
-    )
+            try:
+                if fits(architecture.unfilled(part), [file]):
+                    return name, part
+            except EnvironmentProblem as error:
+                raise EnvironmentProblem(error.cause, code=error.code, remedy=remedy) from error
+    raise EnvironmentProblem(f"{file}: no network that crm trains", code="E_WEIGHTS_WRONG", remedy=remedy)
 
 
 def _others(base: str | None, architecture: str) -> WeightsSet:
