@@ -255,9 +255,10 @@ def _open_folder(directory: Path, name: str) -> WeightsSet:
 def _nothing_usable(directory: Path, missing: Sequence[str]) -> EnvironmentProblem:
     """Say what a place without a whole set is instead."""
     if directory != DIRECTORY and (alone := _trained_in(directory)):
+        cause = "a network alone" if directory.is_file() else f"no {', '.join(missing)}"
         names = " ".join(shlex.quote(str(file)) for file in alone)
         return EnvironmentProblem(
-            f"{directory}: no whole set, only {', '.join(file.name for file in alone)}",
+            f"{directory}: {cause}",
             code="E_WEIGHTS_MISSING",
             remedy=f"run `crm weights combine {names} -o FOLDER`, and give that folder",
         )
