@@ -53,30 +53,40 @@ def combine(
         OutputError: The folder cannot be written.
     """
     place = require_place(folder)
-    networks = [(expanded(str(file)), *network_in(expanded(str(file)))) for file in files]
-    architecture = networks[0][1]
+    architecture, networks = _together([expanded(str(file)) for file in files])
     weights = _others(base, architecture)
-    given: dict[str, tuple[WeightsFile, ...]] = {}
-    for file, built_like, part in networks:
-        if built_like != architecture:
-            raise UsageError(
-                f"{file}: built like {built_like}, and {networks[0][0]} like {architecture}",
-                code="E_WEIGHTS_WRONG",
-                remedy="give files of one kind",
-            )
-        if part in given:
-            raise UsageError(
-                f"{given[part][0].path} and {file}: both are the {part} network",
-                code="E_WEIGHTS_TWICE",
-                remedy="give one of them",
-            )
-        given[part] = (WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest_of(file)),)
+    given = {part: (_listed(file),) for part, file in networks.items()}
     wanted = replace(weights, parts={**weights.parts, **given})
     require_room(place, wanted.bytes)
     sources = {weights.name: said_of(weights)} | {
         one.path.name: {"bytes": one.bytes, "sha256": one.sha256} for [one] in given.values()
     }
     return write_set(wanted, place, {"source": sources}, progress=progress)
+
+
+def _together(files: Sequence[Path]) -> tuple[str, dict[str, Path]]:
+    """What all files are built like, and the file of each network; UsageError where they differ in kind."""
+    architecture, networks = "", dict[str, Path]()
+    for file in files:
+        built_like, part = network_in(file)
+        if architecture not in ("", built_like):
+            raise UsageError(
+                f"{file}: built like {built_like}, and {files[0]} like {architecture}",
+                code="E_WEIGHTS_WRONG",
+                remedy="give files of one kind",
+            )
+        if part in networks:
+            raise UsageError(
+                f"{networks[part]} and {file}: both are the {part} network",
+                code="E_WEIGHTS_TWICE",
+                remedy="give one of them",
+            )
+        architecture, networks[part] = built_like, file
+    return architecture, networks
+
+
+def _listed(file: Path) -> WeightsFile:
+    return WeightsFile(path=file, bytes=file.stat().st_size, sha256=digest_of(file))
 
 
 def network_in(file: Path, *, likely: str = "") -> tuple[str, str]:
