@@ -9,7 +9,8 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ from output import plant as plant_named
 from output import run as run_into
 from scale_chart import TOP, Point, draw
 
+from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.preset import Override, load_preset
 from crm_cli.run.batch import convert
 from crm_cli.run.events import AssetFinished, Event, Plan, RunFinished, StageStarted
@@ -169,6 +171,31 @@ def test_a_finished_photo_takes_three_kilobytes_at_most_until_the_end(few: Path,
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     small, large = json.loads(done.stdout)
     assert 500 < (large - small) / (MANY - FEW) < 3000
+
+
+def sheet_peak_bytes(base: Path, count: int) -> int:
+    """The most memory that it takes to write the sheet of so many photos, beside what is told of them."""
+    base.mkdir()
+    entries = [
+        SheetEntry(id=f"{number:016x}", photo=PurePosixPath(f"{number}.jpg"), checks=fakes.CHECKS)
+        for number in range(count)
+    ]
+    summary = SheetSummary(
+        started=datetime.now().astimezone(), wall_s=1.0, weights="w", preset="p", device="cpu", version="1"
+    )
+    tracemalloc.start()
+    try:
+        write_sheet(base, entries, summary)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_sheet_is_written_page_by_page(tmp_path: Path) -> None:
+    """A photo's card alone takes two kilobytes, and is written twice."""
+    sheet_peak_bytes(tmp_path / "first", 1)  # imports what it needs
+    small, large = (sheet_peak_bytes(tmp_path / str(count), count) for count in (200, 600))
+    assert (large - small) / 400 < 300
 
 
 def looks_of(base: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -233,8 +233,7 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     pictures = {path.name for path in (report / "thumbs").glob("*")}
     environment = _environment(pictures)
     template, card = environment.get_template("sheet.html"), environment.get_template("card.html")
-    cards = {entry.id: _trusted(card.render(entry=entry)) for entry in entries}
-    scripts = _write_scripts(report, pages, cards, pictures)
+    scripts = _write_scripts(report, entries, pictures)
     common = {
         "summary": summary,
         "counts": Counter(entry.status for entry in entries),
@@ -242,7 +241,6 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
         "per_hour": _photos_per_hour(entries, summary.wall_s),
         "page_names": page_names,
         "per_page": ENTRIES_PER_PAGE,
-        "cards": cards,
         "attention": [
             (entry, name)
             for name, page in zip(page_names, pages, strict=True)
@@ -251,9 +249,13 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
         ],
     }
     for index, page in enumerate(pages):
-        _replace(report / page_names[index], template.render(common, entries=page, page_index=index).encode())
+        # Page by page: the cards of thousands of photos take more memory than all else of a run.
+        cards = [_trusted(card.render(entry=entry)) for entry in page]
+        _replace(report / _cards_name(index), [_SCRIPT_MARK, b"crm.cards(%d, %s);\n" % (index, _json(cards))])
+        html = template.render(common, entries=page, cards=cards, page_index=index)
+        _replace(report / page_names[index], [html.encode()])
     _sync(report)
-    written = {*page_names, *scripts}
+    written = {*page_names, *map(_cards_name, range(len(pages))), *scripts}
     for stale in report.iterdir():
         is_stale = _PASSING.fullmatch(stale.name) and stale.name not in written
         if is_stale and _is_ours(stale):
@@ -261,32 +263,30 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     return report / page_names[0]
 
 
-def _write_scripts(
-    report: Path,
-    pages: Sequence[Sequence[SheetEntry]],
-    cards: Mapping[str, Any],
-    pictures: Collection[str],
-) -> set[str]:
-    """Write what the pages' script loads, and name it: index, cards, a viewer where it is needed."""
-    index = [
-        _indexed(entry, has_model=f"{entry.id}-model.js" in pictures) for page in pages for entry in page
-    ]
-    _replace(report / "entries.js", _call("entries", index))
-    for number, page in enumerate(pages):
-        _replace(report / _cards_name(number), _call("cards", number, [cards[entry.id] for entry in page]))
-    written = {"entries.js", *map(_cards_name, range(len(pages)))}
-    if any(each["model"] for each in index):
+def _write_scripts(report: Path, entries: Sequence[SheetEntry], pictures: Collection[str]) -> set[str]:
+    """Write what all pages' scripts load, and name it: the index, a viewer where it is needed."""
+    models = {entry.id for entry in entries if f"{entry.id}-model.js" in pictures}
+    _replace(report / "entries.js", _index(entries, models))
+    written = {"entries.js"}
+    if models:
         viewer = vendored_viewer()
         for name, file in ((_VIEWER, viewer.script), (_VIEWER_LICENCE, viewer.licence_file)):
-            _replace(report / name, _SCRIPT_MARK + file.read_bytes())
+            _replace(report / name, [_SCRIPT_MARK, file.read_bytes()])
             written.add(name)
     return written
 
 
-def _call(name: str, *arguments: Any) -> bytes:
-    """Write a script of one call. JSON in ASCII is JavaScript, and no text in it ends a string or a tag."""
-    said = ", ".join(json.dumps(argument, separators=(",", ":")) for argument in arguments)
-    return _SCRIPT_MARK + f"crm.{name}({said.replace('<', _LESS)});\n".encode("ascii")
+def _index(entries: Sequence[SheetEntry], models: Collection[str]) -> Iterator[bytes]:
+    """What all photos are found by, as a script of one call, photo by photo."""
+    yield _SCRIPT_MARK + b"crm.entries(["
+    for number, entry in enumerate(entries):
+        yield (b"," if number else b"") + _json(_indexed(entry, has_model=entry.id in models))
+    yield b"]);\n"
+
+
+def _json(value: Any) -> bytes:
+    """JSON in ASCII that is JavaScript as well, also inside a page: no text in it ends a string or a tag."""
+    return json.dumps(value, separators=(",", ":")).replace("<", _LESS).encode("ascii")
 
 
 def _indexed(entry: SheetEntry, *, has_model: bool) -> dict[str, Any]:
@@ -506,11 +506,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
     """Put a page or script in place whole."""
     part = path.with_name(f".crm-{os.getpid()}-{path.name}.part")
     with part.open("wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
