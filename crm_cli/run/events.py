@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from crm_cli.errors import ErrorClass
 from crm_cli.records import Grade, Verdict
+from crm_cli.run.wire import PathText
 
 SCHEMA = "crm.events/1"
 
@@ -188,7 +189,7 @@ class AssetFinished(Event):
     reason: str = ""
     kind: ErrorClass | None = None
     code: str = ""
-    outputs: tuple[PurePosixPath, ...] = ()
+    outputs: tuple[PurePosixPath | PathText, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     verdict: Verdict | None = None
