@@ -54,7 +54,7 @@ def _opened(value: Any) -> Any:
     """A record, a path or a mapping as what JSON can hold, with whatever is inside it as it is."""
     if is_dataclass(value):
         kind: Any = type(value)
-        return {name: getattr(value, name) for name in _names(kind)}
+        return {name: getattr(value, name) for name in field_names(kind)}
     if isinstance(value, Path | PurePosixPath):
         raw = os.fsencode(value)
         return str(value) if _is_utf8(raw) else {"b64": base64.b64encode(raw).decode("ascii")}
@@ -64,7 +64,7 @@ def _opened(value: Any) -> Any:
 
 
 @cache
-def _names(kind: Any) -> tuple[str, ...]:
+def field_names(kind: Any) -> tuple[str, ...]:
     """Fields of a record, asked once: a plan of thousands would ask as often."""
     return tuple(field.name for field in fields(kind))
 
