@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -220,10 +220,18 @@ def write_thumbs(
     return files
 
 
-def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
+def write_sheet(
+    folder: Path,
+    entries: Sequence[SheetEntry],
+    summary: SheetSummary,
+    *,
+    shown: Callable[[SheetEntry], SheetEntry] = lambda entry: entry,
+) -> Path:
     """Write the sheet of all entries into the output folder; return its first page.
 
-    An older sheet is replaced, page by page and never half. OutputError where a page is not ours.
+    shown: gives an entry with all that is to be seen of it; asked twice for each, so that no more are held at
+    a time than a page has. An older sheet is replaced, page by page and never half. OutputError where a page
+    is not ours.
     """
     refuse_foreign(folder, len(entries))
     report = folder / "report"
@@ -233,29 +241,28 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     pictures = {path.name for path in (report / "thumbs").glob("*")}
     environment = _environment(pictures)
     template, card = environment.get_template("sheet.html"), environment.get_template("card.html")
-    scripts = _write_scripts(report, entries, pictures)
+    overview = _Overview(pictures)
+    _replace(report / "entries.js", overview.index(map(shown, entries)))
+    written = {"entries.js", *page_names, *map(_cards_name, range(len(pages)))}
+    if overview.has_models:
+        written |= _write_viewer(report)
     common = {
         "summary": summary,
-        "counts": Counter(entry.status for entry in entries),
+        "counts": overview.counts,
         "total": len(entries),
-        "per_hour": _photos_per_hour(entries, summary.wall_s),
+        "per_hour": overview.made * 3600 / summary.wall_s if summary.wall_s > 0 else 0.0,
         "page_names": page_names,
         "per_page": ENTRIES_PER_PAGE,
-        "attention": [
-            (entry, name)
-            for name, page in zip(page_names, pages, strict=True)
-            for entry in page
-            if entry.needs_a_look
-        ],
+        "attention": overview.attention,
     }
     for index, page in enumerate(pages):
         # Page by page: the cards of thousands of photos take more memory than all else of a run.
-        cards = [_trusted(card.render(entry=entry)) for entry in page]
+        whole = [shown(entry) for entry in page]
+        cards = [_trusted(card.render(entry=entry)) for entry in whole]
         _replace(report / _cards_name(index), [_SCRIPT_MARK, b"crm.cards(%d, %s);\n" % (index, _json(cards))])
-        html = template.render(common, entries=page, cards=cards, page_index=index)
+        html = template.render(common, entries=whole, cards=cards, page_index=index)
         _replace(report / page_names[index], [html.encode()])
     _sync(report)
-    written = {*page_names, *map(_cards_name, range(len(pages))), *scripts}
     for stale in report.iterdir():
         is_stale = _PASSING.fullmatch(stale.name) and stale.name not in written
         if is_stale and _is_ours(stale):
@@ -263,25 +270,62 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     return report / page_names[0]
 
 
-def _write_scripts(report: Path, entries: Sequence[SheetEntry], pictures: Collection[str]) -> set[str]:
-    """Write what all pages' scripts load, and name it: the index, a viewer where it is needed."""
-    models = {entry.id for entry in entries if f"{entry.id}-model.js" in pictures}
-    _replace(report / "entries.js", _index(entries, models))
-    written = {"entries.js"}
-    if models:
-        viewer = vendored_viewer()
-        for name, file in ((_VIEWER, viewer.script), (_VIEWER_LICENCE, viewer.licence_file)):
-            _replace(report / name, [_SCRIPT_MARK, file.read_bytes()])
-            written.add(name)
-    return written
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attention:
+    """What the first page says of an entry that needs a look."""
+
+    id: str
+    photo: PurePosixPath
+    page: str
+    kind: str
+    """Its grade, or its status."""
+    words: str
 
 
-def _index(entries: Sequence[SheetEntry], models: Collection[str]) -> Iterator[bytes]:
-    """What all photos are found by, as a script of one call, photo by photo."""
-    yield _SCRIPT_MARK + b"crm.entries(["
-    for number, entry in enumerate(entries):
-        yield (b"," if number else b"") + _json(_indexed(entry, has_model=entry.id in models))
-    yield b"]);\n"
+class _Overview:
+    """What every page says of all entries, gathered as they pass by once."""
+
+    def __init__(self, pictures: Collection[str]) -> None:
+        self._pictures = pictures
+        self.counts: Counter[Status] = Counter()
+        self.made = 0
+        """What this run had to make itself."""
+        self.has_models = False
+        self.attention: list[_Attention] = []
+
+    def index(self, entries: Iterable[SheetEntry]) -> Iterator[bytes]:
+        """The script by which all photos are found, in pieces."""
+        yield _SCRIPT_MARK + b"crm.entries(["
+        for number, entry in enumerate(entries):
+            has_model = f"{entry.id}-model.js" in self._pictures
+            self.has_models |= has_model
+            self.counts[entry.status] += 1
+            self.made += not entry.is_kept and not entry.failure
+            if entry.needs_a_look:
+                self.attention.append(_attention(entry, _page_name(number // ENTRIES_PER_PAGE)))
+            yield (b"," if number else b"") + _json(_indexed(entry, has_model=has_model))
+        yield b"]);\n"
+
+
+def _attention(entry: SheetEntry, page: str) -> _Attention:
+    words = ""
+    if entry.failure:
+        words = entry.failure.code
+    elif entry.verdict and entry.verdict.reasons:
+        words = entry.verdict.reasons[0].sentence
+    elif entry.checks:
+        words = f"silhouette {entry.checks.silhouette_iou:.2f}"
+    kind = entry.verdict.grade if entry.verdict else entry.status
+    return _Attention(id=entry.id, photo=entry.photo, page=page, kind=kind, words=words)
+
+
+def _write_viewer(report: Path) -> set[str]:
+    """Write what shows a model, and name it."""
+    viewer = vendored_viewer()
+    files = {_VIEWER: viewer.script, _VIEWER_LICENCE: viewer.licence_file}
+    for name, file in files.items():
+        _replace(report / name, [_SCRIPT_MARK, file.read_bytes()])
+    return set(files)
 
 
 def _json(value: Any) -> bytes:
@@ -399,12 +443,6 @@ def _nearby(index: int, count: int) -> list[int]:
         near |= set(range(first - 1, min(count, index + reach * step + 1), step))
         step *= 10
     return sorted(near)
-
-
-def _photos_per_hour(entries: Sequence[SheetEntry], wall_s: float) -> float:
-    """How fast this run was at what it had to make itself."""
-    made = sum(not entry.is_kept and not entry.failure for entry in entries)
-    return made * 3600 / wall_s if wall_s > 0 else 0.0
 
 
 def _environment(pictures: Collection[str]) -> Environment:

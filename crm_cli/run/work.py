@@ -41,7 +41,6 @@ from crm_cli.run.options import RunOptions, Stop, UsedWeights, makes_views_anew
 from crm_cli.run.papers import Papers
 from crm_cli.run.plan import Planned, Planner, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
-from crm_cli.run.report import sheet_entry
 from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
@@ -596,7 +595,8 @@ class Work:
             seed=record.seed,
             verdict=record.verdict,
         )
-        return self._tally.count(end, sheet_entry(record))
+        # Named only: what its record says of thousands would fill the memory until the sheet is written.
+        return self._tally.count(end, SheetEntry(id=record.id, photo=record.asset, made=record.t))
 
     def _settle_failed(
         self, planned: Planned, failed: Failed, *, key: str | None, is_quarantined: bool = False
