@@ -108,7 +108,9 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
         if is_intact:
             answer(failures, record)
         if record.asset not in failures:
-            entries[record.asset] = sheet_entry(record, is_intact=is_intact)
+            entries[record.asset] = SheetEntry(
+                id=record.id, photo=record.asset, made=record.t, warnings=() if is_intact else (NOT_INTACT,)
+            )
             runs.add(record.run)
             labels.update([weights_label(record.weights_name, record.weights_digest)])
     runs |= {failure.run for failure in failures.values()}
@@ -116,7 +118,7 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
     shown = sorted(entries.values(), key=lambda entry: os.fsencode(entry.photo))
     summary = _summary(out, sorted(runs), labels=tuple(labels), so_far_s=so_far_s or {})
     return SheetCounts(
-        sheet=_write(out, shown, summary, kept_decisions(out)),
+        sheet=_write(out, shown, summary, kept_decisions(out), records),
         finished=len(shown) - len(failures),
         failed=len(failures),
     )
@@ -187,12 +189,12 @@ def _write(
     entries: Sequence[SheetEntry],
     summary: SheetSummary,
     kept: Mapping[str, Decision],
-    records: Records | None = None,
+    records: Records,
 ) -> Path:
-    """Write a sheet, and remember what it says. records: of finished assets that entries only name."""
+    """Write a sheet, and remember what it says. entries: finished assets are only named, see _filled."""
 
     def shown(entry: SheetEntry) -> SheetEntry:
-        return _decided(_filled(entry, records) if records is not None and not entry.failure else entry, kept)
+        return _decided(entry if entry.failure else _filled(entry, records), kept)
 
     # Gone before the pages change: a mark must never outlive the sheet it was written for.
     _mark(out).unlink(missing_ok=True)
@@ -245,11 +247,12 @@ def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
 
 
 def _filled(entry: SheetEntry, records: Records) -> SheetEntry:
-    """The whole entry of a finished asset."""
+    """The whole entry of a finished asset; one that only names it warns at most that it is not intact."""
     record = next((record for record in records.of(entry.id) if record.t == entry.made), None)
     if record is None:  # it was there a moment ago
         return replace(entry, warnings=(NOT_INTACT,))
-    return replace(sheet_entry(record), photo=entry.photo, is_kept=entry.is_kept)
+    whole = sheet_entry(record, is_intact=not entry.warnings)
+    return replace(whole, photo=entry.photo, is_kept=entry.is_kept)
 
 
 def failed_entry(failure: LastFailure) -> SheetEntry:
