@@ -1024,3 +1024,12 @@ def test_the_lock_is_free_after_a_run_that_was_not_read_to_its_end(photos: Path)
         Store.open(photos.parent / "out", run="r")
     events.close()  # type: ignore[attr-defined]
     Store.open(photos.parent / "out", run="r").close()
+
+
+def test_an_asset_that_gets_another_name_is_made_under_it(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    run(photos, "export.formats=[glb]")
+    events = run(photos, "export.formats=[glb]", keep_ext=True)
+    assert statuses(events) == {"a.jpg": "converted"} and reasons(events) == {"output renamed": 1}
+    assert (tmp_path / "out" / "a.jpg.glb").exists()
+    assert statuses(run(photos, "export.formats=[glb]", keep_ext=True)) == {"a.jpg": "cached"}
