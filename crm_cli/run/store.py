@@ -243,7 +243,7 @@ class Store:
         shutil.rmtree(scratch, ignore_errors=True)
 
     def _record_path(self, record: CommitRecord) -> Path:
-        return _private(self.out) / "records" / record.id[:2] / f"{record.file_name}.json"
+        return self.records.path(f"{record.file_name}.json")
 
     def _refuse_foreign(
         self, record: CommitRecord, *, may_overwrite: bool, is_input: Callable[[Path], bool]
