@@ -1,7 +1,7 @@
 """What many photos cost beside the work itself: the run's own time, memory and files, with a line of fakes.
 
-    python tests/bench_scale.py [--counts 100 1000 10000] [--names 100000] [--folder DIR] [--jobs 2]
-                                [--chart FILE.svg]
+    python tests/bench_scale.py [--counts 1 10 100 1000 10000] [--names 100000] [--folder DIR]
+                                [--jobs 2] [--chart tests/scale.svg]
 
 Every photo goes the whole way: a worker process, its pipe, files that are synced, a record, the journal, the
 sheet. Only the stages do nothing, so that what is left is what the coordinator costs. With --folder, photos,
@@ -228,7 +228,7 @@ def _folder(wanted: Path | None) -> Iterator[Path]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what many photos cost beside the work itself.")
-    parser.add_argument("--counts", type=int, nargs="*", default=[100, 1_000, 10_000])
+    parser.add_argument("--counts", type=int, nargs="*", default=[1, 10, 100, 1_000, 10_000])
     parser.add_argument("--names", type=int, default=100_000, help="how many names a dry run plans; 0: none")
     parser.add_argument("--folder", type=Path, help="where photos and assets are kept for the next time")
     parser.add_argument("--jobs", type=int, default=2)

@@ -58,16 +58,16 @@ def draw(points: Sequence[Point]) -> str:
         Line(name="of it the scan", values=[p.scan_s for p in points]),
     ]
     panels = (
-        ("ms of coordinating processor a photo", 3.0, converted),
-        ("peak MB of the coordinating process", 0.0, memory),
-        ("s of processor where all is finished", 0.5, again),
+        ("ms of coordinating processor a photo", 3.0, "asked for", converted),
+        ("peak MB of the coordinating process", 0.0, "", memory),
+        ("s of processor where all is finished", 0.5, "asked of the scan", again),
     )
     width = LEFT + len(panels) * (WIDTH + GAP)
     body = [
         part
-        for number, (title, limit, lines) in enumerate(panels)
+        for number, (title, limit, asked, lines) in enumerate(panels)
         for part in _panel(
-            LEFT + number * (WIDTH + GAP), title, counts, lines, limit=limit, is_log=not number
+            LEFT + number * (WIDTH + GAP), title, counts, lines, limit=limit, asked=asked, is_log=not number
         )
     ]
     made = f"{_machine()}, {time.strftime('%Y-%m-%d')}"
@@ -85,9 +85,16 @@ def draw(points: Sequence[Point]) -> str:
 
 
 def _panel(
-    left: float, title: str, counts: Sequence[int], lines: Sequence[Line], *, limit: float, is_log: bool
+    left: float,
+    title: str,
+    counts: Sequence[int],
+    lines: Sequence[Line],
+    *,
+    limit: float,
+    asked: str,
+    is_log: bool,
 ) -> list[str]:
-    """One panel. limit: what is asked for, a dashed line; 0: nothing. is_log: whether values span decades."""
+    """One panel. limit: a dashed line, and asked: its words; 0: none. is_log: whether values span decades."""
     values = [value for line in lines for value in line.values]
     low, ticks = _scale([*values, limit or values[0]], is_log=is_log)
     high, bottom = ticks[-1], TOP + HEIGHT
@@ -110,7 +117,7 @@ def _panel(
     if limit:
         drawn.append(f'<path d="M{left} {y(limit):.1f}h{WIDTH}" stroke="#c00" stroke-dasharray="5 4"/>')
         above = f'x="{left + 8}" y="{y(limit) - 5:.1f}"'
-        drawn.append(f'<text {above} fill="#c00">asked for: {limit:g}</text>')
+        drawn.append(f'<text {above} fill="#c00">{asked}: {limit:g}</text>')
     for number, (line, colour) in enumerate(zip(lines, COLOURS, strict=False)):
         at = [(x(count), y(value)) for count, value in zip(counts, line.values, strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)

@@ -1,3 +1,4 @@
+import base64
 import errno
 import json
 import os
@@ -1002,6 +1003,20 @@ def test_names_that_are_not_utf8_are_exact_in_the_events(tmp_path: Path) -> None
     assert plain["path"] == "caf\ufffd.jpg" and plain["path_b64"] == "Y2Fm6S5qcGc="
 
 
+def test_a_photo_whose_name_is_not_utf8_is_finished_once_and_its_files_are_told_exactly(
+    tmp_path: Path,
+) -> None:
+    photos = plant(tmp_path / "in", os.fsdecode(b"caf\xe9.jpg"))
+    told = []
+    for end in ("converted", "cached"):
+        [event] = [event for event in run(photos, "export.formats=[glb]") if isinstance(event, AssetFinished)]
+        assert event.status == end
+        told.append(json.loads(event.as_json()))
+    assert told[0]["outputs_b64"] == [base64.b64encode(b"caf\xe9.glb").decode()]
+    assert [plain["outputs"] for plain in told] == [["caf\ufffd.glb"]] * 2
+    assert told[1]["outputs_b64"] == told[0]["outputs_b64"]
+
+
 def test_the_lock_is_free_after_a_run_that_was_not_read_to_its_end(photos: Path) -> None:
     events = start(photos)
     next(events)
@@ -1009,3 +1024,12 @@ def test_the_lock_is_free_after_a_run_that_was_not_read_to_its_end(photos: Path)
         Store.open(photos.parent / "out", run="r")
     events.close()  # type: ignore[attr-defined]
     Store.open(photos.parent / "out", run="r").close()
+
+
+def test_an_asset_that_gets_another_name_is_made_under_it(tmp_path: Path) -> None:
+    photos = plant(tmp_path / "in", "a.jpg")
+    run(photos, "export.formats=[glb]")
+    events = run(photos, "export.formats=[glb]", keep_ext=True)
+    assert statuses(events) == {"a.jpg": "converted"} and reasons(events) == {"output renamed": 1}
+    assert (tmp_path / "out" / "a.jpg.glb").exists()
+    assert statuses(run(photos, "export.formats=[glb]", keep_ext=True)) == {"a.jpg": "cached"}

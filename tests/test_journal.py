@@ -155,6 +155,25 @@ def test_every_prefix_of_a_journal_can_be_read(out: Path) -> None:
         assert len(last_failures(out)) == raw[:size].count(b"\n")
 
 
+def test_what_a_journal_says_does_not_depend_on_how_much_is_read_at_once(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(out, "r1") as journal:
+        for name in ("a.jpg", "b.jpg", "c.jpg"):
+            journal.write("attempt_start", asset=PurePosixPath(name), key="k", attempt=1)
+        journal.failed(failure("a.jpg"), key="k")
+        journal.failed(failure("b.jpg"), key="k")
+        journal.write("asset_done", asset=PurePosixPath("a.jpg"), key="k", attempt=2)
+    raw = file_of(out, "r1").read_bytes()
+    lines = list(read_lines(out))
+    assert len(lines) == 6
+    for size in range(1, len(raw) + 2):
+        monkeypatch.setattr(journals, "BLOCK_BYTES", size)
+        assert list(read_lines(out)) == lines
+        assert set(last_failures(out)) == {PurePosixPath("b.jpg")}
+        assert unfinished_attempts(out) == {PurePosixPath("c.jpg"): 1}
+
+
 def test_a_line_that_the_full_disk_cut_short_is_taken_back(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ from output import plant as plant_named
 from output import run as run_into
 from scale_chart import TOP, Point, draw
 
+from crm_cli.export.sheet import SheetEntry, SheetSummary, write_sheet
 from crm_cli.preset import Override, load_preset
 from crm_cli.run.batch import convert
 from crm_cli.run.events import AssetFinished, Event, Plan, RunFinished, StageStarted
@@ -143,9 +145,9 @@ def test_a_finished_photo_costs_one_open_and_two_looks_however_many_there_are(fe
 
 
 def peak_bytes(base: Path) -> int:
-    """The most memory that a run with nothing to do holds at a time, for whoever keeps none of its events."""
+    """The most memory that a run holds at a time, for whoever keeps none of its events."""
     preset = load_preset("tiny", [Override.from_assignment(*GLB)]).preset
-    options = RunOptions(inputs=(base / "in",), out=base / "out", device="cpu", jobs=1, preset_name="tiny")
+    options = RunOptions(inputs=(base / "in",), out=base / "out", device="cpu", jobs=2, preset_name="tiny")
     tracemalloc.start()
     try:
         ends = Counter(
@@ -153,22 +155,63 @@ def peak_bytes(base: Path) -> int:
             for event in convert(preset, options, engine=fakes.engine())
             if isinstance(event, AssetFinished)
         )
-        assert ends.keys() == {"cached"}
+        assert len(ends) == 1, ends
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def test_a_finished_photo_takes_three_kilobytes_at_most_until_the_end(few: Path, many: Path) -> None:
-    # In a process of its own: others' leftovers must not be counted. The first run imports what it needs.
+def peaks_bytes(*bases: Path) -> list[int]:
+    """The same of runs after a first one, which imports what it needs."""
+    # In a process of its own: others' leftovers must not be counted. Nobody cuts its power.
     code = (
-        "import sys; from pathlib import Path; from test_scale import peak_bytes\n"
+        "import os, sys; from pathlib import Path; from test_scale import peak_bytes\n"
+        "os.fsync = os.fdatasync = lambda descriptor: None\n"
         "print([peak_bytes(Path(base)) for base in sys.argv[1:]][1:])"
     )
-    command = [sys.executable, "-c", code, *map(str, (few, few, many))]
+    command = [sys.executable, "-c", code, *map(str, bases)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    small, large = json.loads(done.stdout)
+    peaks: list[int] = json.loads(done.stdout)
+    return peaks
+
+
+def test_a_finished_photo_takes_three_kilobytes_at_most_until_the_end(few: Path, many: Path) -> None:
+    small, large = peaks_bytes(few, few, many)
     assert 500 < (large - small) / (MANY - FEW) < 3000
+
+
+def test_a_photo_that_is_converted_takes_two_kilobytes_at_most(tmp_path: Path) -> None:
+    """What its record says of it is read again where it is shown."""
+    counts = (5, 60, 160)
+    for count in counts:
+        plant(tmp_path / str(count) / "in", count)
+    small, large = peaks_bytes(*(tmp_path / str(count) for count in counts))
+    assert 500 < (large - small) / 100 < 2000
+
+
+def sheet_peak_bytes(base: Path, count: int) -> int:
+    """The most memory that it takes to write the sheet of so many photos, beside what is told of them."""
+    base.mkdir()
+    entries = [
+        SheetEntry(id=f"{number:016x}", photo=PurePosixPath(f"{number}.jpg"), checks=fakes.CHECKS)
+        for number in range(count)
+    ]
+    summary = SheetSummary(
+        started=datetime.now().astimezone(), wall_s=1.0, weights="w", preset="p", device="cpu", version="1"
+    )
+    tracemalloc.start()
+    try:
+        write_sheet(base, entries, summary)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_sheet_is_written_page_by_page(tmp_path: Path) -> None:
+    """A photo's card alone takes two kilobytes, and is written twice."""
+    sheet_peak_bytes(tmp_path / "first", 1)  # imports what it needs
+    small, large = (sheet_peak_bytes(tmp_path / str(count), count) for count in (200, 600))
+    assert (large - small) / 400 < 300
 
 
 def looks_of(base: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -239,7 +282,8 @@ def test_the_chart_has_a_line_for_every_quantity_that_stays_in_its_panel(counts:
         assert len(corners) == len(counts) and corners == sorted(corners)
         assert all(0 < x < width and TOP <= y <= height for x, y in corners)
     words = [text.text for text in chart.findall("svg:text", names)]
-    assert {f"{count:,}" for count in counts} <= set(words) and "asked for: 0.5" in words
+    assert {f"{count:,}" for count in counts} <= set(words)
+    assert {"asked for: 3", "asked of the scan: 0.5"} <= set(words)
     end = max(counts)
     assert f"of it the scan: {end / 20000:.3g} at {end:,}" in words
 

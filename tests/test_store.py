@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from fakes import CHECKS
@@ -145,8 +146,9 @@ def test_a_key_is_the_digest_of_a_list_in_json_that_begins_with_the_key_before()
     made = recipe(views='w"é')
     key, keys = "ab" * 32, made.keys("ab" * 32)
     for stage, weights in (("prep", ""), ("views", 'w"é'), ("mesh", "w"), ("out", "")):
-        parts = [key, made.settings[stage], weights, commits.STAGE_NUMBERS[stage]]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        settings, *others = json.loads(f"[{made.words[stage]}]")
+        assert len(settings) == 64 and others == [weights, commits.STAGE_NUMBERS[stage]]
+        key = hashlib.sha256(json.dumps([key, settings, *others]).encode()).hexdigest()
         assert getattr(keys, stage) == key
 
 
@@ -156,9 +158,7 @@ def test_a_glance_at_a_record_sees_what_the_record_says_and_trusts_no_wrong_byte
     record, scratch = attempt(store)
     committed = store.publish(record, scratch)
     [seen] = Records.scan(out).glance(committed.id)
-    assert {name: getattr(committed, name) for name in seen.__dataclass_fields__} == {
-        name: getattr(seen, name) for name in seen.__dataclass_fields__
-    }
+    assert is_part(json.loads(dumps(seen)), json.loads(dumps(committed)))
     [file] = (out / ".crm" / "records").glob("*/*.json")
     raw = file.read_bytes()
     for place in range(0, len(raw), 7):
@@ -166,6 +166,15 @@ def test_a_glance_at_a_record_sees_what_the_record_says_and_trusts_no_wrong_byte
         assert Records.scan(out).glance(committed.id) == []
     file.write_bytes(raw)
     assert Records.scan(out).glance(committed.id) == [seen]
+
+
+def is_part(part: Any, whole: Any) -> bool:
+    """Whether JSON says nothing that other JSON does not say in the same place."""
+    if isinstance(part, dict):
+        return all(name in whole and is_part(value, whole[name]) for name, value in part.items())
+    if isinstance(part, list):
+        return len(part) == len(whole) and all(map(is_part, part, whole))
+    return bool(part == whole)
 
 
 def between(names: Iterable[str]) -> list[str]:
@@ -186,7 +195,7 @@ def test_a_glance_needs_no_order_of_fields_and_takes_no_name_for_one(
     del plain["crc"]
     body = dumps({name: plain[name] for name in order(plain)})[:-1].encode()
     seen = Glance.from_bytes(body + b',"crc":"%08x"}\n' % zlib.crc32(body))
-    assert (seen.stem, seen.verdict, seen.t, seen.keys) == (stem, verdict, record.t, record.keys)
+    assert (seen.stem, seen.verdict, seen.t, seen.keys.out) == (str(stem), verdict, record.t, record.keys.out)
     assert seen == Glance.from_bytes(record.as_bytes())
 
 

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -220,10 +220,18 @@ def write_thumbs(
     return files
 
 
-def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSummary) -> Path:
+def write_sheet(
+    folder: Path,
+    entries: Sequence[SheetEntry],
+    summary: SheetSummary,
+    *,
+    shown: Callable[[SheetEntry], SheetEntry] = lambda entry: entry,
+) -> Path:
     """Write the sheet of all entries into the output folder; return its first page.
 
-    An older sheet is replaced, page by page and never half. OutputError where a page is not ours.
+    shown: gives an entry with all that is to be seen of it; asked twice for each, so that no more are held at
+    a time than a page has. An older sheet is replaced, page by page and never half. OutputError where a page
+    is not ours.
     """
     refuse_foreign(folder, len(entries))
     report = folder / "report"
@@ -233,27 +241,28 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     pictures = {path.name for path in (report / "thumbs").glob("*")}
     environment = _environment(pictures)
     template, card = environment.get_template("sheet.html"), environment.get_template("card.html")
-    cards = {entry.id: _trusted(card.render(entry=entry)) for entry in entries}
-    scripts = _write_scripts(report, pages, cards, pictures)
+    overview = _Overview(pictures)
+    _replace(report / "entries.js", overview.index(map(shown, entries)))
+    written = {"entries.js", *page_names, *map(_cards_name, range(len(pages)))}
+    if overview.has_models:
+        written |= _write_viewer(report)
     common = {
         "summary": summary,
-        "counts": Counter(entry.status for entry in entries),
+        "counts": overview.counts,
         "total": len(entries),
-        "per_hour": _photos_per_hour(entries, summary.wall_s),
+        "per_hour": overview.made * 3600 / summary.wall_s if summary.wall_s > 0 else 0.0,
         "page_names": page_names,
         "per_page": ENTRIES_PER_PAGE,
-        "cards": cards,
-        "attention": [
-            (entry, name)
-            for name, page in zip(page_names, pages, strict=True)
-            for entry in page
-            if entry.needs_a_look
-        ],
+        "attention": overview.attention,
     }
     for index, page in enumerate(pages):
-        _replace(report / page_names[index], template.render(common, entries=page, page_index=index).encode())
+        # Page by page: the cards of thousands of photos take more memory than all else of a run.
+        whole = [shown(entry) for entry in page]
+        cards = [_trusted(card.render(entry=entry)) for entry in whole]
+        _replace(report / _cards_name(index), [_SCRIPT_MARK, b"crm.cards(%d, %s);\n" % (index, _json(cards))])
+        html = template.render(common, entries=whole, cards=cards, page_index=index)
+        _replace(report / page_names[index], [html.encode()])
     _sync(report)
-    written = {*page_names, *scripts}
     for stale in report.iterdir():
         is_stale = _PASSING.fullmatch(stale.name) and stale.name not in written
         if is_stale and _is_ours(stale):
@@ -261,32 +270,67 @@ def write_sheet(folder: Path, entries: Sequence[SheetEntry], summary: SheetSumma
     return report / page_names[0]
 
 
-def _write_scripts(
-    report: Path,
-    pages: Sequence[Sequence[SheetEntry]],
-    cards: Mapping[str, Any],
-    pictures: Collection[str],
-) -> set[str]:
-    """Write what the pages' script loads, and name it: index, cards, a viewer where it is needed."""
-    index = [
-        _indexed(entry, has_model=f"{entry.id}-model.js" in pictures) for page in pages for entry in page
-    ]
-    _replace(report / "entries.js", _call("entries", index))
-    for number, page in enumerate(pages):
-        _replace(report / _cards_name(number), _call("cards", number, [cards[entry.id] for entry in page]))
-    written = {"entries.js", *map(_cards_name, range(len(pages)))}
-    if any(each["model"] for each in index):
-        viewer = vendored_viewer()
-        for name, file in ((_VIEWER, viewer.script), (_VIEWER_LICENCE, viewer.licence_file)):
-            _replace(report / name, _SCRIPT_MARK + file.read_bytes())
-            written.add(name)
-    return written
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attention:
+    """What the first page says of an entry that needs a look."""
+
+    id: str
+    photo: PurePosixPath
+    page: str
+    kind: str
+    """Its grade, or its status."""
+    words: str
 
 
-def _call(name: str, *arguments: Any) -> bytes:
-    """Write a script of one call. JSON in ASCII is JavaScript, and no text in it ends a string or a tag."""
-    said = ", ".join(json.dumps(argument, separators=(",", ":")) for argument in arguments)
-    return _SCRIPT_MARK + f"crm.{name}({said.replace('<', _LESS)});\n".encode("ascii")
+class _Overview:
+    """What every page says of all entries, gathered as they pass by once."""
+
+    def __init__(self, pictures: Collection[str]) -> None:
+        self._pictures = pictures
+        self.counts: Counter[Status] = Counter()
+        self.made = 0
+        """What this run had to make itself."""
+        self.has_models = False
+        self.attention: list[_Attention] = []
+
+    def index(self, entries: Iterable[SheetEntry]) -> Iterator[bytes]:
+        """The script by which all photos are found, in pieces."""
+        yield _SCRIPT_MARK + b"crm.entries(["
+        for number, entry in enumerate(entries):
+            has_model = f"{entry.id}-model.js" in self._pictures
+            self.has_models |= has_model
+            self.counts[entry.status] += 1
+            self.made += not entry.is_kept and not entry.failure
+            if entry.needs_a_look:
+                self.attention.append(_attention(entry, _page_name(number // ENTRIES_PER_PAGE)))
+            yield (b"," if number else b"") + _json(_indexed(entry, has_model=has_model))
+        yield b"]);\n"
+
+
+def _attention(entry: SheetEntry, page: str) -> _Attention:
+    words = ""
+    if entry.failure:
+        words = entry.failure.code
+    elif entry.verdict and entry.verdict.reasons:
+        words = entry.verdict.reasons[0].sentence
+    elif entry.checks:
+        words = f"silhouette {entry.checks.silhouette_iou:.2f}"
+    kind = entry.verdict.grade if entry.verdict else entry.status
+    return _Attention(id=entry.id, photo=entry.photo, page=page, kind=kind, words=words)
+
+
+def _write_viewer(report: Path) -> set[str]:
+    """Write what shows a model, and name it."""
+    viewer = vendored_viewer()
+    files = {_VIEWER: viewer.script, _VIEWER_LICENCE: viewer.licence_file}
+    for name, file in files.items():
+        _replace(report / name, [_SCRIPT_MARK, file.read_bytes()])
+    return set(files)
+
+
+def _json(value: Any) -> bytes:
+    """JSON in ASCII that is JavaScript as well, also inside a page: no text in it ends a string or a tag."""
+    return json.dumps(value, separators=(",", ":")).replace("<", _LESS).encode("ascii")
 
 
 def _indexed(entry: SheetEntry, *, has_model: bool) -> dict[str, Any]:
@@ -401,12 +445,6 @@ def _nearby(index: int, count: int) -> list[int]:
     return sorted(near)
 
 
-def _photos_per_hour(entries: Sequence[SheetEntry], wall_s: float) -> float:
-    """How fast this run was at what it had to make itself."""
-    made = sum(not entry.is_kept and not entry.failure for entry in entries)
-    return made * 3600 / wall_s if wall_s > 0 else 0.0
-
-
 def _environment(pictures: Collection[str]) -> Environment:
     """Open the templates with everything they may call. pictures: names of those that there are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -506,11 +544,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
     """Put a page or script in place whole."""
     part = path.with_name(f".crm-{os.getpid()}-{path.name}.part")
     with part.open("wb") as file:
-        file.write(data)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

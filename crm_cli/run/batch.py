@@ -37,12 +37,13 @@ from crm_cli.run.options import (
 )
 from crm_cli.run.past import Past
 from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.scene import Scene
 from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import trees
 from crm_cli.run.space import check_free_space
 from crm_cli.run.store import Store, new_run, refuse_file, refuse_newer
 from crm_cli.run.walk import Found, asset_id, walk
-from crm_cli.run.work import Scene, Work
+from crm_cli.run.work import Work
 from crm_cli.run.worker import Launch
 
 if TYPE_CHECKING:

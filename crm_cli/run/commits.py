@@ -14,14 +14,13 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from crm_cli.preset import STAGE_SECTIONS, Preset, value_of
 from crm_cli.records import Camera, Checks, Publication, RealSize, Verdict
 from crm_cli.run.files import FULL_OR_GONE, Input, hash_file, listed, read_whole, unreadable
-from crm_cli.run.wire import dumps, from_plain, to_plain
+from crm_cli.run.wire import PathText, dumps, from_plain, to_plain
 
 STAGE_NUMBERS: Mapping[str, int] = {"prep": 1, "views": 2, "mesh": 2, "out": 2}
 """Raised by hand when a stage's code gives another result; the package's version would redo everything."""
@@ -54,8 +53,8 @@ class Recipe:
     not what it is.
     """
 
-    settings: Mapping[str, str]
-    """Digest of the settings that a stage reads, by stage."""
+    words: Mapping[str, str]
+    """What a stage reads beside what came before it, by stage: a part of the JSON whose hash is its key."""
     weights: Mapping[str, str]
     """Digest of the weights that a stage reads, for the stages that read any."""
     params_sha: str
@@ -70,8 +69,13 @@ class Recipe:
     @classmethod
     def of(cls, preset: Preset, weights: Mapping[str, str]) -> Recipe:
         """Digest a preset once for a whole run."""
-        settings = {stage: _settings_digest(preset, sections) for stage, sections in STAGE_SECTIONS.items()}
-        return cls(settings=settings, weights=weights, params_sha=preset.fingerprint(), seeds=preset.seeds())
+        words = {
+            stage: json.dumps(
+                [_settings_digest(preset, sections), weights.get(stage, ""), STAGE_NUMBERS[stage]]
+            )[1:-1]
+            for stage, sections in STAGE_SECTIONS.items()
+        }
+        return cls(words=words, weights=weights, params_sha=preset.fingerprint(), seeds=preset.seeds())
 
     def keys(self, input_sha256: str, extras: Mapping[str, str] = NO_EXTRAS) -> Keys:
         """Hash input, settings, weights and stage numbers together, stage after stage.
@@ -84,9 +88,8 @@ class Recipe:
         return Keys(prep=prep, views=views, mesh=mesh, out=self._key("out", mesh, extras))
 
     def _key(self, stage: str, before: str, extras: Mapping[str, str]) -> str:
-        extra = (extras[stage],) if stage in extras else ()
-        rest = _json_of(self.settings[stage], self.weights.get(stage, ""), STAGE_NUMBERS[stage], *extra)
-        return hashlib.sha256(f'["{before}", {rest[1:]}'.encode("ascii")).hexdigest()
+        extra = f", {json.dumps(extras[stage])}" if stage in extras else ""
+        return hashlib.sha256(f'["{before}", {self.words[stage]}{extra}]'.encode("ascii")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +154,30 @@ class CommitRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LastKey:
+    """All of an asset's keys that a plan compares: it holds the others."""
+
+    out: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputGlance:
+    """What a plan reads of a published file."""
+
+    path: PathText
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
     """What a plan reads of a commit record: what decides whether it counts, and what is said of it then."""
 
-    stem: PurePosixPath
+    stem: PathText
     input: Input
-    keys: Keys
-    outputs: tuple[Output, ...]
+    keys: LastKey
+    outputs: tuple[OutputGlance, ...]
     t: float
     verdict: Verdict | None = None
 
@@ -169,7 +189,7 @@ class Glance:
         if 0 < start < end:
             # How the asset was made is half of a record, and would take half of the time to parse.
             with contextlib.suppress(ValueError):
-                return from_plain(cls, json.loads(f"{body[:start].decode()}{body[end:].decode()}}}"))
+                return from_plain(cls, json.loads((b"%b%b}" % (body[:start], body[end:])).decode()))
         return from_plain(cls, json.loads(body + b"}"))
 
 
@@ -182,12 +202,6 @@ def _intact(raw: bytes) -> bytes:
     if not mark or tail != b'%08x"}\n' % zlib.crc32(body):
         raise ValueError("checksum does not match")
     return body
-
-
-@lru_cache(maxsize=1024)
-def _json_of(*parts: str | int) -> str:
-    """A list in JSON: mostly the same few, and a tenth of a plan's time if written for each photo."""
-    return json.dumps(parts)
 
 
 def _settings_digest(preset: Preset, sections: Sequence[str]) -> str:
@@ -237,10 +251,14 @@ class Records:
     def _read(self, kind: type[R], asset_id: str, suffixes: tuple[str, ...]) -> list[R]:
         found = []
         for name in self.names.get(asset_id, ()):
-            if name.endswith(suffixes):
-                with contextlib.suppress(OSError, ValueError, RecursionError):
-                    found.append(kind.from_bytes(self._bytes(name)))
-        return sorted(found, key=lambda record: record.t, reverse=True)
+            if not name.endswith(suffixes):
+                continue
+            try:
+                found.append(kind.from_bytes(self._bytes(name)))
+            except (OSError, ValueError, RecursionError):
+                continue
+        found.sort(key=lambda record: record.t, reverse=True)
+        return found
 
     def _bytes(self, name: str) -> bytes:
         try:
@@ -264,7 +282,7 @@ class Records:
         """Whether every file of a record is there as it was written."""
         return all(self.is_as_written(output) for output in record.outputs)
 
-    def is_as_written(self, output: Output) -> bool:
+    def is_as_written(self, output: Output | OutputGlance) -> bool:
         """Whether a published file still has the size and time its record names."""
         try:
             found = os.lstat(f"{self.out}/{output.path}")
@@ -273,7 +291,7 @@ class Records:
         same = (found.st_size, found.st_mtime_ns) == (output.size, output.mtime_ns)
         return same and stat.S_ISREG(found.st_mode)
 
-    def is_copy(self, output: Output) -> bool:
+    def is_copy(self, output: Output | OutputGlance) -> bool:
         """Whether a published file has another time than its record names, but the same bytes."""
         file = self.out / output.path
         try:
@@ -283,7 +301,7 @@ class Records:
         except OSError:
             return False
 
-    def set_times(self, outputs: Sequence[Output]) -> None:
+    def set_times(self, outputs: Sequence[Output | OutputGlance]) -> None:
         """Give files of the right bytes the times that their record names: nobody need read them again."""
         for output in outputs:
             with contextlib.suppress(OSError):  # a file of somebody else's may be read, not touched

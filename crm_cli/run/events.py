@@ -10,13 +10,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, ClassVar, Literal, get_args
 
 from crm_cli.errors import ErrorClass
 from crm_cli.records import Grade, Verdict
+from crm_cli.run.wire import PathText, field_names, to_plain
 
 SCHEMA = "crm.events/1"
 
@@ -36,7 +36,7 @@ class Event:
         """One line; a path that is not UTF-8 is approximate, and exact in a field of its own."""
         plain: dict[str, Any] = {"schema": SCHEMA, "type": self.type, "t": round(time.time(), 3)}
         kind: Any = type(self)
-        for name in _names(kind):
+        for name in field_names(kind):
             value = getattr(self, name)
             if isinstance(value, PurePath):
                 plain[name] = _approximate(value)
@@ -49,14 +49,8 @@ class Event:
                         base64.b64encode(os.fsencode(item)).decode("ascii") for item in value
                     ]
             else:
-                plain[name] = asdict(value) if isinstance(value, Verdict) else value
+                plain[name] = to_plain(value) if isinstance(value, Verdict) else value
         return json.dumps(plain, ensure_ascii=True)
-
-
-@cache
-def _names(kind: Any) -> tuple[str, ...]:
-    """Fields of an event, asked once for each kind."""
-    return tuple(one.name for one in fields(kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +182,7 @@ class AssetFinished(Event):
     reason: str = ""
     kind: ErrorClass | None = None
     code: str = ""
-    outputs: tuple[PurePosixPath, ...] = ()
+    outputs: tuple[PurePosixPath | PathText, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     verdict: Verdict | None = None

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -40,6 +41,9 @@ JournalEvent = Literal[
 
 RETRYABLE: frozenset[ErrorClass] = frozenset({"internal", "oom", "crash", "timeout", "quality", "io"})
 """Classes that may end otherwise next time; the rest need another photo or another folder."""
+
+BLOCK_BYTES = 1 << 20
+"""Of a journal, read at once."""
 
 TAIL_BYTES = 4096
 """Of a journal, to see its last line: several times what a run says at its end."""
@@ -142,26 +146,33 @@ def read_lines(out: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _lines_that(out: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
-    """Yield what read_lines does of the lines whose bytes count; the others are not even parsed."""
+    """Yield what read_lines does of the lines whose bytes count; the others are not even parsed.
+
+    count: is asked of several lines together as well, and finds one that counts among them.
+    """
     for path in _journals(out):
         yield from _lines_of(out, path, count)
 
 
 def _lines_of(out: Path, path: Path, count: Callable[[bytes], object]) -> Iterator[Mapping[str, Any]]:
     """The same of one run."""
-    for raw in _raw_lines(out, path):
-        if not raw.endswith(b"\n") or not count(raw):
-            continue
-        with contextlib.suppress(ValueError, RecursionError):
-            line = json.loads(raw.decode())
-            if isinstance(line, dict):
-                yield line
+    for block in _blocks(out, path):
+        # Asked of many lines at once, since most journals hold none that counts.
+        for raw in BytesIO(block) if count(block) else ():
+            if not raw.endswith(b"\n") or not count(raw):
+                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(raw.decode())
+                if isinstance(line, dict):
+                    yield line
 
 
-def _raw_lines(out: Path, path: Path) -> Iterator[bytes]:
+def _blocks(out: Path, path: Path) -> Iterator[bytes]:
+    """A journal in pieces that end where lines do."""
     try:
         with path.open("rb") as file:
-            yield from file
+            while block := file.read(BLOCK_BYTES):
+                yield block + file.readline()
     except (FileNotFoundError, IsADirectoryError):
         return  # a journal that was taken away, or never was one
     except OSError as error:

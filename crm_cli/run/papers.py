@@ -10,17 +10,17 @@ from datetime import datetime
 from pathlib import Path
 
 from crm_cli.export.sheet import SheetEntry
-from crm_cli.preset import Preset
 from crm_cli.run.attempt import Attempt
 from crm_cli.run.events import Event, RunFinished, Warned, weights_label
 from crm_cli.run.files import write_atomically, writing
 from crm_cli.run.journal import append_line
 from crm_cli.run.junit import Case, cases_told, junit
-from crm_cli.run.options import RunOptions, UsedWeights
+from crm_cli.run.options import RunOptions
 from crm_cli.run.plan import Planned
 from crm_cli.run.report import RunFacts, write_report, write_whole
+from crm_cli.run.scene import Scene
 from crm_cli.run.search import absolute
-from crm_cli.run.store import REPORT, Store
+from crm_cli.run.store import REPORT
 from crm_cli.run.sums import write_sums
 from crm_cli.run.tally import Tally
 from crm_cli.run.wire import dumps
@@ -33,40 +33,32 @@ EVENTS = "events.ndjson"
 class Papers:
     """Writes them, under the output folder's lock."""
 
-    folder: Path
-    """Of the run."""
-    options: RunOptions
-    preset: Preset
-    weights: UsedWeights
-    store: Store
+    scene: Scene
     plan: Sequence[Planned]
     tally: Tally
     started: datetime
-    device: str
-    is_part: bool
-    """Whether the photos are some of those that the inputs hold, and the sheet is of the whole folder."""
 
     def open_run(self) -> None:
         """Say what the run was asked for, so that it can be asked for again."""
         about_run = {
-            "run": self.store.run,
+            "run": self._run,
             "started": self.started.isoformat(),
-            "device": self.device,
+            "device": self.scene.device,
             # Whoever reads it may stand in another folder.
-            "preset": {**asdict(self.preset), "weights": _placed(self.preset.weights)},
-            "options": replace(self.options, inputs=tuple(map(absolute, self.options.inputs))),
-            "weights": self.weights,
+            "preset": {**asdict(self.scene.preset), "weights": _placed(self.scene.preset.weights)},
+            "options": replace(self._options, inputs=tuple(map(absolute, self._options.inputs))),
+            "weights": self.scene.weights,
         }
         self._write("run.json", dumps(about_run))
 
     @contextmanager
     def keeping_events(self) -> Iterator[Callable[[Event], None]]:
         """Give what writes an event down, before anybody else hears of it."""
-        with writing(self.options.out):
-            lines = (self.folder / EVENTS).open("ab", buffering=0)
+        with writing(self._out):
+            lines = (self.scene.folder / EVENTS).open("ab", buffering=0)
 
         def keep(event: Event) -> None:
-            with writing(self.options.out):
+            with writing(self._out):
                 append_line(lines.fileno(), event.as_json().encode("ascii") + b"\n")
 
         with lines:
@@ -76,9 +68,9 @@ class Papers:
         """Keep a traceback, or a dead worker's last words."""
         if not text:
             return
-        folder = self.folder / "errors"
+        folder = self.scene.folder / "errors"
         name = f"{attempt.job.id}-{attempt.turn.number}.txt"
-        with writing(self.options.out):
+        with writing(self._out):
             folder.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -91,28 +83,28 @@ class Papers:
 
         Returns where people find it.
         """
-        if not self.options.report or not self.plan or self.options.select.shard:
+        if not self._options.report or not self.plan or self._options.select.shard:
             return None
-        with writing(self.options.out):
+        with writing(self._out):
             sheet = self._write_sheet()
-        return f"{self.options.place}/{REPORT}/index.html" if sheet and self.options.place else sheet
+        return f"{self._options.place}/{REPORT}/index.html" if sheet and self._options.place else sheet
 
     def _write_sheet(self) -> Path | None:
-        if self.is_part:
-            return write_whole(self.options.out, so_far_s={self.store.run: self.tally.seconds}).sheet
+        if self.scene.is_part:
+            return write_whole(self._out, so_far_s={self._run: self.tally.seconds}).sheet
         shown = [planned for planned in self.plan if planned.action != "skipped"]
         entries = [entry for entry in map(self._entry, shown) if entry is not None]
         return write_report(
             entries,
-            self.store.records,
+            self.scene.store.records,
             left=len(shown) - len(entries),
             is_idle=self._is_idle,
-            options=self.options,
+            options=self._options,
             facts=RunFacts(
                 started=self.started,
                 seconds=self.tally.seconds,
-                device=self.device,
-                weights=weights_label(self.weights.name, self.weights.digest),
+                device=self.scene.device,
+                weights=weights_label(self.scene.weights.name, self.scene.weights.digest),
             ),
         )
 
@@ -121,29 +113,41 @@ class Papers:
 
         Not as a shard of an object store: it knows of the others only what stood when it began.
         """
-        if self.options.place and self.options.select.shard:
+        if self._options.place and self._options.select.shard:
             return
-        with writing(self.options.out):
-            problem = write_sums(self.options.out, run=self.store.run, is_idle=self._is_idle)
+        with writing(self._out):
+            problem = write_sums(self._out, run=self._run, is_idle=self._is_idle)
         if problem:
             yield Warned(message=problem)
 
     def write_junit(self) -> Iterator[Event]:
         """Write the results as JUnit XML, in the run's folder and where else it was asked for."""
-        with writing(self.options.out):
+        with writing(self._out):
             xml = junit(
                 self._cases(),
                 name="crm convert",
                 seconds=self.tally.seconds,
                 t=self.started.isoformat(),
-                fail_on=self.options.fail_on or "fail",
+                fail_on=self._options.fail_on or "fail",
             )
-            write_atomically(self.folder / "junit.xml", xml, run=self.store.run)
-        if self.options.junit is not None:
+            write_atomically(self.scene.folder / "junit.xml", xml, run=self._run)
+        if self._options.junit is not None:
             try:
-                write_atomically(self.options.junit.resolve(), xml, run=self.store.run)
+                write_atomically(self._options.junit.resolve(), xml, run=self._run)
             except OSError as error:  # the assets stand, and are worth more
-                yield Warned(message=f"--junit {self.options.junit}: not written: {error.strerror}")
+                yield Warned(message=f"--junit {self._options.junit}: not written: {error.strerror}")
+
+    @property
+    def _options(self) -> RunOptions:
+        return self.scene.options
+
+    @property
+    def _out(self) -> Path:
+        return self.scene.options.out
+
+    @property
+    def _run(self) -> str:
+        return self.scene.store.run
 
     @property
     def _is_idle(self) -> bool:
@@ -159,14 +163,14 @@ class Papers:
 
     def _cases(self) -> Iterator[Case]:
         """How every photo ended, and those that were not reached."""
-        yield from cases_told(self.folder / EVENTS)
+        yield from cases_told(self.scene.folder / EVENTS)
         for planned in self.plan:
             if planned.action == "convert" and planned.found.id not in self.tally.entries:
                 yield Case(path=planned.found.path, status="left", message="not reached")
 
     def _write(self, name: str, text: str) -> None:
-        with writing(self.options.out):
-            write_atomically(self.folder / name, text.encode("ascii"), run=self.store.run)
+        with writing(self._out):
+            write_atomically(self.scene.folder / name, text.encode("ascii"), run=self._run)
 
 
 def _placed(weights: str) -> str:

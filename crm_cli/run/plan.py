@@ -19,6 +19,7 @@ from crm_cli.run.keeping import MARK, folder_of
 from crm_cli.run.options import UsedWeights, makes_views_anew
 from crm_cli.run.past import Past
 from crm_cli.run.walk import Found
+from crm_cli.run.wire import PathText
 
 Action = Literal["convert", "cached", "skipped", "failed", "conflict"]
 
@@ -52,7 +53,7 @@ class Planned:
     reason: str
     input: Input | None = None
     """Known where it was needed to decide; a new photo is hashed when its turn comes."""
-    outputs: tuple[PurePosixPath, ...] = ()
+    outputs: tuple[PathText, ...] = ()
     """Files of the finished asset, where there is one."""
     made: float = 0.0
     """When it was committed; what else its record says is read where it is shown."""
@@ -116,7 +117,7 @@ class Planner:
             return Planned(found=found, action="convert", reason="unreadable when planned", stage="prepare")
         keys = self.redone.get(asset, self.recipe).keys(known.sha256, found.extras)
         # The record before the failure: a kill right after the commit leaves the success out of the journal.
-        current = next((r for r in records if r.keys == keys and r.stem == found.stem), None)
+        current = next((r for r in records if r.keys.out == keys.out and r.stem == str(found.stem)), None)
         if current and self.force_stage is None and self._stands(current):
             return _kept(found, current, UP_TO_DATE, failure)
         stale = None if current else self._stale(found, known, records)
@@ -152,8 +153,10 @@ class Planner:
     def _stands(self, record: Glance) -> bool:
         """Whether an asset's files are as they were written, be it with other times, as copies have them."""
         others = [output for output in record.outputs if not self.records.is_as_written(output)]
+        if not others:
+            return True
         is_copied = all(self.records.is_copy(output) for output in others)
-        if others and is_copied and not self.is_dry:
+        if is_copied and not self.is_dry:
             self.records.set_times(others)
         return is_copied
 
@@ -174,7 +177,7 @@ class Planner:
                 record
                 for record in records
                 if record.input.sha256 == known.sha256
-                and record.stem == found.stem
+                and record.stem == str(found.stem)
                 and self.records.intact(record)
             ),
             None,
@@ -251,7 +254,7 @@ class Planner:
 
 def _kept(found: Found, record: Glance, reason: str, failure: LastFailure | None = None) -> Planned:
     """Leave a finished asset as it is."""
-    outputs = tuple(output.path for output in record.outputs)
+    outputs = tuple([output.path for output in record.outputs])
     return Planned(
         found=found,
         action="cached",

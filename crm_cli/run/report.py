@@ -64,8 +64,8 @@ def write_report(
 ) -> Path:
     """Write the sheet of a run's photos; returns its first page.
 
-    entries: those of photos that earlier runs finished name them only; the rest is read from records, and
-    only where a sheet is written. left: photos that were not reached. is_idle: no photo was tried; such a
+    entries: those of finished assets name them only; the rest is read from records, and only where a sheet is
+    written. left: photos that were not reached. is_idle: no photo was tried; such a
     run leaves a sheet of just these entries alone, since it tells more of how they were made.
     """
     summary = SheetSummary(
@@ -81,8 +81,7 @@ def write_report(
     sheet = options.out / REPORT / "index.html"
     if is_idle and sheet.exists() and _read(_mark(options.out)) == _digest(entries, summary, kept):
         return sheet
-    filled = [_filled(entry, records) if entry.is_kept else entry for entry in entries]
-    return _write(options.out, filled, summary, kept)
+    return _write(options.out, entries, summary, kept, records)
 
 
 def rewrite_report(out: Path) -> SheetCounts:
@@ -109,7 +108,9 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
         if is_intact:
             answer(failures, record)
         if record.asset not in failures:
-            entries[record.asset] = sheet_entry(record, is_intact=is_intact)
+            entries[record.asset] = SheetEntry(
+                id=record.id, photo=record.asset, made=record.t, warnings=() if is_intact else (NOT_INTACT,)
+            )
             runs.add(record.run)
             labels.update([weights_label(record.weights_name, record.weights_digest)])
     runs |= {failure.run for failure in failures.values()}
@@ -117,7 +118,7 @@ def write_whole(out: Path, *, so_far_s: Mapping[str, float] | None = None) -> Sh
     shown = sorted(entries.values(), key=lambda entry: os.fsencode(entry.photo))
     summary = _summary(out, sorted(runs), labels=tuple(labels), so_far_s=so_far_s or {})
     return SheetCounts(
-        sheet=_write(out, shown, summary, kept_decisions(out)),
+        sheet=_write(out, shown, summary, kept_decisions(out), records),
         finished=len(shown) - len(failures),
         failed=len(failures),
     )
@@ -184,12 +185,20 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _write(
-    out: Path, entries: Sequence[SheetEntry], summary: SheetSummary, kept: Mapping[str, Decision]
+    out: Path,
+    entries: Sequence[SheetEntry],
+    summary: SheetSummary,
+    kept: Mapping[str, Decision],
+    records: Records,
 ) -> Path:
-    """Write a sheet, and remember what it says."""
+    """Write a sheet, and remember what it says. entries: finished assets are only named, see _filled."""
+
+    def shown(entry: SheetEntry) -> SheetEntry:
+        return _decided(entry if entry.failure else _filled(entry, records), kept)
+
     # Gone before the pages change: a mark must never outlive the sheet it was written for.
     _mark(out).unlink(missing_ok=True)
-    sheet = write_sheet(out, [_decided(entry, kept) for entry in entries], summary)
+    sheet = write_sheet(out, entries, summary, shown=shown)
     _mark(out).write_text(_digest(entries, summary, kept), encoding="ascii")
     return sheet
 
@@ -238,11 +247,12 @@ def sheet_entry(record: CommitRecord, *, is_intact: bool = True) -> SheetEntry:
 
 
 def _filled(entry: SheetEntry, records: Records) -> SheetEntry:
-    """The whole entry of an asset that an earlier run finished."""
+    """The whole entry of a finished asset; one that only names it warns at most that it is not intact."""
     record = next((record for record in records.of(entry.id) if record.t == entry.made), None)
-    if record is None:  # it was there when the run was planned
+    if record is None:  # it was there a moment ago
         return replace(entry, warnings=(NOT_INTACT,))
-    return replace(sheet_entry(record), photo=entry.photo, is_kept=True)
+    whole = sheet_entry(record, is_intact=not entry.warnings)
+    return replace(whole, photo=entry.photo, is_kept=entry.is_kept)
 
 
 def failed_entry(failure: LastFailure) -> SheetEntry:

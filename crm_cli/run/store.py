@@ -243,7 +243,7 @@ class Store:
         shutil.rmtree(scratch, ignore_errors=True)
 
     def _record_path(self, record: CommitRecord) -> Path:
-        return _private(self.out) / "records" / record.id[:2] / f"{record.file_name}.json"
+        return self.records.path(f"{record.file_name}.json")
 
     def _refuse_foreign(
         self, record: CommitRecord, *, may_overwrite: bool, is_input: Callable[[Path], bool]
@@ -310,15 +310,17 @@ class Store:
 
     def _drop_superseded(self, record: CommitRecord) -> None:
         """Remove older records of the asset, but keep one that alone knows a file to be ours."""
-        folder = self._record_path(record).parent
+        final = self._record_path(record)
         current = {output.path for output in record.outputs}
-        names = {f"{record.file_name}.json"}
+        names = {final.name}
         for old in self.records.of(record.id, with_intents=True):
             if not {output.path for output in old.outputs} <= current:
                 names |= {f"{old.file_name}.json", f"{old.file_name}.intent"}
-        for name in self.records.names.get(record.id, ()):
+        known = self.records.names[record.id]
+        self.records.names[record.id] = (final.name, *(n for n in known if n in names and n != final.name))
+        for name in known:
             if name not in names:
-                self._place.remove(folder / name)
+                self._place.remove(final.with_name(name))
 
 
 @contextlib.contextmanager

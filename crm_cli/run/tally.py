@@ -17,7 +17,7 @@ PROGRESS_S = 1.0
 
 
 class Tally:
-    """Counts of how photos ended, and what the sheet will say of those that this run has worked on."""
+    """Counts of how photos ended, and the entries on the sheet of those that this run has worked on."""
 
     def __init__(self, weights: UsedWeights, *, found: int, planned: int) -> None:
         """Found: photos there are; more than were planned where a signal came before."""
@@ -31,7 +31,7 @@ class Tally:
         self._verdicts: Counter[Grade] = Counter()
         self._peak_bytes: dict[str, int] = {}
         self.entries: dict[str, SheetEntry] = {}
-        """What the sheet says of each photo that was converted or failed, by asset id."""
+        """By asset id: what the sheet says of photos that failed; converted ones are only named."""
 
     def count(self, end: AssetFinished, entry: SheetEntry | None = None) -> AssetFinished:
         """Count one photo for good, with what the sheet says of it; gives its event back."""

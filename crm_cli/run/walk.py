@@ -159,8 +159,7 @@ def _refuse_collisions(photos: Sequence[Found]) -> None:
     """Raise UsageError where two photos have one asset name, be it on a disk that folds case."""
     taken: dict[str, Found] = {}
     for photo in photos:
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", str(photo.stem)).casefold())
-        other = taken.setdefault(folded, photo)
+        other = taken.setdefault(_folded(str(photo.stem)), photo)
         if other is photo:
             continue
         if photo.path == other.path:
@@ -170,3 +169,10 @@ def _refuse_collisions(photos: Sequence[Found]) -> None:
             names = f"{display_name(other.path)} and {display_name(photo.path)}"
             remedy = "--keep-ext names assets a.jpg.glb and a.png.glb; otherwise rename one"
         raise UsageError(f"{names} would write the same files", code="E_NAME_COLLISION", remedy=remedy)
+
+
+def _folded(name: str) -> str:
+    """What a name is to a disk that folds case, in whatever Unicode form it keeps names."""
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 from crm_cli import __version__
 from crm_cli.errors import CrmError, EnvironmentProblem, OutputError, PhotoError
 from crm_cli.export.sheet import SheetEntry
-from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
-from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
+from crm_cli.run.conveyor import Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
 from crm_cli.run.events import (
     AssetFinished,
     AssetStarted,
@@ -35,17 +34,15 @@ from crm_cli.run.events import (
 )
 from crm_cli.run.files import hash_photo, identities, looks_unchanged, output_error, writing
 from crm_cli.run.forecast import about, forecast
-from crm_cli.run.journal import Journal
 from crm_cli.run.keeping import folder_of, trim
-from crm_cli.run.options import RunOptions, Stop, UsedWeights, makes_views_anew
+from crm_cli.run.options import Stop, makes_views_anew
 from crm_cli.run.papers import Papers
-from crm_cli.run.plan import Planned, Planner, summary
+from crm_cli.run.plan import Planned, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
-from crm_cli.run.report import sheet_entry
+from crm_cli.run.scene import Scene
 from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import staged
 from crm_cli.run.space import NO_ROOM
-from crm_cli.run.store import Store
 from crm_cli.run.tally import Tally
 from crm_cli.run.worker import NO_SPACE
 
@@ -57,25 +54,6 @@ MAX_KILLED_UNOPENED = 20
 
 TICK_S = 0.2
 """How soon a signal is noticed at the latest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """Where a run works, and with what: everything that stands before its first photo."""
-
-    options: RunOptions
-    preset: Preset
-    planner: Planner
-    store: Store
-    journal: Journal
-    conveyor: Conveyor
-    weights: UsedWeights
-    folder: Path
-    """Of the run: logs, events, summary."""
-    device: str
-    workers: int
-    is_part: bool
-    """Whether the photos are some of those that the inputs hold, and the sheet is of the whole folder."""
 
 
 class Work:
@@ -107,18 +85,7 @@ class Work:
         self._lost = lost
         self._plan = plan
         self._tally = Tally(scene.weights, found=found + len(lost), planned=len(plan))
-        self._papers = Papers(
-            folder=scene.folder,
-            options=scene.options,
-            preset=scene.preset,
-            weights=scene.weights,
-            store=scene.store,
-            plan=plan,
-            tally=self._tally,
-            started=datetime.now().astimezone(),
-            device=scene.device,
-            is_part=scene.is_part,
-        )
+        self._papers = Papers(scene=scene, plan=plan, tally=self._tally, started=datetime.now().astimezone())
         self._queue: deque[Turn] = deque()
         self._attempts: dict[str, Attempt] = {}
         self._unopened = 0
@@ -596,7 +563,8 @@ class Work:
             seed=record.seed,
             verdict=record.verdict,
         )
-        return self._tally.count(end, sheet_entry(record))
+        # Named only: what its record says of thousands would fill the memory until the sheet is written.
+        return self._tally.count(end, SheetEntry(id=record.id, photo=record.asset, made=record.t))
 
     def _settle_failed(
         self, planned: Planned, failed: Failed, *, key: str | None, is_quarantined: bool = False
