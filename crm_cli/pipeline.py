@@ -240,6 +240,7 @@ class Bake:
             size_px=size_px,
             device=self._tools.device,
             photo=shown,
+            finest=2 / views.rgb.shape[-1],  # a pixel of the views
         )
         height_px, width_px = photo.rgb.shape[:2]
         camera = describe(aim, unwrapped.mesh, cutout.crop, width_px=width_px, height_px=height_px)

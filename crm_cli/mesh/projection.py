@@ -8,6 +8,7 @@ levelled to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,19 +88,23 @@ class Projection:
         # Reading between ones gives a little less.
         return _read(self.picture, canvas), torch.where(weights > 1 - 1e-4, 1.0, weights)
 
-    def level(self, imagined: Tensor) -> Tensor:
+    def level(self, imagined: Callable[[Tensor], Tensor], *, device: torch.device) -> Tensor:
         """How much to add to the imagined colours at each vertex, [V 3], so that they meet the photo's.
 
-        imagined: [V 3]. Where the photo counts it is the difference; from there it runs on over the
-        surface, evenly and fading: a screened membrane between what was seen.
+        imagined: colours [N 3] of points [N 3], on that device. Where the photo counts it is the difference;
+        from there it runs on over the surface, evenly and fading: a screened membrane between what was seen.
         (Pérez et al. 2003, "Poisson image editing", with a term that pulls to zero)
         """
-        points = torch.from_numpy(self.mesh.vertices).to(imagined)
-        _, weights = self.look(points, torch.from_numpy(vertex_facing(self.mesh)).to(imagined))
-        shown = _read(self.small, self.aim.canvas(points))
-        difference = (shown - imagined).clamp(-MAX_LEVEL, MAX_LEVEL)
+        points = torch.from_numpy(self.mesh.vertices).to(device)
+        _, weights = self.look(points, torch.from_numpy(vertex_facing(self.mesh)).to(points))
+        seen = (weights > 0).nonzero()[:, 0]
+        difference = torch.zeros_like(points)
+        if len(seen):
+            known = points.index_select(0, seen)
+            shown = _read(self.small, self.aim.canvas(known))
+            difference[seen] = (shown - imagined(known)).clamp(-MAX_LEVEL, MAX_LEVEL)
         levels = _membrane(self.mesh, difference.cpu().numpy(), weights.cpu().numpy())
-        return torch.from_numpy(levels).to(imagined)
+        return torch.from_numpy(levels).to(points)
 
 
 def project_photo(
