@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 import torch
+from torch.nn import functional
 
 from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, RIGHT, TOP, VIEWS
 from crm_cli.models import agree
@@ -178,6 +179,16 @@ def test_spreading_keeps_the_object_and_leaves_no_background() -> None:
     alpha, _ = ball_views()
     colour = torch.where(alpha > 0.5, torch.tensor(0.9), torch.tensor(-7.0)).expand(6, 3, SIZE, SIZE)
     assert torch.allclose(agree.spread(colour, alpha > 0.5), torch.tensor(0.9), atol=1e-5)
+
+
+def test_spreading_gives_the_same_wherever_it_is_wanted() -> None:
+    alpha, _ = ball_views()
+    solid, near = alpha > 0.5, functional.max_pool2d(alpha, 9, stride=1, padding=4) > 0
+    colour = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    everywhere, here = agree.spread(colour, solid), agree.spread(colour, solid, wanted=near)
+    assert torch.equal(here[near.expand_as(here)], everywhere[near.expand_as(here)])
+    assert not here[:, :, 0, 0].any()
+    assert everywhere[:, :, 0, 0].all()
 
 
 def test_lifted_views_carry_the_photo_in_front_and_their_maps_lie_on_the_ball() -> None:
