@@ -70,11 +70,11 @@ def attempt(
 
 
 KEYS_SO_FAR = {
-    "default": "0e0c0c2b2db83588873a320fc95aa8806dc24f5ab945461d3919ab12b8574077",
-    "web": "7e0574f26bbcac0b77175776846dc3b9acabf4652b2f4b8f8ae1439f425924db",
-    "fine": "9f05231a46b388174ca3e28696a9572bc2726ebf8a4cc55dba85b4e1271dd7df",
-    "tiny": "69a875dc76e15bd1674ad7bd4782f1a363be048ffc9cdf7d9bbe25bd35e4ec8f",
-    "banner": "8b540ed53e0777409a8050616433ae3f2311edfc6ee11cff4cabf16f7f26c3b4",
+    "default": "9a367d5386f84afe6fe7598e0aae5f38760b7cc367dddf9ddb68b4f3b31f984d",
+    "web": "15560d1a98135128e09e5cdb2ca26434cd4b25026fbdcf1f713d6a4b24e948db",
+    "fine": "82c352818ca506b173358ae00cf25fb6304431e7205fa10980731cc7edd82d69",
+    "tiny": "254b92d69c84a2aff2864bcc7bd5f5fa68ba0ed7498eed2e1b8b73c8a985f144",
+    "banner": "ff3ee9129b2afdead8bb9bf90ee5a0c417979e668ba0fa2f3a11ac83387412b6",
 }
 """Recipe.of(preset, {"views": "v", "mesh": "m"}).keys("0" * 64).out since the stages' present numbers.
 
