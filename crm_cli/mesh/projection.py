@@ -22,11 +22,12 @@ from crm_cli.frame import FRONT, VIEWS
 from crm_cli.mesh.camera import SOLID, Aim
 from crm_cli.records import Crop, Mesh
 
-DEPTH_PX = 1024
-"""Side of the picture in which is looked up what stands before what: a pixel is 0.002 units."""
+DEPTH_PX = 512
+"""Side of the picture in which is looked up what stands before what: a pixel is 0.004 units."""
 
 HIDDEN = 0.025
-"""World units behind the nearest surface from which a point is hidden: two pixels at 80 degrees."""
+"""World units behind the nearest surface from which a point is hidden: a pixel at 80 degrees, and
+a depth is looked up half a pixel off at most."""
 
 GRAZING_COS, SQUARE_COS = 0.2, 0.45
 """The photo gives way from 63 degrees between surface and line of sight on, and counts for nothing beyond 78:
