@@ -193,11 +193,20 @@ def away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def spread(values: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Give every pixel the value of the nearest known one, so that sampling never mixes in background."""
+    rows, columns = nearest(known)
+    # Faster than with two indices.
+    everywhere: NDArray[np.float32] = values.reshape(*values.shape[:-2], -1).take(
+        rows * known.shape[1] + columns, axis=-1
+    )
+    return everywhere
+
+
+def nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Row and column, [S S] each, of the known pixel that is nearest to each; some must be known."""
     from scipy import ndimage
 
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    everywhere: NDArray[np.float32] = values[..., rows, columns]
-    return everywhere
+    return rows, columns
 
 
 def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -217,7 +226,10 @@ def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
     if not border.any():
         return np.full_like(alpha, -2.0 if inside.any() else 2.0)
     own_px = np.minimum(np.abs(alpha - 0.5) / np.maximum(slope, 1e-6), 0.71)
-    way_px, (rows, columns) = ndimage.distance_transform_edt(~border, return_indices=True)
+    rows, columns = nearest(border)
+    height, width = alpha.shape
+    # scipy gives it too, but takes longer.
+    way_px = np.sqrt((rows - np.arange(height)[:, None]) ** 2 + (columns - np.arange(width)) ** 2)
     distance_px = np.where(inside, -1, 1) * (way_px + own_px[rows, columns])
     # Sub-pixel places are exact to a third of a pixel; a blur of one pixel takes the rest away.
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(distance_px, 0.7).astype(np.float32)
