@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from crm_cli import __version__, cache, inspection
@@ -240,6 +239,7 @@ class Bake:
             size_px=size_px,
             device=self._tools.device,
             photo=shown,
+            finest=2 / views.rgb.shape[-1],  # a pixel of the views
         )
         height_px, width_px = photo.rgb.shape[:2]
         camera = describe(aim, unwrapped.mesh, cutout.crop, width_px=width_px, height_px=height_px)
@@ -274,7 +274,7 @@ class Deliver:
 
     def __call__(self, job: Job, photo: Photo, cutout: Cutout, kept: Candidate) -> Asset:
         """Write everything that is kept of one photo."""
-        from crm_cli.export.preview import corner_normals, render_front, render_previews
+        from crm_cli.export.preview import render_front, render_previews
         from crm_cli.export.publish import publish
         from crm_cli.export.sheet import FRONT_PX, write_thumbs
         from crm_cli.export.viewer import write_model
@@ -299,10 +299,7 @@ class Deliver:
         )
         kept = self._as_published(kept, published, cutout)
         shown = self._preset.preview
-        normals = corner_normals(kept.textured.mesh)
-        turns = render_previews(
-            kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns, normals=normals
-        )
+        turns = render_previews(kept.textured, self._tools.raster, size_px=shown.size_px, turns=shown.turns)
         pictures = job.scratch / "report" / "thumbs"
         if shown.viewer:
             write_model(pictures, job.id, kept.textured)
@@ -313,9 +310,9 @@ class Deliver:
             cutout=as_picture(torch.cat([cutout.rgb, cutout.alpha])),
             views_rgb=[as_picture(view) for view in kept.views.rgb],
             views_ccm=[as_picture(maps) for maps in kept.views.ccm],
-            turns=turns,
+            turns=[turn.picture for turn in turns],
             front=render_front(kept.textured, self._tools.raster, size_px=FRONT_PX),
-            seen=[] if kept.textured.seen is None else self._seen(kept.textured, normals),
+            seen=[turn.seen for turn in turns if turn.seen],
         )
         return Asset(
             photo=job.path,
@@ -344,17 +341,6 @@ class Deliver:
         reasons = [*inspection.doubts(cutout), *inspection.broken_limits(published.publication)]
         verdict = inspection.judge(checks, self._preset, reasons)
         return replace(kept, textured=textured, checks=checks, verdict=verdict)
-
-    def _seen(self, textured: TexturedMesh, normals: NDArray[np.float32]) -> list[Image]:
-        """The previews once more, half as large, with what was imagined marked. normals: of its corners."""
-        from crm_cli.export.preview import mark_imagined, render_previews
-
-        shown = self._preset.preview
-        size_px = max(32, shown.size_px // 2)
-        marked = mark_imagined(textured)
-        return render_previews(
-            marked, self._tools.raster, size_px=size_px, turns=shown.turns, normals=normals
-        )
 
     def _provenance(self, cutout: Cutout, preset: Preset) -> dict[str, str]:
         """Say inside every file what would make it again."""

@@ -47,7 +47,7 @@ class Row:
 def sides(textured: TexturedMesh, raster: Raster, wanted: Sequence[int], size_px: int) -> list[Image.Image]:
     """An asset from some of TURNS sides, at one scale."""
     turns = render_previews(textured, raster, size_px=size_px, turns=TURNS)
-    return [turns[number] for number in wanted]
+    return [turns[number].picture for number in wanted]
 
 
 def portray(seed: int, chain: Chain, raster: Raster) -> list[Image.Image]:

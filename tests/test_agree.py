@@ -4,10 +4,11 @@ from pathlib import PurePosixPath
 
 import pytest
 import torch
+from torch.nn import functional
 
 from crm_cli.frame import BACK, BOTTOM, FRONT, LEFT, RIGHT, TOP, VIEWS
 from crm_cli.models import agree
-from crm_cli.records import Crop, Cutout
+from crm_cli.records import Crop, Cutout, SixViews
 
 SIZE = 64
 RADIUS = 0.7
@@ -178,6 +179,27 @@ def test_spreading_keeps_the_object_and_leaves_no_background() -> None:
     alpha, _ = ball_views()
     colour = torch.where(alpha > 0.5, torch.tensor(0.9), torch.tensor(-7.0)).expand(6, 3, SIZE, SIZE)
     assert torch.allclose(agree.spread(colour, alpha > 0.5), torch.tensor(0.9), atol=1e-5)
+
+
+def test_spreading_gives_the_same_wherever_it_is_wanted() -> None:
+    alpha, _ = ball_views()
+    solid, near = alpha > 0.5, functional.max_pool2d(alpha, 9, stride=1, padding=4) > 0
+    colour = torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    everywhere, here = agree.spread(colour, solid), agree.spread(colour, solid, wanted=near)
+    assert torch.equal(here[near.expand_as(here)], everywhere[near.expand_as(here)])
+    assert not here[:, :, 0, 0].any()
+    assert everywhere[:, :, 0, 0].all()
+
+
+def test_a_surface_beyond_an_outline_is_painted_in_the_objects_colour() -> None:
+    alpha, depth = ball_views()
+    rgb = torch.where(alpha > 0.5, torch.tensor(0.9), torch.tensor(0.1)).expand(6, 3, SIZE, SIZE)
+    wider = functional.max_pool2d(alpha, 5, stride=1, padding=2)
+    seen = agree.seen_on(SixViews(rgb=rgb, ccm=agree.maps_of(depth, alpha), alpha=alpha), depth, wider)
+    is_wider = (wider > 0.5).expand_as(rgb)
+    assert is_wider.sum() > 1.05 * (alpha > 0.5).expand_as(rgb).sum()
+    assert torch.allclose(seen.rgb[is_wider], torch.tensor(0.9), atol=1e-5)
+    assert torch.equal(seen.ccm, agree.maps_of(depth, wider))
 
 
 def test_lifted_views_carry_the_photo_in_front_and_their_maps_lie_on_the_ball() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from crm_cli.learn.data import HELD_OUT
 from crm_cli.learn.photograph import Background, studio_photo
 from crm_cli.learn.products import make_product
 from crm_cli.mesh.raster import WarpRaster
+from crm_cli.models import backdrop
 from crm_cli.models.backdrop import separate
 
 Picture = NDArray[np.float64]
@@ -201,3 +203,17 @@ def test_cast_shadows_are_left_behind_and_grey_parts_are_kept() -> None:
         shadows.append(np.mean((found >= 128) & (true < 0.5)) / np.mean(true >= 0.5))
     assert min(overlaps) >= 0.93 and np.mean(overlaps) >= 0.96, overlaps
     assert np.mean(shadows) <= 0.02, shadows
+
+
+@pytest.mark.parametrize("shape", [(1, 60), (97, 64), (64, 97, 3), (200, 300, 3)])
+@pytest.mark.parametrize("sigma", [2.0, 8.0, 9.6])
+def test_a_wide_blur_at_half_the_size_is_the_same_to_a_hundredth(
+    shape: tuple[int, ...], sigma: float
+) -> None:
+    grain = cv2.GaussianBlur(np.random.default_rng(6).random(shape).astype(np.float32), (0, 0), 1.5)
+    sharp = (grain > 0.5).astype(np.float32).reshape(shape)
+    sharp[:, : shape[1] // 3] = 0
+    exact = cv2.GaussianBlur(sharp, (0, 0), sigma)
+    assert backdrop._blurred(sharp, sigma).shape == sharp.shape
+    assert np.abs(backdrop._blurred(sharp, sigma) - exact)[12:-12, 12:-12].max(initial=0) < 0.01
+    assert np.abs(backdrop._blurred(sharp, sigma) - exact).mean() < 0.01

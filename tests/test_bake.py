@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from crm_cli.errors import PhotoError
 from crm_cli.mesh import bake as bakery
 from crm_cli.mesh.bake import bake, draw_charts, fill_from_nearest, uv_usage
 from crm_cli.mesh.raster import TorchRaster, WarpRaster
+from crm_cli.mesh.unwrap import unwrap
 from crm_cli.records import Mesh, UnwrappedMesh
 from crm_cli.toolbox import accelerators
 
@@ -65,6 +68,67 @@ def test_no_mip_level_mixes_in_a_background(raster):
     assert level.min() >= 153
 
 
+class Counted:
+    """Colours that waver over the surface, and how many points were asked for."""
+
+    def __init__(self):
+        self.points = 0
+
+    def __call__(self, points):
+        self.points += len(points)
+        return 0.5 + 0.5 * torch.sin(3 * points)
+
+
+@pytest.mark.parametrize(
+    ("finest", "share"), [(1.5, 1.0), (2.0, 0.27), (3.9, 0.27), (4.0, 0.08), (99.0, 0.08)]
+)
+def test_detail_coarser_than_texels_is_asked_for_at_fewer_points(raster, device, finest, share):
+    box = unwrap(coordinate_box().unwrapped.mesh, method="box", size_px=TEXTURE_PX, padding_px=4)
+    texel = 1 / bakery.texels_per_unit(box, size_px=TEXTURE_PX)
+    everywhere, now_and_then = Counted(), Counted()
+    exact = bake(box, everywhere, raster, size_px=TEXTURE_PX, device=device)
+    near = bake(box, now_and_then, raster, size_px=TEXTURE_PX, device=device, finest=(finest + 1e-3) * texel)
+    covered = draw_charts(box, raster, size_px=TEXTURE_PX).covered.numpy()
+    assert everywhere.points == covered.sum()
+    assert now_and_then.points == pytest.approx(share * everywhere.points, rel=0.2)
+    # At the rim of a chart colours are carried on from within, over less than a square of 3 codes a texel.
+    off = np.abs(near.texture.astype(int) - exact.texture)[covered]
+    assert off.max() <= 3 * 4
+    assert off.mean() < 0.5
+
+
+def test_charts_too_narrow_for_a_coarser_grid_are_asked_for_texel_by_texel(raster):
+    # One texel wide, between the centres of the squares of two and of four.
+    narrow = flat((0.1, 1.1 / 64, 0.9, 1.9 / 64), (0.1, 0.5, 0.9, 0.9))
+    exact = bake(narrow, Counted(), raster, size_px=64)
+    near = bake(narrow, Counted(), raster, size_px=64, finest=1.0)
+    row = 64 - 2
+    assert np.array_equal(near.texture[row], exact.texture[row])
+
+
+def test_neighbouring_charts_lend_each_other_no_colour(raster):
+    # Four texels apart, as near as charts ever are; the left one shows z = 0, the right one z = 1.
+    charts = flat((0.0, 0.0, 30 / 64, 1.0), (34 / 64, 0.0, 1.0, 1.0))
+    square = charts.mesh.vertices
+    vertices = np.concatenate([square, square + np.float32([0, 0, 1])])
+    faces = charts.mesh.faces + np.array([[0], [0], [4], [4]])
+    pair = replace(charts, mesh=Mesh(vertices=vertices, faces=faces))
+
+    def colour_at(points):
+        return torch.stack([1 - points[:, 2], torch.zeros(len(points)), points[:, 2]], dim=1)
+
+    texture = bake(pair, colour_at, raster, size_px=64, finest=1.0).texture
+    assert (texture[:, :32] == (255, 0, 0)).all()
+    assert (texture[:, 32:] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("size_px", [63, 66])
+def test_sides_that_no_step_divides_are_asked_for_texel_by_texel(raster, size_px):
+    colours = Counted()
+    bake(flat((0, 0, 1, 1)), colours, raster, size_px=size_px, finest=1.0)
+    assert colours.points == {63: 63**2, 66: 33**2}[size_px]
+
+
 def test_uncovered_texels_take_the_nearest_colour():
     generator = np.random.default_rng(3)
     covered = generator.random((24, 24)) < 0.03
@@ -73,8 +137,8 @@ def test_uncovered_texels_take_the_nearest_colour():
     assert np.array_equal(filled[covered], texture[covered])
     inside = np.argwhere(covered)
     for row, column in np.argwhere(~covered):
-        squared = ((inside - (row, column)) ** 2).sum(axis=1)
-        nearest = inside[squared == squared.min()]
+        away = np.hypot(*(inside - (row, column)).T)
+        nearest = inside[away <= 1.02 * away.min()]
         assert (texture[nearest[:, 0], nearest[:, 1]] == filled[row, column]).all(axis=1).any()
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from crm_cli.errors import PhotoError
 from crm_cli.mesh import charts as module
-from crm_cli.mesh.charts import FACING, Charts, box_charts, lay_flat
-from crm_cli.mesh.topology import face_pairs, groups, half_edges
+from crm_cli.mesh.charts import FACING, Charts, Floats, box_charts, lay_flat
+from crm_cli.mesh.topology import ALONE, Indices, face_pairs, groups, half_edges
 
 Solid = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -139,12 +139,28 @@ def test_faces_around_a_vertex_that_add_up_to_more_than_a_turn_clash(
     rim = np.stack([np.cos(angle), np.sin(angle), 0.05 * np.arange(count + 1)], -1)
     points = np.concatenate([[[0, 0, 0]], rim])
     faces = np.array([[0, k + 1, k + 2] for k in range(count)])
-    charts = Charts(chart=np.zeros(count, np.int64), axis=np.full(count, 2))
-    flat = lay_flat(points, faces, charts)
-    corner = np.arange(3 * count)
-    ends = [flat.corner[corner // 3 * 3 + (corner + k) % 3] for k in range(3)]
-    left, _ = module._overlaps_around(flat, *ends, corner)
+    left, _ = clashes_around(points, faces)
     assert (len(left) > 0) is clashes
+
+
+@pytest.mark.parametrize(("turn_deg", "clashes"), [(0, True), (30, True), (61, False), (180, False)])
+def test_fans_that_meet_in_a_vertex_clash_where_they_lie_over_each_other(
+    turn_deg: float, clashes: bool
+) -> None:
+    angle = np.radians([5, 35, 65])
+    rims = [np.stack([np.cos(a), np.sin(a), np.zeros(3)], -1) for a in (angle, angle + np.radians(turn_deg))]
+    points = np.concatenate([[[0, 0, 0]], *rims])
+    left, right = clashes_around(points, np.array([[0, 1, 2], [0, 2, 3], [0, 4, 5], [0, 5, 6]]))
+    assert (len(left) > 0) is clashes
+    assert {(a // 6, b // 6) for a, b in zip(left.tolist(), right.tolist(), strict=True)} <= {(0, 1), (1, 0)}
+
+
+def clashes_around(points: Floats, faces: Indices) -> tuple[Indices, Indices]:
+    """Pairs of corners of one chart that overlap at a vertex."""
+    flat = lay_flat(points, faces, Charts(chart=np.zeros(len(faces), np.int64), axis=np.full(len(faces), 2)))
+    corner = np.arange(3 * len(faces))
+    ends = [flat.corner[corner // 3 * 3 + (corner + k) % 3] for k in range(3)]
+    return module._overlaps_around(flat, *ends, np.flatnonzero(half_edges(faces).opposite == ALONE))
 
 
 def test_crossing_segments_are_those_that_brute_force_finds() -> None:

@@ -7,7 +7,7 @@ import torch
 from coordinate_box import HIGH, LOW, coordinate_box
 
 from crm_cli.export import preview
-from crm_cli.export.preview import IMAGINED, corner_normals, mark_imagined, render_previews, sample
+from crm_cli.export.preview import IMAGINED, corner_normals, render_previews, sample
 from crm_cli.fragments import interpolate
 from crm_cli.mesh.raster import TorchRaster
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
@@ -18,7 +18,9 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [np.asarray(p) for p in render_previews(coordinate_box(), TorchRaster(), size_px=SIZE, turns=4)]
+    return [
+        np.asarray(p.picture) for p in render_previews(coordinate_box(), TorchRaster(), size_px=SIZE, turns=4)
+    ]
 
 
 def ball(colour, rings=40):
@@ -33,6 +35,11 @@ def ball(colour, rings=40):
     mesh = Mesh(vertices=points.reshape(-1, 3).astype(np.float32), faces=faces)
     unwrapped = UnwrappedMesh(mesh=mesh, uv=np.full((1, 2), 0.5, np.float32), uv_faces=np.zeros_like(faces))
     return TexturedMesh(unwrapped=unwrapped, texture=np.full((4, 4, 3), colour, np.uint8))
+
+
+def photograph(textured):
+    """Its front."""
+    return np.asarray(render_previews(textured, TorchRaster(), size_px=SIZE, turns=1)[0].picture)
 
 
 def linear(picture):
@@ -88,17 +95,16 @@ def test_the_object_fills_its_share_of_the_picture_and_the_rest_is_transparent(p
 
 
 def test_outlines_are_soft_and_keep_their_colour():
-    picture = np.asarray(render_previews(ball((200, 40, 40)), TorchRaster(), size_px=SIZE, turns=1)[0])
+    picture = photograph(ball((200, 40, 40)))
     alpha = picture[..., 3]
     assert picture.shape == (SIZE, SIZE, 4)
-    assert set(np.unique(alpha)) == {0, 64, 128, 191, 255}
+    assert set(np.unique(alpha)) == {0, 128, 255}
     edge = picture[(alpha > 0) & (alpha < 255)].astype(int)
     assert (edge[:, 0] > 2.5 * edge[:, 1]).all()  # no dark or grey fringe
 
 
 def test_a_white_ball_is_white_towards_the_key_light_and_shaded_away_from_it():
-    (picture,) = render_previews(ball((255, 255, 255)), TorchRaster(), size_px=SIZE, turns=1)
-    light = np.asarray(picture)[..., 0].astype(int)
+    light = photograph(ball((255, 255, 255)))[..., 0].astype(int)
     middle, lit, shaded = (
         light[SIZE // 2, SIZE // 2],
         light[SIZE // 4, SIZE * 3 // 8],
@@ -137,12 +143,19 @@ def test_sampling_is_linear_between_texel_centres_and_row_0_is_the_top():
 
 def test_what_was_imagined_is_marked_and_what_was_seen_is_left():
     shown = ball((10, 200, 90))
-    seen = np.array([[0, 1, 0.5, 1]] * 4, np.float32)
-    marked = mark_imagined(replace(shown, seen=seen)).texture
-    assert (marked[:, 0] == IMAGINED).all()
-    assert (marked[:, [1, 3]] == (10, 200, 90)).all()
-    assert (marked[:, 2] == np.round(np.add(IMAGINED, (10, 200, 90)) / 2)).all()
-    assert mark_imagined(shown) is shown, "where no photo was laid on there is nothing to tell apart"
+    assert render_previews(shown, TorchRaster(), size_px=SIZE, turns=1)[0].seen is None
+    pictures = {}
+    for share in (0.0, 0.5, 1.0):
+        textured = replace(shown, seen=np.full((4, 4), share, np.float32))
+        (preview_,) = render_previews(textured, TorchRaster(), size_px=SIZE, turns=1)
+        assert preview_.seen.size == (SIZE // 2, SIZE // 2)
+        assert np.array_equal(np.asarray(preview_.picture), photograph(shown))
+        pictures[share] = np.asarray(preview_.seen)[SIZE // 4, SIZE // 4, :3]
+    violet = photograph(ball(IMAGINED))[SIZE // 2, SIZE // 2, :3]
+    assert pictures[0.0] == pytest.approx(violet, abs=2)
+    assert pictures[1.0] == pytest.approx(photograph(shown)[SIZE // 2, SIZE // 2, :3], abs=2)
+    light = [to_linear(torch.from_numpy(pictures[share] / np.float32(255))) for share in (0, 0.5, 1)]
+    torch.testing.assert_close(light[1], (light[0] + light[2]) / 2, atol=5e-3, rtol=0)
 
 
 def test_a_texture_is_decoded_code_by_code_as_any_picture_is():
@@ -152,10 +165,22 @@ def test_a_texture_is_decoded_code_by_code_as_any_picture_is():
 
 
 def test_a_pixel_is_the_mean_of_the_samples_that_hit_it():
-    covered = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    light = torch.linspace(0.1, 0.7, 7)[:, None].repeat(1, 3)
-    picture = np.asarray(preview._develop(light, covered)).astype(int)
-    means = preview._to_srgb(torch.stack((light[:3].mean(), light[3:].mean()))) * 255
-    assert picture[0, 0].tolist() == [round(float(means[0]))] * 3 + [round(0.75 * 255)]
-    assert picture[1, 1].tolist() == [round(float(means[1]))] * 3 + [255]
-    assert not picture[[0, 1], [1, 0]].any()
+    film = preview._Film(2)
+    light = torch.linspace(0.1, 0.5, 5)[:, None].repeat(1, 3)
+    film.expose(torch.tensor([[True, True], [False, False]]), light[:2])
+    film.expose(torch.tensor([[True, False], [False, True]]), light[2:4])
+    picture = np.asarray(film.develop()).astype(int)
+    codes = [round(float(code)) for code in preview._to_srgb(torch.tensor([0.2, 0.2, 0.4])) * 255]
+    assert picture[0, 0].tolist() == [codes[0]] * 3 + [255]
+    assert picture[0, 1].tolist() == [codes[1]] * 3 + [128]
+    assert not picture[1, 0].any()
+    assert picture[1, 1].tolist() == [codes[2]] * 3 + [128]
+    half = np.asarray(film.halved().develop()).astype(int)
+    mean = preview._to_srgb(torch.tensor((0.1 + 0.3 + 0.2 + 0.4) / 4)) * 255
+    assert half.tolist() == [[[round(float(mean))] * 3 + [128]]]
+
+
+def test_upright_and_level_edges_have_as_many_shades_as_there_are_places_in_a_pixel():
+    front = np.asarray(preview.render_front(coordinate_box(), TorchRaster(), size_px=45))[..., 3]
+    # An edge of the box runs through the middle of a pixel, both ways.
+    assert {0, 128, 255} == set(front[22].tolist()) | set(front[:, 22].tolist())

@@ -71,6 +71,7 @@ def paint(
     alpha: NDArray[np.float32] | None = None,
     crop: Crop | None = None,
     device: str = "cpu",
+    finest: float = 0.0,
 ) -> Painted:
     """Lay a photo, by default one that is all canvas, on a mesh with imagined colours."""
     unwrapped = unwrap(mesh, method="box", size_px=TEXTURE_PX, padding_px=4)
@@ -84,7 +85,9 @@ def paint(
         RASTER,
         texels_per_unit=texels_per_unit(unwrapped, size_px=TEXTURE_PX),
     )
-    textured = bake(unwrapped, imagined, RASTER, size_px=TEXTURE_PX, device=device, photo=projection)
+    textured = bake(
+        unwrapped, imagined, RASTER, size_px=TEXTURE_PX, device=device, photo=projection, finest=finest
+    )
     assert textured.seen is not None
     fragments = draw_charts(unwrapped, RASTER, size_px=TEXTURE_PX)
     covered = fragments.covered.numpy()
@@ -112,6 +115,23 @@ def plain(colour: tuple[float, float, float]) -> Callable[[Tensor], Tensor]:
 
 def uniform(colour: tuple[int, int, int], side: int = 128) -> NDArray[np.uint8]:
     return np.tile(np.array(colour, np.uint8), (side, side, 1))
+
+
+def as_the_ramp(points: Tensor) -> Tensor:
+    """The colours that an upright camera of the whole canvas would see of points as `ramp`."""
+    return torch.stack(
+        [(1 - points[:, 0]) / 2, (1 - points[:, 2]) / 2, torch.zeros_like(points[:, 0])], dim=1
+    )
+
+
+@pytest.mark.parametrize("finest", [0.0, 1.0])
+def test_imagined_colours_that_are_the_photos_stay_as_they_are(finest: float) -> None:
+    painted = paint(ball(), ramp(512), as_the_ramp, finest=finest)
+    off = np.abs(painted.colours - as_the_ramp(torch.from_numpy(painted.points)).numpy()).max(axis=1)
+    assert 0.1 < (painted.seen == 0).mean() < 0.9
+    # Two codes: of the photo, and of the texture. A texel is 1 code wide, and a square of them 4.
+    assert off.max() < (6 if finest else 2) / 255
+    assert off.mean() < 0.7 / 255
 
 
 @pytest.mark.parametrize("side", [300, 1500])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 
+import cv2
 import numpy as np
 import pytest
 from coordinate_box import coordinate_box
@@ -19,6 +20,23 @@ def decode(data: bytes) -> np.ndarray:
 def test_the_png_holds_the_texture_exactly():
     texture = coordinate_box().texture
     assert (decode(encode_texture(texture, "png", quality=1).data) == texture).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 3), (64, 64)])
+def test_two_readers_that_check_every_byte_agree_on_the_png(shape, tmp_path):
+    texture = np.random.default_rng(8).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    data = encode_texture(texture, "png", quality=1).data
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", shape[::-1])
+        image.verify()  # every chunk's checksum
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(decoded[..., ::-1], texture)
+    assert np.array_equal(decode(data), texture)
+
+
+def test_a_png_of_soft_colours_is_much_smaller_than_its_pixels():
+    soft = (np.add.outer(np.arange(256), np.arange(256)) // 2).astype(np.uint8)
+    assert len(encode_texture(np.dstack([soft] * 3), "png", quality=1).data) < 256 * 256 * 3 / 50
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("jpeg", ".jpg"), ("webp", ".webp")])

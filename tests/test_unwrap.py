@@ -233,6 +233,38 @@ def test_a_texture_too_small_for_its_padding_gets_less() -> None:
     assert len(np.unique(texels)) == len(texels) > 1000
 
 
+def test_charts_of_known_area_and_rim_mostly_fit_at_the_first_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    import xatlas
+
+    sides: list[int] = []
+
+    class Counted(xatlas.Atlas):  # type: ignore[misc]  # xatlas is not typed
+        def generate(self, *options: object) -> None:
+            super().generate(*options)
+            sides.append(max(self.width, self.height))
+
+    monkeypatch.setattr(xatlas, "Atlas", Counted)
+    for solid in SOLIDS.values():
+        unwrap(solid, method="box", size_px=1024, padding_px=8)
+    assert len(sides) <= len(SOLIDS) + 2
+    # Nor are they made much smaller than they could be.
+    assert np.median(sides) > 0.9 * 512
+
+
+@pytest.mark.parametrize("size_px", [130, 250, 1000])
+def test_a_texture_of_any_size_is_filled_and_keeps_its_charts_apart(size_px: int) -> None:
+    unwrapped = unwrap(SOLIDS["torus"], method="box", size_px=size_px, padding_px=9)
+    assert np.ptp(unwrapped.uv, axis=0).max() > 1 - 2 * 9 / size_px
+    chart = charts_of(unwrapped)
+    face, texel = hits(corners_px(unwrapped, size_px), size_px)
+    owner = np.full(size_px * size_px, -1)
+    owner[texel] = chart[face]
+    owner = owner.reshape(size_px, size_px)
+    for one in np.unique(chart):
+        away = distance_transform_edt(owner != one)
+        assert away[(owner >= 0) & (owner != one)].min(initial=np.inf) >= 9
+
+
 def test_a_cube_has_six_square_charts() -> None:
     unwrapped = unwrap(SOLIDS["cube"], method="box", size_px=SIZE, padding_px=PADDING)
     assert len(unwrapped.uv) == 24

@@ -24,14 +24,13 @@ def write_obj(scene: Scene, path: Path, *, picture: Picture) -> list[Path]:
 
 def encode_obj(scene: Scene, *, mtl_name: str) -> str:
     """Return the text of the OBJ. A face corner is `v/vt/vn`, so the surface stays closed across seams."""
-    v, vt = scene.faces + 1, scene.uv_faces + 1
     parts = [
         f"# crm {__version__}\n# metres, y up, front +Z\n{_remarks(scene)}mtllib {mtl_name}\no asset\n",
         _lines("v %.9g %.9g %.9g\n", scene.points),
         _lines("vt %.9g %.9g\n", scene.uv),
         _lines("vn %.6g %.6g %.6g\n", scene.normals),
         "usemtl asset\n",
-        _lines("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([v, vt, v], axis=2).reshape(-1, 9)),
+        _faces(scene),
     ]
     return "".join(parts)
 
@@ -50,6 +49,15 @@ def encode_mtl(*, texture_name: str) -> str:
 def _remarks(scene: Scene) -> str:
     """Return the provenance as comments, one line an entry whatever characters it holds."""
     return "".join(f"# {key}: {' '.join(value.split())}\n" for key, value in scene.provenance.items())
+
+
+def _faces(scene: Scene) -> str:
+    """Format the faces, each kind of corner once: most are shared by six faces."""
+    pairs, corners = np.unique(scene.faces * len(scene.uv) + scene.uv_faces, return_inverse=True)
+    v, vt = np.divmod(pairs, len(scene.uv))
+    words = _lines("%d/%d/%d\n", np.stack([v, vt, v], axis=1) + 1).splitlines()
+    chosen = [words[corner] for corner in corners.ravel().tolist()]
+    return ("f %s %s %s\n" * len(scene.faces)) % tuple(chosen)
 
 
 def _lines(form: str, rows: NDArray[np.float32] | NDArray[np.int64]) -> str:

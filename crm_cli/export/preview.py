@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ DISTANCE = 6.0
 FILL = 0.92
 """Share of the picture that the object spans where it is largest."""
 
-SUPERSAMPLING = 2
+SAMPLES = ((-0.25, -0.25, 0.0), (0.25, 0.25, 0.0))
+"""Where in a pixel the object is looked at, from its middle. On a diagonal, so that an upright and a level
+edge get as many shades as of four places in a square."""
 
 IMAGINED = (158, 96, 214)
 """A violet that few products have, sRGB: what was imagined, where a picture tells it from what was seen."""
@@ -45,6 +48,14 @@ A white surface that faces the camera reflects about 0.9: colours look as the te
 """
 
 
+class Preview(NamedTuple):
+    """An asset from one side."""
+
+    picture: Image.Image
+    seen: Image.Image | None
+    """The same half as large, with what was imagined marked; None where no photo was laid on."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Model:
     """What every picture of one asset shares, as tensors."""
@@ -52,56 +63,51 @@ class _Model:
     points: Tensor
     """[V 3], world directions, centred on the origin."""
     faces: Tensor
-    uv: Tensor
-    uv_faces: Tensor
-    normals: Tensor
-    """[3F 3]: face by face, one a corner."""
+    corners: Tensor
+    """[3F 5]: where each lies in the texture and its normal, face by face."""
     albedo: Tensor
     """[1 3 T T], linear light."""
+    seen: Tensor | None
+    """[1 1 T T], how far the photo shows each texel; None where none was laid on."""
 
     @classmethod
-    def of(cls, textured: TexturedMesh, normals: NDArray[np.float32] | None = None) -> _Model:
-        """Centre, decode and find normals, unless those of the corners [F 3 3] are known."""
-        if normals is None:
-            normals = corner_normals(textured.mesh)
+    def of(cls, textured: TexturedMesh) -> _Model:
+        """Centre, decode and find normals."""
         points = torch.from_numpy(textured.mesh.vertices)
+        uv = torch.from_numpy(textured.unwrapped.uv[textured.unwrapped.uv_faces])  # [F 3 2]
         return cls(
             points=points - (points.amin(dim=0) + points.amax(dim=0)) / 2,
             faces=torch.from_numpy(textured.mesh.faces),
-            uv=torch.from_numpy(textured.unwrapped.uv),
-            uv_faces=torch.from_numpy(textured.unwrapped.uv_faces),
-            normals=torch.from_numpy(normals).view(-1, 3),
+            corners=torch.cat((uv, torch.from_numpy(corner_normals(textured.mesh))), dim=2).view(-1, 5),
             albedo=_albedo(textured.texture),
+            seen=None if textured.seen is None else torch.from_numpy(textured.seen)[None, None],
         )
 
 
-def render_previews(
-    textured: TexturedMesh,
-    raster: Raster,
-    *,
-    size_px: int,
-    turns: int,
-    normals: NDArray[np.float32] | None = None,
-) -> list[Image.Image]:
+def render_previews(textured: TexturedMesh, raster: Raster, *, size_px: int, turns: int) -> list[Preview]:
     """Photograph an asset from `turns` sides at equal angles: front first, then around by its left side.
 
     The pictures are square, RGBA on transparency, and share one scale, so that nothing jumps when they
     are shown in turn.
-
-    normals: `corner_normals` of the mesh, where somebody has them already.
     """
-    model = _Model.of(textured, normals)
+    model = _Model.of(textured)
     cameras = [_camera(2 * math.pi * turn / turns) for turn in range(turns)]
-    placed = _frame([_look(model.points, camera) for camera in cameras], size_px * SUPERSAMPLING)
+    placed = _frame([_look(model.points, camera) for camera in cameras], size_px)
     return [
-        _photograph(model, raster, camera, positions, size_px * SUPERSAMPLING)
+        _photograph(model, raster, camera, positions, size_px)
         for camera, positions in zip(cameras, placed, strict=True)
     ]
 
 
-def see_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> tuple[Fragments, Tensor]:
-    """What the front view sees of an asset: its fragments, and where in the texture each hit lies [1 N 2]."""
+def see_front(
+    textured: TexturedMesh, raster: Raster, *, size_px: int, shift: tuple[float, float, float] = (0, 0, 0)
+) -> tuple[Fragments, Tensor]:
+    """What the front view sees of an asset: its fragments, and where in the texture each hit lies [1 N 2].
+
+    shift: by which the asset is moved on the picture, in pixels right and down.
+    """
     positions = project(torch.from_numpy(textured.mesh.vertices), VIEWS[FRONT], size_px)
+    positions += positions.new_tensor(shift)
     faces, uv_faces = (torch.from_numpy(f) for f in (textured.mesh.faces, textured.unwrapped.uv_faces))
     flat = raster.rasterize(positions, faces, height=size_px, width=size_px)
     return flat, interpolate(torch.from_numpy(textured.unwrapped.uv), uv_faces, flat.hits())
@@ -112,21 +118,11 @@ def render_front(textured: TexturedMesh, raster: Raster, *, size_px: int) -> Ima
 
     It is not lit: the photo's light is in the texture already, and the two are to be compared.
     """
-    flat, uv = see_front(textured, raster, size_px=size_px * SUPERSAMPLING)
-    return _develop(sample(_albedo(textured.texture), uv)[0], flat.covered)
-
-
-def mark_imagined(textured: TexturedMesh) -> TexturedMesh:
-    """The same asset with IMAGINED in place of every colour that no photo shows."""
-    if textured.seen is None:
-        return textured
-    seen, texels = textured.seen.ravel(), textured.texture.reshape(-1, 3)
-    marked = np.where(seen[:, None] > 0, texels, np.array(IMAGINED, np.uint8))
-    between = np.flatnonzero((seen > 0) & (seen < 1))  # few
-    share = seen[between, None]
-    mixed = texels[between] * share + np.array(IMAGINED, np.float32) * (1 - share)
-    marked[between] = np.round(mixed).astype(np.uint8)
-    return replace(textured, texture=marked.reshape(textured.texture.shape))
+    albedo, film = _albedo(textured.texture), _Film(size_px)
+    for shift in SAMPLES:
+        flat, uv = see_front(textured, raster, size_px=size_px, shift=shift)
+        film.expose(flat.covered, sample(albedo, uv)[0])
+    return film.develop()
 
 
 def _camera(azimuth: float) -> Tensor:
@@ -167,14 +163,22 @@ def _frame(seen: list[Tensor], side: int) -> list[Tensor]:
     ]
 
 
-def _photograph(model: _Model, raster: Raster, camera: Tensor, positions: Tensor, side: int) -> Image.Image:
+def _photograph(model: _Model, raster: Raster, camera: Tensor, positions: Tensor, side: int) -> Preview:
     """Draw, light and develop one picture from pixel positions [V 3]."""
-    flat = raster.rasterize(positions, model.faces, height=side, width=side)
-    hits = _in_perspective(flat.hits(), positions[:, 2], model.faces)
-    uv = interpolate(model.uv, model.uv_faces, hits)  # [1 N 2]
-    normals = interpolate(model.normals, torch.arange(len(model.normals)).view(-1, 3), hits)
-    colour = sample(model.albedo, uv) * _light(normalize(normals, dim=-1), camera)
-    return _develop(colour[0], flat.covered)
+    plain, marked = _Film(side), _Film(side)
+    corners = torch.arange(len(model.corners)).view(-1, 3)
+    violet = to_linear(torch.tensor(IMAGINED) / 255)
+    for shift in SAMPLES:
+        placed = positions + positions.new_tensor(shift)
+        flat = raster.rasterize(placed, model.faces, height=side, width=side)
+        hits = _in_perspective(flat.hits(), placed[:, 2], model.faces)
+        carried = interpolate(model.corners, corners, hits)  # [1 N 5]
+        uv, normals = carried[..., :2], normalize(carried[..., 2:], dim=-1)
+        light, colour = _light(normals, camera)[0], sample(model.albedo, uv)[0]
+        plain.expose(flat.covered, colour * light)
+        if model.seen is not None:
+            marked.expose(flat.covered, torch.lerp(violet, colour, sample(model.seen, uv)[0]) * light)
+    return Preview(plain.develop(), None if model.seen is None else marked.halved().develop())
 
 
 def _in_perspective(fragments: Fragments, nearness: Tensor, faces: Tensor) -> Fragments:
@@ -211,21 +215,38 @@ def _light(normals: Tensor, camera: Tensor) -> Tensor:
     return GROUND + (SKY - GROUND) * from_above + KEY * from_key
 
 
-def _develop(colour: Tensor, covered: Tensor) -> Image.Image:
-    """Shrink the linear colours [N 3] of the covered pixels [H W] to an sRGB picture with soft edges."""
-    height, width = (side // SUPERSAMPLING for side in covered.shape)
-    sharp = torch.zeros(covered.numel(), 4)
-    sharp[covered.view(-1).nonzero()[:, 0]] = torch.cat((colour, colour.new_ones(len(colour), 1)), dim=1)
-    fine = sharp.view(height, SUPERSAMPLING, width, SUPERSAMPLING, 4)
-    cells = [fine[:, row, :, column] for row in range(SUPERSAMPLING) for column in range(SUPERSAMPLING)]
-    small = torch.stack(cells).sum(dim=0).view(-1, 4) / len(cells)  # [S² 4]
-    # Encoding is dear, and most of the picture is empty.
-    shown = small[:, 3].nonzero()[:, 0]
-    small = small[shown]
-    rgb = _to_srgb(small[:, :3] / small[:, 3:].clamp(min=1 / SUPERSAMPLING**2))
-    rgba = torch.zeros(height * width, 4, dtype=torch.uint8)
-    rgba[shown] = (torch.cat((rgb, small[:, 3:]), dim=1) * 255).round().byte()
-    return Image.fromarray(rgba.view(height, width, 4).numpy(), "RGBA")
+class _Film:
+    """A square picture in the making: the light that fell on each pixel, and how much of it was hit."""
+
+    def __init__(self, side: int) -> None:
+        self._side = side
+        self._sums = torch.zeros(side * side, 4)
+
+    def expose(self, covered: Tensor, colour: Tensor) -> None:
+        """Add what one sample of each pixel saw: linear colours [N 3] of the covered ones [S S]."""
+        pixel = covered.view(-1).nonzero()[:, 0]
+        self._sums.index_add_(
+            0, pixel, torch.cat((colour, colour.new_ones(len(colour), 1)), dim=1) / len(SAMPLES)
+        )
+
+    def halved(self) -> _Film:
+        """The same, half as large."""
+        side = self._side // 2
+        smaller = _Film(side)
+        fine = self._sums.view(self._side, self._side, 4)[: 2 * side, : 2 * side]
+        quarters = [fine[row::2, column::2] for row in range(2) for column in range(2)]
+        smaller._sums = torch.stack(quarters).sum(dim=0).view(-1, 4) / 4
+        return smaller
+
+    def develop(self) -> Image.Image:
+        """Turn it into an sRGB picture with soft edges: where it was partly hit it is partly transparent."""
+        # Encoding is dear, and most of the picture is empty.
+        shown = self._sums[:, 3].nonzero()[:, 0]
+        light = self._sums[shown]
+        rgb = _to_srgb(light[:, :3] / light[:, 3:])
+        rgba = torch.zeros(len(self._sums), 4, dtype=torch.uint8)
+        rgba[shown] = (torch.cat((rgb, light[:, 3:]), dim=1) * 255).round().byte()
+        return Image.fromarray(rgba.view(self._side, self._side, 4).numpy(), "RGBA")
 
 
 def _albedo(texture: NDArray[np.uint8]) -> Tensor:

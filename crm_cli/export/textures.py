@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,8 @@ from crm_cli.export.extras import KTX2_TOOLS, find_ktx2_tool, no_ktx2_tool
 
 TextureFormat = Literal["png", "jpeg", "webp", "ktx2"]
 
-_PNG_LEVEL = 2  # a sixth of the default's time for 15 % more bytes on a noisy photo texture
+_PNG_LEVEL = 2  # a fifth of the time of Pillow's default for a fifth more bytes
+_UP = 2  # the filter that subtracts the pixel above (PNG §9.2)
 _KTX2_LEVELS = 255  # the highest quality level of ETC1S
 
 
@@ -43,7 +46,7 @@ def encode_texture(pixels: NDArray[np.uint8], kind: TextureFormat, *, quality: i
 
     image, stream = Image.fromarray(pixels), io.BytesIO()
     if kind == "png":
-        image.save(stream, "PNG", compress_level=_PNG_LEVEL)
+        stream.write(_encode_png(pixels))
     elif kind == "jpeg":
         # Whole chroma: charts of unlike colours lie a few texels apart, and half of it would bleed across.
         image.save(stream, "JPEG", quality=quality, subsampling=0)
@@ -52,6 +55,24 @@ def encode_texture(pixels: NDArray[np.uint8], kind: TextureFormat, *, quality: i
     else:
         stream.write(_encode_ktx2(pixels, quality=quality))
     return Picture(data=stream.getvalue(), kind=kind)
+
+
+def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode a picture [H W 3] with one filter for all rows.
+
+    Pillow tries five a row, which takes twice as long for about as many bytes. (PNG §5, §9.2, §11.2)
+    """
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = _UP
+    rows[:, 1:] = pixels.reshape(height, -1)
+    rows[1:, 1:] -= pixels[:-1].reshape(height - 1, 3 * width)  # modulo 256, as it is undone
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # eight bits a channel, RGB, not interlaced
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), _PNG_LEVEL)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 def _encode_ktx2(pixels: NDArray[np.uint8], *, quality: int) -> bytes:

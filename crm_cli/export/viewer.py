@@ -29,7 +29,8 @@ POINT_BITS, NORMAL_BITS, UV_BITS = 12, 7, 13
 Nobody sees more, and the zeros behind them are what gzip saves most on.
 """
 
-GZIP_LEVEL = 6
+GZIP_LEVEL = 4
+"""A third of the usual level's time, for 1.5 % more bytes."""
 
 MODEL_QUALITY = 85
 """Of the JPEG texture: it is shown at a few hundred pixels."""

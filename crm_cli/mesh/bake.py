@@ -6,35 +6,49 @@ Texel (row, column) of a T × T texture has its centre at u = (column + ½) / T,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate as resize
+from torch.nn.functional import max_pool2d
 
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import Fragments, Raster, interpolate
 from crm_cli.mesh.inspect import corners
-from crm_cli.mesh.projection import Projection, facing, vertex_facing
+from crm_cli.mesh.projection import GRAZING_COS, Projection, facing, vertex_facing
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
 
 POINTS_AT_ONCE = 1 << 17
 """Surface points asked for together: 128 floats of network activation each are 64 MB."""
 
+STEPS = (2, 4)
+"""Texels from one asked for to the next, where they are finer than what is to be seen. No more than the least
+padding: what is read between two must lie in one chart."""
+
+LEAST_SHARE = 0.25
+"""A texel with less than this share of what surrounds it in its chart is asked for itself."""
+
+ColourAt = Callable[[Tensor], Tensor]
+"""sRGB colours float32 [N 3] in [0, 1] of world points float32 [N 3]."""
+
 
 def bake(
     unwrapped: UnwrappedMesh,
-    colour_at: Callable[[Tensor], Tensor],
+    colour_at: ColourAt,
     raster: Raster,
     *,
     size_px: int,
     device: str = "cpu",
     photo: Projection | None = None,
+    finest: float = 0.0,
 ) -> TexturedMesh:
     """Paint a mesh's texture with the colours of its surface.
 
-    Every texel whose centre lies in a chart is asked for at its own surface point; every other texel
+    Every texel whose centre lies in a chart has the colour of its own surface point; every other texel
     takes the colour of the nearest one, so that no mip level mixes in a background.
 
     Args:
@@ -45,6 +59,8 @@ def bake(
         size_px: Side of the square texture.
         device: Where to draw and to ask.
         photo: What is laid over those colours where it shows the surface.
+        finest: World units below which those colours show no detail. Where texels are finer, fewer points
+            are asked for, and read between.
 
     Raises:
         PhotoError: No texel centre lies in a chart.
@@ -56,13 +72,21 @@ def bake(
     points = interpolate(vertices, faces, hits)[0]  # [N 3]
     if not len(points):
         raise PhotoError("the texture has no charts", code="E_TEXTURE_EMPTY", kind="quality")
+    texels = _Texels(
+        unwrapped=unwrapped,
+        colour_at=colour_at,
+        raster=raster,
+        points=points,
+        pixel=fragments.covered.view(-1).nonzero()[:, 0],
+        size_px=size_px,
+        step=_step(unwrapped, finest, size_px=size_px),
+    )
     if photo is None:
-        colours, weights = _ask(colour_at, points), torch.zeros(len(points))
+        colours, weights = texels.colours(), points.new_zeros(len(points))
     else:
-        colours, weights = _lay_on(points, hits, photo, colour_at)
-    covered = fragments.covered.cpu().numpy()
+        colours, weights = _lay_on(texels, hits, photo)
     codes = (colours.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    owner = _owners(covered)
+    owner = _owners(fragments.covered.cpu().numpy())
     return TexturedMesh(
         unwrapped=unwrapped,
         texture=codes.take(owner, axis=0),
@@ -71,36 +95,106 @@ def bake(
     )
 
 
-def _ask(colour_at: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+def _ask(colour_at: ColourAt, points: Tensor) -> Tensor:
     """Colours [N 3] of points [N 3], so many at once."""
     colours = [colour_at(chunk).detach() for chunk in torch.split(points, POINTS_AT_ONCE)]
     return torch.cat(colours).clamp(0, 1)
 
 
-def _lay_on(
-    points: Tensor, hits: Fragments, photo: Projection, colour_at: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Colours of points [N 3], the photo's where it counts and imagined elsewhere; how far it counts, [N].
+def _step(unwrapped: UnwrappedMesh, finest: float, *, size_px: int) -> int:
+    """How many texels lie between two for which a colour is asked: a power of two that divides the side."""
+    wanted = finest * texels_per_unit(unwrapped, size_px=size_px)
+    return max(step for step in (1, *STEPS) if step == 1 or (step <= wanted and size_px % step == 0))
 
-    hits: the points' faces and weights, [1 N].
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Texels:
+    """The texels in charts, and how their colours are found."""
+
+    unwrapped: UnwrappedMesh
+    colour_at: ColourAt
+    raster: Raster
+    points: Tensor
+    """Where on the surface each lies, [N 3]."""
+    pixel: Tensor
+    """Where in the texture, row by row, [N]."""
+    size_px: int
+    step: int
+    """A colour is asked for once in a square of so many texels a side."""
+
+    def colours(self, chosen: Tensor | None = None) -> Tensor:
+        """Colours [M 3] of the chosen texels [M], or of all."""
+        points, pixel = self.points, self.pixel
+        if chosen is not None:
+            points, pixel = points.index_select(0, chosen), pixel.index_select(0, chosen)
+        if self.step == 1 or not len(points):
+            return _ask(self.colour_at, points)
+        coarse = self._coarse(pixel)  # [4 T/step T/step]
+        fine = resize(coarse[None], scale_factor=self.step, mode="bilinear", align_corners=False)
+        read = fine[0].view(4, -1).index_select(1, pixel)
+        colours = (read[:3] / read[3:].clamp(min=LEAST_SHARE)).T
+        # Of charts too narrow for a square's centre, and of corners.
+        lone = (read[3] < LEAST_SHARE).nonzero()[:, 0]
+        if len(lone):
+            colours = colours.index_copy(0, lone, _ask(self.colour_at, points.index_select(0, lone)))
+        return colours
+
+    def _coarse(self, pixel: Tensor) -> Tensor:
+        """Colours at the centres of squares, and 1 where there is one: [4 T/step T/step], else 0.
+
+        Only squares from which one of the texels [M] will read are asked for.
+        """
+        side = self.size_px // self.step
+        fragments = draw_charts(self.unwrapped, self.raster, size_px=side, device=str(pixel.device))
+        wanted = torch.zeros(self.size_px**2, device=pixel.device)
+        wanted[pixel] = 1.0
+        squares = max_pool2d(wanted.view(1, self.size_px, self.size_px), self.step)
+        is_read = max_pool2d(squares, 3, stride=1, padding=1)[0] > 0  # neighbours are read between
+        hits = replace(fragments, face=torch.where(is_read, fragments.face, -1)).hits()
+        mesh = self.unwrapped.mesh
+        vertices, faces = (torch.from_numpy(part).to(pixel.device) for part in (mesh.vertices, mesh.faces))
+        coarse = torch.zeros(4, side * side, device=pixel.device)
+        at = (is_read & fragments.covered).view(-1).nonzero()[:, 0]
+        if len(at):
+            coarse[:3, at] = _ask(self.colour_at, interpolate(vertices, faces, hits)[0]).T
+            coarse[3, at] = 1.0
+        return coarse.view(4, side, side)
+
+
+def _lay_on(texels: _Texels, hits: Fragments, photo: Projection) -> tuple[Tensor, Tensor]:
+    """Colours of texels [N 3], the photo's where it counts and imagined elsewhere; how far it counts, [N].
+
+    hits: their faces and weights, [1 N].
     """
-    mesh = photo.mesh
-    faces, vertices = (torch.from_numpy(part).to(points.device) for part in (mesh.faces, mesh.vertices))
+    mesh, points = photo.mesh, texels.points
+    faces = torch.from_numpy(mesh.faces).to(points.device)
     of_face, of_vertex = (
         torch.from_numpy(cosine).to(points) for cosine in (facing(mesh), vertex_facing(mesh))
     )
-    levels = photo.level(_ask(colour_at, vertices))
-    blended = interpolate(torch.cat((of_vertex[:, None], levels), dim=1), faces, hits)[0]  # [N 4]
+    colours, weights = points.new_zeros((len(points), 3)), points.new_zeros(len(points))
+    front = (of_face[hits.face[0]] > GRAZING_COS).nonzero()[:, 0]
+    front_hits = _picked(hits, front)
     # Round an edge the vertices' normals lean on to the side that looks away.
-    squareness = torch.minimum(blended[:, 0], of_face[hits.face[0]])
-    colours, weights = photo.look(points, squareness)
+    squareness = torch.minimum(
+        interpolate(of_vertex[:, None], faces, front_hits)[0, :, 0], of_face[front_hits.face[0]]
+    )
+    shown, share = photo.look(points.index_select(0, front), squareness)
+    weights[front] = share
     # What is wholly seen, a quarter of all, need not be imagined.
     rest = (weights < 1).nonzero()[:, 0]
-    if len(rest):
-        imagined = _ask(colour_at, points.index_select(0, rest)) + blended.index_select(0, rest)[:, 1:]
-        mixed = torch.lerp(imagined, colours.index_select(0, rest), weights.index_select(0, rest)[:, None])
-        colours = colours.index_copy(0, rest, mixed)
+    levels = photo.level(partial(_ask, texels.colour_at), device=points.device)
+    colours[rest] = texels.colours(rest) + interpolate(levels, faces, _picked(hits, rest))[0]
+    colours[front] = torch.lerp(colours.index_select(0, front), shown, share[:, None])
     return colours, weights
+
+
+def _picked(hits: Fragments, index: Tensor) -> Fragments:
+    """Some [M] of the hits [1 N], in one row."""
+    return Fragments(
+        face=hits.face.index_select(1, index),
+        barycentric=hits.barycentric.index_select(1, index),
+        depth=hits.depth.index_select(1, index),
+    )
 
 
 def _share_of_area(mesh: Mesh, face: NDArray[np.int64], seen: NDArray[np.float32]) -> float:
@@ -135,24 +229,25 @@ def texels_per_unit(unwrapped: UnwrappedMesh, *, size_px: int) -> float:
 
 def fill_from_nearest(texture: NDArray[np.uint8], covered: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Give every texel outside `covered` [T T] the colour of the nearest one inside. texture: [T T 3]."""
-    filled: NDArray[np.uint8] = texture[_nearest(covered)]
+    filled: NDArray[np.uint8] = texture[covered].take(_owners(covered), axis=0)
     return filled
 
 
 def _owners(covered: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Which of the texels inside `covered` [T T], counted row by row, is nearest to each: [T T]."""
-    number = np.cumsum(covered).reshape(covered.shape) - 1  # right wherever a texel is inside
-    row, column = _nearest(covered)
-    owners: NDArray[np.int64] = number.ravel().take(row.astype(np.int64) * covered.shape[1] + column)
+    """Which of the texels inside `covered` [T T], counted row by row, is nearest to each: [T T].
+
+    Nearest to a fiftieth of the distance: ways are added up of steps to neighbours and knight's moves.
+    (OpenCV, distanceTransform; Borgefors 1986)
+    """
+    import cv2
+
+    _, label = cv2.distanceTransformWithLabels(
+        (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    number = np.zeros(int(label.max()) + 1, np.int64)
+    number[label[covered]] = np.arange(np.count_nonzero(covered))
+    owners: NDArray[np.int64] = number.take(label)
     return owners
-
-
-def _nearest(covered: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Row and column [T T] of the texel inside `covered` [T T] that is nearest to each."""
-    from scipy.ndimage import distance_transform_edt
-
-    row, column = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-    return row, column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

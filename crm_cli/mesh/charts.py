@@ -36,6 +36,10 @@ CUT_ROUNDS = 40
 """Each round parts every chart that covers itself; a spiral of n turns takes about log2 n."""
 
 
+SAME_ANGLE = 1e-6
+"""A millionth of a radian: rounding of arctan2 at edges that are shared exactly."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Charts:
     """Charts of F faces; axis a is +x, +y, +z, -x, -y, -z for 0..5."""
@@ -111,7 +115,9 @@ def _axes(points: Floats, faces: Indices, edges: HalfEdges) -> Indices:
     is_fit[~is_fit.any(axis=1)] = True  # faces without area fit anywhere
     smooth = normals
     for _ in range(NORMAL_ROUNDS):
-        smooth = smooth + smooth[neighbours].sum(axis=1)
+        # One neighbour after the other: numpy sums slowly along an axis so short.
+        first, second, third = (smooth.take(neighbours[:, side], axis=0) for side in range(3))
+        smooth = smooth + (first + second + third)
     own = np.where(is_fit, _cosines(smooth), -np.inf)
     axis: Indices = own.argmax(axis=1)
     for _ in range(LABEL_ROUNDS):
@@ -155,29 +161,41 @@ def _clashes(
     points: Floats, faces: Indices, edges: HalfEdges, charts: Charts, suspects: NDArray[np.bool_]
 ) -> tuple[Indices, Indices]:
     """Find pairs of faces of one chart that show where it covers itself, among suspect faces."""
-    flat = lay_flat(points, faces, charts)
-    corners = np.flatnonzero(np.repeat(suspects, 3))
-    other = np.where(edges.opposite == ALONE, -1, charts.chart[edges.opposite // 3])
-    rim = corners[other[corners] != charts.chart[corners // 3]]
-    following = np.where(np.arange(len(flat.corner)) % 3 == 2, -2, 1) + np.arange(len(flat.corner))
-    start, end = flat.corner, flat.corner[following]
-    crossing = _crossings(flat.place, start[rim], end[rim], charts.chart[rim // 3])
-    around = _overlaps_around(flat, start, end, flat.corner[following[following]], corners)
+    chosen = np.flatnonzero(suspects)
+    chart = charts.chart[chosen]
+    flat = lay_flat(points, faces[chosen], Charts(chart=chart, axis=charts.axis[chosen]))
+    opposite = edges.opposite.reshape(-1, 3)[chosen]
+    other = np.where(opposite == ALONE, -1, charts.chart[opposite // 3])
+    rim = np.flatnonzero((other != chart[:, None]).ravel())
+    corner = flat.corner.reshape(-1, 3)
+    start, end, third = corner.ravel(), corner[:, [1, 2, 0]].ravel(), corner[:, [2, 0, 1]].ravel()
+    crossing = _crossings(flat.place, start[rim], end[rim], chart[rim // 3])
+    around = _overlaps_around(flat, start, end, third, rim)
     return (
-        np.concatenate([rim[crossing[0]] // 3, around[0] // 3]),
-        np.concatenate([rim[crossing[1]] // 3, around[1] // 3]),
+        chosen[np.concatenate([rim[crossing[0]], around[0]]) // 3],
+        chosen[np.concatenate([rim[crossing[1]], around[1]]) // 3],
     )
 
 
 def _overlaps_around(
-    flat: Flat, start: Indices, end: Indices, third: Indices, corners: Indices
+    flat: Flat, start: Indices, end: Indices, third: Indices, rim: Indices
 ) -> tuple[Indices, Indices]:
-    """Find neighbouring corners whose angles at their common flat vertex overlap."""
-    arm = flat.place[end[corners]] - flat.place[start[corners]]
-    other = flat.place[third[corners]] - flat.place[start[corners]]
+    """Find neighbouring corners whose angles at their common flat vertex overlap.
+
+    start, end, third: the flat vertices of every corner and of the two after it. rim: half-edges.
+    """
+    arm, other = flat.place[end] - flat.place[start], flat.place[third] - flat.place[start]
+    span = np.arctan2(
+        arm[:, 0] * other[:, 1] - arm[:, 1] * other[:, 0], arm[:, 0] * other[:, 0] + arm[:, 1] * other[:, 1]
+    )
+    # Faces in one fan follow each other: they overlap only when they go around more than once.
+    count = len(flat.vertex)
+    goes_on = np.bincount(start, span, count) > 2 * np.pi + SAME_ANGLE
+    is_apart = np.bincount(start[rim], minlength=count) > 1
+    turns_back = np.bincount(start[span <= 0], minlength=count) > 0
+    corners = np.flatnonzero((goes_on | is_apart | turns_back)[start])
+    owner, arm, span = start[corners], arm[corners], span[corners]
     begin = np.arctan2(arm[:, 1], arm[:, 0])
-    span = np.arctan2(arm[:, 0] * other[:, 1] - arm[:, 1] * other[:, 0], (arm * other).sum(axis=1))
-    owner = start[corners]
     order = np.lexsort((begin, owner))
     owner, begin, stop = owner[order], begin[order], (begin + span)[order]
     first = np.flatnonzero(np.diff(owner, prepend=-1))
@@ -186,8 +204,7 @@ def _overlaps_around(
     after[first + counts - 1] = first  # the last corner's next is the first, a turn later
     turn = np.zeros(len(owner))
     turn[first + counts - 1] = 2 * np.pi
-    # A millionth of a turn: rounding of arctan2 at edges that are shared exactly.
-    clash = np.flatnonzero((stop > begin[after] + turn + 1e-6) & (np.repeat(counts, counts) > 1))
+    clash = np.flatnonzero((stop > begin[after] + turn + SAME_ANGLE) & (np.repeat(counts, counts) > 1))
     return corners[order[clash]], corners[order[after[clash]]]
 
 
@@ -261,7 +278,9 @@ def _parted(
     upper = np.where(depth[left] >= depth[right], left, right)[deepest]
     lower = np.where(depth[left] >= depth[right], right, left)[deepest]
     one, two = face_pairs(edges)
-    inside = charts.chart[one] == charts.chart[two]
+    is_parted = np.zeros(charts.count, np.bool_)
+    is_parted[charts.chart[left]] = True
+    inside = (charts.chart[one] == charts.chart[two]) & is_parted[charts.chart[one]]
     graph = coo_matrix((np.ones(int(inside.sum())), (one[inside], two[inside])), shape=(len(faces),) * 2)
     _, _, nearest = dijkstra(
         graph.tocsr(),

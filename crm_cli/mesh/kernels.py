@@ -114,8 +114,8 @@ def draw(
         row_v += down_v
 
 
-@wp.kernel(enable_backward=False)
-def resolve(
+@wp.func
+def fragment(
     corners: wp.array2d(dtype=wp.int64),
     depths: wp.array(dtype=wp.float32),
     faces: wp.array2d(dtype=wp.int64),
@@ -123,9 +123,10 @@ def resolve(
     face_out: wp.array2d(dtype=wp.int64),
     barycentric: wp.array3d(dtype=wp.float32),
     depth_out: wp.array2d(dtype=wp.float32),
+    row: wp.int32,
+    column: wp.int32,
 ) -> None:
-    """Turn the thread's winning key into a fragment; empty pixels keep what they hold."""
-    row, column = wp.tid()
+    """Turn a pixel's winning key into a fragment; empty pixels keep what they hold."""
     key = keys[row, column]
     if key == EMPTY:
         return
@@ -144,3 +145,34 @@ def resolve(
     barycentric[row, column, 1] = wp.float32(wp.float64(v) / area)
     barycentric[row, column, 2] = wp.float32(wp.float64(w) / area)
     depth_out[row, column] = blend(u, v, w, depths[a], depths[b], depths[c])
+
+
+@wp.kernel(enable_backward=False)
+def resolve(
+    corners: wp.array2d(dtype=wp.int64),
+    depths: wp.array(dtype=wp.float32),
+    faces: wp.array2d(dtype=wp.int64),
+    keys: wp.array2d(dtype=wp.int64),
+    face_out: wp.array2d(dtype=wp.int64),
+    barycentric: wp.array3d(dtype=wp.float32),
+    depth_out: wp.array2d(dtype=wp.float32),
+) -> None:
+    """Make the fragment of the thread's pixel."""
+    row, column = wp.tid()
+    fragment(corners, depths, faces, keys, face_out, barycentric, depth_out, row, column)
+
+
+@wp.kernel(enable_backward=False)
+def resolve_row(
+    corners: wp.array2d(dtype=wp.int64),
+    depths: wp.array(dtype=wp.float32),
+    faces: wp.array2d(dtype=wp.int64),
+    keys: wp.array2d(dtype=wp.int64),
+    face_out: wp.array2d(dtype=wp.int64),
+    barycentric: wp.array3d(dtype=wp.float32),
+    depth_out: wp.array2d(dtype=wp.float32),
+) -> None:
+    """Make the fragments of the thread's row: a CPU finds its next pixel sooner than a thread its first."""
+    row = wp.tid()
+    for column in range(keys.shape[1]):
+        fragment(corners, depths, faces, keys, face_out, barycentric, depth_out, row, column)

@@ -8,6 +8,7 @@ levelled to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,12 @@ from crm_cli.mesh.camera import SOLID, Aim
 from crm_cli.records import Crop, Mesh
 from crm_cli.srgb import to_linear, to_srgb
 
-DEPTH_PX = 1024
-"""Side of the picture in which is looked up what stands before what: a pixel is 0.002 units."""
+DEPTH_PX = 512
+"""Side of the picture in which is looked up what stands before what: a pixel is 0.004 units."""
 
 HIDDEN = 0.025
-"""World units behind the nearest surface from which a point is hidden: two pixels at 80 degrees."""
+"""World units behind the nearest surface from which a point is hidden: a pixel at 80 degrees, and
+a depth is looked up half a pixel off at most."""
 
 GRAZING_COS, SQUARE_COS = 0.2, 0.45
 """The photo gives way from 63 degrees between surface and line of sight on, and counts for nothing beyond 78:
@@ -88,19 +90,23 @@ class Projection:
         # Reading between ones gives a little less.
         return _read(self.picture, canvas), torch.where(weights > 1 - 1e-4, 1.0, weights)
 
-    def level(self, imagined: Tensor) -> Tensor:
+    def level(self, imagined: Callable[[Tensor], Tensor], *, device: torch.device) -> Tensor:
         """How much to add to the imagined colours at each vertex, [V 3], so that they meet the photo's.
 
-        imagined: [V 3]. Where the photo counts it is the difference; from there it runs on over the
-        surface, evenly and fading: a screened membrane between what was seen.
+        imagined: colours [N 3] of points [N 3], on that device. Where the photo counts it is the difference;
+        from there it runs on over the surface, evenly and fading: a screened membrane between what was seen.
         (Pérez et al. 2003, "Poisson image editing", with a term that pulls to zero)
         """
-        points = torch.from_numpy(self.mesh.vertices).to(imagined)
-        _, weights = self.look(points, torch.from_numpy(vertex_facing(self.mesh)).to(imagined))
-        shown = _read(self.small, self.aim.canvas(points))
-        difference = (shown - imagined).clamp(-MAX_LEVEL, MAX_LEVEL)
+        points = torch.from_numpy(self.mesh.vertices).to(device)
+        _, weights = self.look(points, torch.from_numpy(vertex_facing(self.mesh)).to(points))
+        seen = (weights > 0).nonzero()[:, 0]
+        difference = torch.zeros_like(points)
+        if len(seen):
+            known = points.index_select(0, seen)
+            shown = _read(self.small, self.aim.canvas(known))
+            difference[seen] = (shown - imagined(known)).clamp(-MAX_LEVEL, MAX_LEVEL)
         levels = _membrane(self.mesh, difference.cpu().numpy(), weights.cpu().numpy())
-        return torch.from_numpy(levels).to(imagined)
+        return torch.from_numpy(levels).to(points)
 
 
 def project_photo(

@@ -150,7 +150,7 @@ def _resolve(keys: Tensor, edges: Tensor, depths: Tensor, height: int, width: in
 
 
 class WarpRaster:
-    """The same in two warp kernels: a thread a triangle, then a thread a pixel. The default.
+    """The same in two warp kernels: a thread a triangle, then a thread a pixel, or a row. The default.
 
     On the CPU warp launches run on one core; a worker process each is the way to use more. The first
     call on a machine compiles for a few seconds; the result is kept on disk.
@@ -181,7 +181,12 @@ class WarpRaster:
         )
         _launch(self._kernels.draw, len(faces), (corners, depths, faces, keys))
         found = (fragments.face, fragments.barycentric, fragments.depth)
-        _launch(self._kernels.resolve, (height, width), (corners, depths, faces, keys, *found))
+        kernel, threads = (
+            (self._kernels.resolve_row, height)
+            if device.type == "cpu"
+            else (self._kernels.resolve, (height, width))
+        )
+        _launch(kernel, threads, (corners, depths, faces, keys, *found))
         return fragments
 
 

@@ -233,20 +233,24 @@ def seen_on(views: SixViews, depth: Tensor, alpha: Tensor) -> SixViews:
     depth: [6 S S] and alpha: [6 1 S S] of that surface, S as in views. Where it reaches past the views'
     own outlines their colours are carried outwards, so that no background is painted on it.
     """
-    rgb = torch.where(views.alpha > SOLID, views.rgb, spread(views.rgb, views.alpha > 1 - 1e-3))
+    carried = spread(views.rgb, views.alpha > 1 - 1e-3, wanted=alpha > SOLID)
+    rgb = torch.where(views.alpha > SOLID, views.rgb, carried)
     return SixViews(rgb=rgb, ccm=maps_of(depth, alpha), alpha=alpha)
 
 
-def spread(images: Tensor, solid: Tensor) -> Tensor:
+def spread(images: Tensor, solid: Tensor, *, wanted: Tensor | None = None) -> Tensor:
     """Carry values outwards from the object over the background: [6 C S S], bool [6 1 S S].
 
     Enlarging, and sampling at an outline, then never mixes the object with what lies behind it.
     Each doubling of the scale fills what the finer one left empty, so a few rounds reach the frame.
+
+    wanted: bool [6 1 S S], where values are read; it goes no further than it must. None: everywhere.
     """
     size_px = images.shape[-1]
     known = solid.to(images.dtype)
     total, weight = images * known, known
     filled, settled = total.clone(), known > 0
+    idle = torch.zeros_like(settled) if wanted is None else ~wanted
     for level in range(1, size_px.bit_length() + 1):
         side = max(1, size_px >> level)
         coarse, coarse_weight = (functional.adaptive_avg_pool2d(t, side) for t in (total, weight))
@@ -257,7 +261,7 @@ def spread(images: Tensor, solid: Tensor) -> Tensor:
         reached = (up_weight > 1e-6) & ~settled
         filled = torch.where(reached, up / up_weight.clamp_min(1e-6), filled)
         settled = settled | reached
-        if settled.all():
+        if (settled | idle).all():
             break  # coarser levels reach nothing more
     return filled
 

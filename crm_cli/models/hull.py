@@ -8,6 +8,7 @@ calls outside.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -56,11 +57,21 @@ class Hull:
 
     def __init__(self, views: SixViews, *, trust: Tensor | None = None) -> None:
         """Measure the views. trust: [6], added to the logarithmic weight of each view's colours."""
-        self._maps = torch.from_numpy(_maps(views)).to(views.rgb.device)  # [6 6 S S]
-        """Depth towards the camera, signed silhouette distance, logarithm of the cosine to the line of
-        sight, colour."""
-        self._shape = self._maps[:, :2].contiguous()
+        self._rgb, self._alpha = views.rgb, views.alpha
+        self._shape = torch.from_numpy(_shapes(views)).to(views.rgb.device)  # [6 2 S S]
+        """Depth towards the camera, signed silhouette distance."""
         self._trust = torch.zeros(len(VIEWS)) if trust is None else trust
+
+    @cached_property
+    def _maps(self) -> Tensor:
+        """The same, the logarithm of the cosine to the line of sight, and colour: [6 6 S S].
+
+        Not before somebody looks: many a hull is asked for its shape alone.
+        """
+        rgb, alpha = (pictures.detach().float().cpu().numpy() for pictures in (self._rgb, self._alpha[:, 0]))
+        depth = self._shape[:, 0].cpu().numpy()
+        paint = np.stack([_paint(*view) for view in zip(depth, alpha, rgb, strict=True)])
+        return torch.cat((self._shape, torch.from_numpy(paint).to(self._shape)), dim=1)
 
     def gaps(self, points: Tensor) -> Tensor:
         """How far outside the object each view places each point.
@@ -115,34 +126,36 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
     return sampled[:, :, 0].transpose(0, 1)
 
 
-def _maps(views: SixViews) -> NDArray[np.float32]:
-    """Per-view maps [6 6 S S] that may be sampled anywhere: depth, silhouette, log cosine, colour."""
-    alpha, rgb, ccm = (
-        pictures.detach().float().cpu().numpy()
-        for pictures in (views.alpha[:, 0], views.rgb, 2 * views.ccm - 1)
+def _shapes(views: SixViews) -> NDArray[np.float32]:
+    """Per-view maps [6 2 S S] that may be sampled anywhere: depth, silhouette."""
+    alpha, ccm = (
+        pictures.detach().float().cpu().numpy() for pictures in (views.alpha[:, 0], 2 * views.ccm - 1)
     )
     any_seen = bool((alpha > 0.5).any())
-    return np.stack(
-        [_view_maps(index, alpha[index], rgb[index], ccm[index], any_seen) for index in range(len(VIEWS))]
-    )
+    return np.stack([_view_shape(index, alpha[index], ccm[index], any_seen) for index in range(len(VIEWS))])
 
 
-def _view_maps(
-    index: int, alpha: NDArray[np.float32], rgb: NDArray[np.float32], ccm: NDArray[np.float32], any_seen: bool
+def _view_shape(
+    index: int, alpha: NDArray[np.float32], ccm: NDArray[np.float32], any_seen: bool
 ) -> NDArray[np.float32]:
     mask = alpha > 0.5
     depth = ccm[_DEPTH_AXIS[index]] * VIEWS[index].depth_sign
     if not mask.any():
         # A view without an object contradicts the others; it must not carve everything away.
         depth = np.full_like(depth, 2.0 if any_seen else -2.0)
-        silhouette = np.full_like(depth, -2.0 if any_seen else 2.0)
-        frontal = np.full_like(depth, -100.0)
-        return np.concatenate((np.stack((depth, silhouette, frontal)), rgb), dtype=np.float32)
-    depth = spread(depth, _in_place(index, mask, ccm))
+        return np.stack((depth, -depth))
+    return np.stack((spread(depth, _in_place(index, mask, ccm)), silhouette_distance(alpha)))
+
+
+def _paint(
+    depth: NDArray[np.float32], alpha: NDArray[np.float32], rgb: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """What one view has beside its shape, [4 S S]: log cosine, colour. depth: spread."""
+    mask = alpha > 0.5
+    if not mask.any():
+        return np.concatenate((np.full_like(depth, -100.0)[None], rgb), dtype=np.float32)
     colour = spread(rgb, away_from_border(mask))
-    return np.concatenate(
-        (np.stack((depth, silhouette_distance(alpha), _log_cosine(depth))), colour), dtype=np.float32
-    )
+    return np.concatenate((_log_cosine(depth)[None], colour), dtype=np.float32)
 
 
 def _in_place(index: int, mask: NDArray[np.bool_], ccm: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -182,11 +195,20 @@ def away_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def spread(values: NDArray[AnyFloat], known: NDArray[np.bool_]) -> NDArray[AnyFloat]:
     """Give every pixel the value of the nearest known one, so that sampling never mixes in background."""
+    rows, columns = nearest(known)
+    # Faster than with two indices.
+    everywhere: NDArray[AnyFloat] = values.reshape(*values.shape[:-2], -1).take(
+        rows * known.shape[1] + columns, axis=-1
+    )
+    return everywhere
+
+
+def nearest(known: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Row and column, [S S] each, of the known pixel that is nearest to each; some must be known."""
     from scipy import ndimage
 
     rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    everywhere: NDArray[AnyFloat] = values[..., rows, columns]
-    return everywhere
+    return rows, columns
 
 
 def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -206,7 +228,10 @@ def silhouette_distance(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
     if not border.any():
         return np.full_like(alpha, -2.0 if inside.any() else 2.0)
     own_px = np.minimum(np.abs(alpha - 0.5) / np.maximum(slope, 1e-6), 0.71)
-    way_px, (rows, columns) = ndimage.distance_transform_edt(~border, return_indices=True)
+    rows, columns = nearest(border)
+    height, width = alpha.shape
+    # scipy gives it too, but takes longer.
+    way_px = np.sqrt((rows - np.arange(height)[:, None]) ** 2 + (columns - np.arange(width)) ** 2)
     distance_px = np.where(inside, -1, 1) * (way_px + own_px[rows, columns])
     # Sub-pixel places are exact to a third of a pixel; a blur of one pixel takes the rest away.
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(distance_px, 0.7).astype(np.float32)
