@@ -227,7 +227,9 @@ class Bake:
         from crm_cli.mesh.camera import aim_at, describe
 
         size_px = self._preset.texture.size_px
+        finest = 0.0  # the published network is asked at every texel, as published
         if isinstance(field, PlaneField) and field.hull is not None:
+            finest = 2 / views.rgb.shape[-1]  # the embedded one knows nothing finer than a pixel of the views
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
             field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
         aim = aim_at(unwrapped.mesh, cutout.alpha[0].cpu().numpy(), self._tools.raster)
@@ -239,7 +241,7 @@ class Bake:
             size_px=size_px,
             device=self._tools.device,
             photo=shown,
-            finest=2 / views.rgb.shape[-1],  # a pixel of the views
+            finest=finest,
         )
         height_px, width_px = photo.rgb.shape[:2]
         camera = describe(aim, unwrapped.mesh, cutout.crop, width_px=width_px, height_px=height_px)

@@ -18,6 +18,10 @@ from crm_cli.preset import EMBEDDED, Preset
 COVERED = 0.6
 """Share of the texels that lie in a chart and are coloured: 0.55 to 0.65 on ordinary solids."""
 
+ASKED = 0.08
+"""Share of the texels for which the embedded network is asked for a colour, the others being read between
+them: counted as 0.07 to 0.10 at 1024 px, where the photo does not count."""
+
 REFERENCE_TEXTURE_PX = 1024
 """Side of the published system's texture."""
 
@@ -122,14 +126,12 @@ def _shape(architecture: str, preset: Preset) -> dict[str, Work]:
         "reconstruct": _Weigher(architecture, torch.float32)(
             operations.shape(config, grid=wanted.grid, is_dense=wanted.dense), {"reconstruction": 1}
         ),
-        "bake": _bake(config, preset.texture.size_px),
+        "bake": _bake(config, preset.texture.size_px, share=ASKED if small else COVERED),
     }
 
 
-def _bake(config: reconstruction.ReconstructionConfig, size_px: int) -> Work:
-    return Work(
-        operations=COVERED * size_px**2 * operations.colour_head(config), bytes=0, dtype=torch.float32
-    )
+def _bake(config: reconstruction.ReconstructionConfig, size_px: int, *, share: float = COVERED) -> Work:
+    return Work(operations=share * size_px**2 * operations.colour_head(config), bytes=0, dtype=torch.float32)
 
 
 class _Weigher:
