@@ -45,7 +45,7 @@ EXACT = "exact"
 """The preset whose work the baseline does."""
 
 CPU_STEPS = 3
-"""Of each diffusion at the published size on a CPU, where a step takes a minute."""
+"""Of each diffusion of the published structure on a CPU, where a step of its size takes a minute."""
 
 
 def preset_for(name: str, networks: Networks) -> Preset:
@@ -95,7 +95,7 @@ class Opener:
         """steps: evaluations of each denoiser that are made at most; None: all, or CPU_STEPS."""
         self._networks_name = networks
         self._architecture = ARCHITECTURE_OF[networks]
-        is_slow = networks == "published" and device == "cpu"
+        is_slow = networks != EMBEDDED and device == "cpu"
         self._steps = CPU_STEPS if steps is None and is_slow else steps
         self._device = device
         self._threads = threads
