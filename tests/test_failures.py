@@ -17,7 +17,7 @@ from output import exit_code, plant, published, statuses
 from runs import PATHS, reasons, run, start, started, warned
 
 from crm_cli.errors import EnvironmentProblem, UsageError
-from crm_cli.run import batch, conveyor, policy, quarantine, work
+from crm_cli.run import batch, policy, process, quarantine, work
 from crm_cli.run.amounts import Share
 from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
@@ -186,21 +186,33 @@ def test_out_of_memory_on_an_accelerator_steps_down_to_frugal_workers_and_then_t
     ]
 
 
-def test_out_of_memory_beside_others_on_an_accelerator_costs_no_try(
+def test_photos_beside_one_that_runs_out_of_memory_on_an_accelerator_begin_again_at_no_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
-    photos = plant(tmp_path / "in", "oom_a.jpg", "p.jpg", "q.jpg")  # all three begin together
+    # All three begin together; the lane of their device goes when the first has failed.
+    photos = plant(tmp_path / "in", "oom_a.jpg", "steps_p.jpg", "steps_q.jpg")
     events = run(photos, device="cuda", jobs=3)
     assert Counter(statuses(events).values()) == {"converted": 2, "failed": 1} and exit_code(events) == 3
-    # Beside others; alone; with less at once; on the CPU.
-    attempts = [e.attempt for e in events if isinstance(e, AssetStarted) and str(e.path) == "oom_a.jpg"]
-    assert attempts == [1, 1, 2, 3]
-    messages = [message for message in warned(events) if message.startswith("out of memory")]
-    assert messages == [
-        "out of memory: going on with 1 at a time",
-        "out of memory: going on with one network at a time, in smaller pieces",
-    ]
+    attempts: dict[str, list[int]] = {}
+    for event in events:
+        if isinstance(event, AssetStarted):
+            attempts.setdefault(str(event.path), []).append(event.attempt)
+    assert attempts == {"oom_a.jpg": [1, 2, 3], "steps_p.jpg": [1, 1], "steps_q.jpg": [1, 1]}
+    assert kinds(tmp_path / "out")["interrupted"] == 2
+
+
+def test_a_photo_whose_networks_crash_their_lane_is_set_aside_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "a.jpg", "b.jpg", "segv_c.jpg", "d.jpg", "e.jpg")
+    events = run(photos, device="cuda", jobs=3, engine=fakes.engine("LaneLine"))
+    outcomes = statuses(events)
+    assert outcomes.pop("segv_c.jpg") == "quarantined" and set(outcomes.values()) == {"converted"}
+    [last] = [e for e in events if isinstance(e, AssetFinished) and e.path == PurePosixPath("segv_c.jpg")]
+    assert "the lane of cuda:0 died with SIGSEGV in imagine" in last.reason
+    assert started(events).count("segv_c.jpg") == 3
 
 
 def test_ten_failures_in_a_row_trip_the_breaker_and_the_rest_is_left(tmp_path: Path) -> None:
@@ -411,7 +423,7 @@ def test_workers_killed_for_memory_while_they_open_make_room_and_not_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(range(10**6))
-    monkeypatch.setattr(conveyor, "memory_kills", lambda: next(kills))
+    monkeypatch.setattr(process, "memory_kills", lambda: next(kills))
     photos = plant(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
     monkeypatch.setenv(fakes.FIRST_OPEN, str(tmp_path / "mark"))
     events = run(photos, jobs=4, engine=fakes.engine("OnceKilledLine"))

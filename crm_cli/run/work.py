@@ -19,7 +19,17 @@ from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
-from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
+from crm_cli.run.conveyor import (
+    Conveyor,
+    Displaced,
+    Finished,
+    Killed,
+    NotOpened,
+    Opened,
+    Report,
+    Staged,
+    Stepped,
+)
 from crm_cli.run.events import (
     AssetFinished,
     AssetStarted,
@@ -232,6 +242,8 @@ class Work:
                 yield from self._send_back(report)
             case Killed():
                 yield from self._forgive(report)
+            case Displaced():
+                self._queue.appendleft(self._interrupt(report.job).turn)
             case Opened():
                 yield from self._foresee(report)
             case Staged():
@@ -279,12 +291,11 @@ class Work:
             job=job,
             key=key,
             room=self._conveyor.room,
-            is_sharing=self._conveyor.shares_accelerators and not turn.on_cpu,
         )
         with writing(self._options.out):  # a new worker opens its log there
-            is_new = self._conveyor.submit(job, on_cpu=turn.on_cpu)
+            loads = self._conveyor.submit(job, on_cpu=turn.on_cpu)
         yield AssetStarted(path=found.path, attempt=turn.number)
-        if is_new and not self._weights.is_small:
+        if loads and not self._weights.is_small:
             yield WeightsLoading(path=found.path, weights=self._weights.name)
 
     def _other_caches(self, sha256: str, recipe: Recipe) -> tuple[Path, ...]:
@@ -446,13 +457,10 @@ class Work:
     def _economize(self, turn: Turn, attempt: Attempt, report: Finished) -> Generator[Event, None, Turn]:
         """Make the next try need less memory, and the other photos as well, as far as that goes."""
         if self._scene.device != "cpu":
-            if attempt.is_sharing:
-                # Others may have had what it lacked: no try of its own.
-                turn = replace(turn, number=attempt.turn.number)
             if report.was_frugal and not turn.on_cpu:
                 yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
                 return replace(turn, on_cpu=True)
-            has_tried = report.was_frugal or self._conveyor.room < attempt.room
+            has_tried = report.was_frugal
         else:
             # Others may have made room since; and one photo alone must not make a run slow for ever.
             has_tried = attempt.turn.number > 1 or self._conveyor.room < attempt.room
