@@ -439,6 +439,16 @@ def test_workers_that_never_open_do_not_make_their_photos_suspects(tmp_path: Pat
     assert unfinished_attempts(tmp_path / "out") == {}
 
 
+def test_a_lane_that_never_opens_ends_the_run_and_no_photo_is_a_suspect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "a.jpg", "b.jpg")
+    with pytest.raises(EnvironmentProblem, match="the lane of cuda:0 died with SIGSEGV"):
+        run(photos, device="cuda", jobs=2, engine=fakes.engine("LaneLine", desk="DeadDesk"))
+    assert unfinished_attempts(tmp_path / "out") == {} and kinds(tmp_path / "out")["asset_failed"] == 0
+
+
 def test_a_try_that_failed_after_its_files_were_moved_finds_them_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

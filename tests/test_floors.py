@@ -15,7 +15,6 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"models", "mesh", "export"}),
     frozenset({"toolbox", "cache", "inspection"}),
     frozenset({"lane"}),
-    frozenset({"lane"}),
     frozenset({"pipeline"}),
     frozenset({"run", "learn"}),
     frozenset({"doctor", "licences", "screen", "bench"}),

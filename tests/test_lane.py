@@ -1,5 +1,6 @@
 """Networks in a process of their own: the bytes they come to, and what becomes of photos when it dies."""
 
+import math
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ from crm_cli.run.conveyor import (
     Finished,
     Killed,
     NotOpened,
+    Opened,
     Report,
     Spare,
     Staged,
@@ -505,6 +507,51 @@ def test_a_lane_that_never_opens_is_no_photos_fault(
     assert sorted(type(report).__name__ for report in told_of.values()) == ["Displaced", "NotOpened"]
     [report] = [report for report in told_of.values() if isinstance(report, NotOpened)]
     assert reason in report.reason and "lane-cuda-0.log" in report.reason
+
+
+def test_a_photo_begins_when_its_lane_is_open_and_not_before(
+    pool: Callable[..., Conveyor], tmp_path: Path
+) -> None:
+    belt = pool(desk="StuckDesk", workers=1, deadlines_s={**LIMITS, "opening": 30.0})
+    waits = job(tmp_path, "a.jpg")
+    belt.submit(waits)
+    reports = reports_until(belt, lambda reports: any(isinstance(report, Opened) for report in reports))
+    [worker] = belt._workers()
+    # It has no deadline of its own, and leaves without a trace where the run is to end.
+    assert worker.stage == "opening" and worker.deadline == math.inf
+    assert not any(isinstance(report, Staged) for report in [*reports, *belt.wait(0.3)])
+    assert belt.recall() == [waits]
+
+
+def test_whoever_is_overdue_as_its_lane_is_given_up_is_told_of_once(
+    pool: Callable[..., Conveyor], tmp_path: Path
+) -> None:
+    belt = pool()
+    for name in ("stall_a.jpg", "b.jpg"):
+        belt.submit(job(tmp_path, name))
+    reports_until(belt, lambda reports: any(isinstance(report, Stepped) for report in reports))
+    for worker in belt._workers():
+        worker.deadline = 0.0
+    told_of = belt.wait(0)
+    assert [type(report) for report in told_of if not isinstance(report, Staged | Opened)] == [
+        Finished, Displaced,
+    ]  # fmt: skip
+    assert belt._workers() == [] and belt.wait(0) == []
+
+
+def test_a_lane_that_hangs_at_the_work_of_a_dead_worker_is_given_up_and_blames_nobody(
+    pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    belt = pool(deadlines_s={**LIMITS, "imagine": 30.0})
+    for name in ("stall_a.jpg", "b.jpg"):
+        belt.submit(job(tmp_path, name))
+    first, second = belt._workers()
+    reports_until(belt, lambda reports: first.lane.serving == first.number and second.is_asking)  # type: ignore[union-attr]
+    os.kill(first.pid, signal.SIGSEGV)
+    monkeypatch.setattr(conveyor_module, "QUIET_S", 0.5)
+    told_of = ended(reports_until(belt, lambda reports: len(ended(reports)) == 2))
+    assert isinstance(told_of["stall_a.jpg"], Finished) and isinstance(told_of["b.jpg"], Displaced)
+    assert told_of["stall_a.jpg"].outcome.message.startswith("the worker died with SIGSEGV")  # type: ignore[union-attr]
 
 
 def test_a_lane_that_serves_nobody_is_given_up(

@@ -335,6 +335,8 @@ class Conveyor:
             data = os.read(lane.reports, 1 << 16)
             for message in lane.unframer.feed(data):
                 lane.hear(message)
+                if "ready" in message:
+                    self._begin_at(lane)
         except (ValueError, KeyError) as error:
             lane.complaint = f"unreadable answer ({error})"
             lane.kill()
@@ -343,19 +345,27 @@ class Conveyor:
                 return []
         return self._bury_lane(lane)
 
+    def _begin_at(self, lane: _Lane) -> None:
+        """Start the photos that have waited for a lane to open."""
+        for worker in self._workers():
+            if worker.lane is lane:
+                worker.begin()
+
     def _end_overdue(self) -> list[Report]:
         """Give up whatever has not shown a sign of life for too long."""
         reports: list[Report] = []
         for worker in self._workers():
-            if worker.job and time.monotonic() >= worker.deadline:
-                if worker.is_served and worker.lane is not None:
-                    worker.lane.give_up()
-                    reports += self._bury_lane(worker.lane, by=worker)
-                else:
-                    worker.give_up()
-                    reports += self._bury(worker)
+            # One that has gone with its lane, a moment ago, is told of already.
+            if worker not in self._seats or not worker.job or time.monotonic() < worker.deadline:
+                continue
+            if worker.lane is not None and worker.lane.serving == worker.number:
+                worker.lane.give_up()
+                reports += self._bury_lane(worker.lane)
+            else:
+                worker.give_up()
+                reports += self._bury(worker)
         for lane in list(self._lanes.values()):
-            lane.note_queue(any(one.is_asking for one in self._workers() if one.lane is lane))
+            lane.watch([worker for worker in self._workers() if worker.lane is lane])
             if time.monotonic() >= lane.deadline:
                 lane.give_up()
                 reports += self._bury_lane(lane)
@@ -367,17 +377,20 @@ class Conveyor:
         self._remove(worker)
         return worker.last_words()
 
-    def _bury_lane(self, lane: _Lane, *, by: _Worker | None = None) -> list[Report]:
+    def _bury_lane(self, lane: _Lane) -> list[Report]:
         """Remove a dead lane with its workers, and say which photo has to do with it.
 
-        by: whose photo it was. Where the lane was at nobody's work, one of its photos stands for all, so that
-        a lane that always dies comes to an end.
+        It is the one that the lane was at, and none where that one's worker has died before. Where the lane
+        was at nobody's work, one of its photos stands for all, so that a lane that always dies comes to an
+        end.
         """
         lane.wait_for_exit(FAREWELL_S)
         busy = [worker for worker in self._workers() if worker.lane is lane and worker.job is not None]
-        served = by or next((worker for worker in busy if worker.number == lane.serving), None)
-        blamed = [served] if served else sorted(busy, key=lambda worker: not worker.is_asking)[:1]
-        reports = [worker.words_of(lane, is_at_fault=served is not None) for worker in blamed]
+        if lane.serving is None:
+            blamed = sorted(busy, key=lambda worker: not worker.is_asking)[:1]
+        else:
+            blamed = [worker for worker in busy if worker.number == lane.serving]
+        reports = [worker.words_of(lane) for worker in blamed]
         return reports + self._drop(lane, told=blamed)
 
     def _drop(self, lane: _Lane, *, told: Sequence[_Worker] = ()) -> list[Report]:
@@ -440,11 +453,16 @@ class _Lane(Child):
             self.serving = None
         self.deadline = math.inf
 
-    def note_queue(self, is_asked: bool) -> None:
-        """Learn whether somebody waits: whoever is at nobody's work has no reason not to begin."""
+    def watch(self, workers: Sequence[_Worker]) -> None:
+        """Look whether somebody waits for nothing: a lane at nobody's work has no reason not to begin.
+
+        workers: its own. The deadline of a photo counts where the lane is at it; one that is still at the
+        work of a worker that has died has a deadline here.
+        """
         if not self.is_open:
             return
-        if self.serving is not None or not is_asked:
+        is_at_work = any(worker.number == self.serving for worker in workers)
+        if is_at_work or not any(worker.is_asking for worker in workers):
             self.deadline = math.inf
         elif self.deadline == math.inf:
             self.deadline = time.monotonic() + QUIET_S
@@ -495,19 +513,32 @@ class _Worker(Child):
         self.stage = OPENING
         self.is_asking = False
         """Whether what it asked its lane has yet to begin."""
-        self.is_served = False
         self.has_spoilt_lane = False
         self._is_open = False
         self.deadline = time.monotonic() + deadlines_s[OPENING]
         self._send(open=launch)
 
     def take(self, job: Job) -> None:
-        """Hand a photo over; a worker that is still opening starts it when it is ready."""
+        """Hand a photo over; it is started when the worker is ready, and its lane."""
         self.job = job
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the photo that it has, if it is ready and its lane is.
+
+        Not before: a photo that has entered a stage speaks for the machine, and what never opens must not
+        look like one that works.
+        """
+        if self.job is None:
+            return
         self.begin_work()
-        if self._is_open:
-            self._enter(START)
-            self._send(job=job)
+        if not self._is_open:
+            return
+        if self.lane is not None and not self.lane.is_open:
+            self.deadline = math.inf  # the lane's own counts
+            return
+        self._enter(START)
+        self._send(job=self.job)
 
     def hear(self, message: Mapping[str, Any]) -> list[Report]:
         """Understand one message."""
@@ -518,8 +549,7 @@ class _Worker(Child):
         if "ready" in message:
             forecast_s = from_plain(float | None, message.get("forecast_s"))  # type: ignore[arg-type]
             self._is_open = True
-            if job is not None:
-                self.take(job)
+            self.begin()
             return [Opened(forecast_s=forecast_s)]
         if job is None:
             raise ValueError("an answer nobody asked for")
@@ -532,9 +562,9 @@ class _Worker(Child):
             return [Stepped(job=job, done=done, of=of)]
         if "lane" in message:
             self._enter(self.stage)
-            self.is_asking, self.is_served = message["lane"] == "asked", message["lane"] == "begun"
+            self.is_asking = message["lane"] == "asked"
             if self.is_asking:
-                # It waits for others' photos, whose own deadlines count, or for the lane to open.
+                # It waits for others' photos, whose own deadlines count.
                 self.deadline = math.inf
             return []
         finished = self._finished(job, message)
@@ -567,9 +597,10 @@ class _Worker(Child):
             return []
         return [self._words("worker", self, is_open=self._is_open, limit_s=self._limit_s)]
 
-    def words_of(self, lane: _Lane, *, is_at_fault: bool) -> Report:
+    def words_of(self, lane: _Lane) -> Report:
         """Say what the death of its lane means for its photo."""
         assert self.job is not None
+        is_at_fault = lane.serving == self.number
         if lane.is_open and not is_at_fault:
             return Killed(job=self.job, stage=self.stage)
         limit_s = self._limit_s if is_at_fault else lane.limit_s
