@@ -104,7 +104,7 @@ class Lane:
 
     @property
     def place(self) -> Place:
-        """Where the networks calculate, once they have drawn something."""
+        """Where the networks calculate, once they have been asked for something."""
         assert self._place is not None
         return self._place
 
@@ -120,7 +120,6 @@ class Lane:
         # What it has imagined a moment ago it still has.
         planes = {} if views is self._imagined else _planes(views)
         answer = self._ask("draw", planes, {"seed": seed, "digest": digest})
-        self._place = Place(**answer.note["place"])
         mesh = Mesh(**{name: tensor.numpy() for name, tensor in answer.tensors.items()})
         return mesh, LaneField(self, has_hull=answer.note["has_hull"])
 
@@ -147,6 +146,7 @@ class Lane:
             match answer.kind:
                 case "begun":
                     self.waited_s += time.perf_counter() - asked
+                    self._place = Place(**answer.note["place"])
                     self._tell("begun")
                 case "step":
                     report_step(answer.note["done"], answer.note["of"])
@@ -204,6 +204,10 @@ class Session:
         self._imagined: SixViews | None = None
         self._field: PlaneField | None = None
 
+    def begun(self) -> Message:
+        """Word that a request has its turn, and where: a photo of which nothing can be drawn tells it too."""
+        return Message(kind="begun", note={"place": asdict(self._networks.place)})
+
     def answer(self, request: Message, report_step: Progress) -> Message:
         """Do what is asked. Raises CrmError where it cannot be done; what else is raised is a surprise."""
         import torch
@@ -227,8 +231,7 @@ class Session:
                 assert views is not None
                 mesh, self._field = self._networks.draw(note["seed"], views, note["digest"])
                 arrays = {"vertices": torch.from_numpy(mesh.vertices), "faces": torch.from_numpy(mesh.faces)}
-                about = {"has_hull": self._field.has_hull, "place": asdict(self._networks.place)}
-                return Message(kind="surface", tensors=arrays, note=about)
+                return Message(kind="surface", tensors=arrays, note={"has_hull": self._field.has_hull})
             case "dress":
                 assert self._field is not None
                 trust = tensors.pop("trust")

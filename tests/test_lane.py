@@ -18,7 +18,9 @@ import torch
 from fakes import STEPS
 
 from crm_cli.errors import EnvironmentProblem, PhotoError, UsageError, retold, told
+from crm_cli.export.provenance import read_label
 from crm_cli.lane import Lane, LaneFailure, Message, Session
+from crm_cli.models.reconstruction import PlaneField
 from crm_cli.pipeline import Desk, Line
 from crm_cli.preset import load_preset
 from crm_cli.records import Asset, Cutout, Failed, Job, Mesh, SixViews
@@ -149,6 +151,31 @@ def test_an_asset_is_the_same_wherever_its_networks_are(
     assert replace(made[0], seconds={}) == replace(made[1], seconds={})
     assert "queue" in made[1].seconds and "queue" not in made[0].seconds
     assert set(where) == {"asked", "begun", "answered"} and where[:3] == ["asked", "begun", "answered"]
+
+
+class Blank:
+    """A desk whose networks draw nothing."""
+
+    place = Place(device="cuda", precision="bfloat16", surface="kaolin")
+
+    def __init__(self, desk: Desk) -> None:
+        self.imagine = desk.imagine
+
+    def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, PlaneField]:
+        raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
+
+
+def test_a_photo_of_which_a_lane_can_draw_nothing_becomes_a_solid_that_says_where_it_was_asked_for(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    served = Served(Blank(desk), monkeypatch)
+    line = Line.open(PRESET, device="cuda:0", threads=1, lane=served.line())
+    asset = line.convert(real_job("bottle.png", tmp_path / "there"), lambda stage: None)
+    assert asset.checks.confidence == "low" and any("is empty" in warning for warning in asset.warnings)
+    [glb] = (tmp_path / "there").rglob("*.glb")
+    said = read_label(glb).provenance
+    assert (said.device, said.precision) == ("cuda", "bfloat16")
+    served.close()
 
 
 def views_of(shade: float) -> SixViews:
@@ -310,6 +337,13 @@ def test_who_leaves_while_it_is_served_disturbs_nobody(shades: Shades, counter: 
     gone._connection.close()
     shades.may_go.set()
     assert float(stays.imagine(6, cutout_called("stays"), ignored).rgb.mean()) == 6
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lane_that_can_hear_nobody_any_more_goes(counter: Served) -> None:
+    counter.line()._connection.send_bytes(b"no message")
+    counter._thread.join(10)
+    assert not counter._thread.is_alive()
 
 
 def test_nothing_else_can_be_asked() -> None:

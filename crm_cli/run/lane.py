@@ -124,20 +124,26 @@ class Server:
 
     def _listen(self, desk: Any, commands: list[dict[str, Any]] | None) -> None:
         """Take in workers and what they ask, until the parent has gone."""
-        while commands is not None:
-            for command in commands:
-                connection = Connection(self._ends.popleft())
-                number = from_plain(int, command["worker"])
-                self._guests[connection] = _Guest(number, connection, Session(desk))
-            commands = []
-            for source in wait([self._control, *self._guests]):
-                if source is self._control:
-                    commands = self._hear_parent()
-                else:
-                    self._hear(self._guests[source])  # type: ignore[index]
-        with self._has_changed:
-            self._is_over = True
-            self._has_changed.notify_all()
+        try:
+            while commands is not None:
+                for command in commands:
+                    self._admit(from_plain(int, command["worker"]), Session(desk))
+                commands = []
+                for source in wait([self._control, *self._guests]):
+                    if source is self._control:
+                        commands = self._hear_parent()
+                    else:
+                        self._hear(self._guests[source])  # type: ignore[index]
+        finally:
+            # Also after a surprise: a lane that hears nobody has to go.
+            with self._has_changed:
+                self._is_over = True
+                self._has_changed.notify_all()
+
+    def _admit(self, number: int, session: Session) -> None:
+        """Let a worker ask from now on, whose end of the line has come with its number or before."""
+        connection = Connection(self._ends.popleft())
+        self._guests[connection] = _Guest(number, connection, session)
 
     def _hear_parent(self) -> list[dict[str, Any]] | None:
         """Read what commands are whole by now; None where the parent has gone."""
@@ -171,7 +177,7 @@ class Server:
     def _serve(self, guest: _Guest, request: Message, *, device: str) -> bool:
         """Do what one worker asks; False after a surprise."""
         self._report(begun=guest.number)
-        guest.tell(Message(kind="begun"))
+        guest.tell(guest.session.begun())
         is_sound = True
         try:
             answer = guest.session.answer(
