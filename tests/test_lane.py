@@ -1,5 +1,6 @@
 """Networks in a process of their own: the bytes they come to, and what becomes of photos when it dies."""
 
+import errno
 import math
 import os
 import signal
@@ -405,7 +406,16 @@ def run_all(belt: Conveyor, *jobs: Job) -> dict[str, Report]:
     return ended(reports_until(belt, lambda reports: len(ended(reports)) == len(jobs)))
 
 
-def test_workers_of_one_device_ask_one_lane(pool: Callable[..., Conveyor], tmp_path: Path) -> None:
+def seen_by(pid: int) -> bytes:
+    """The accelerators that a process may see."""
+    settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(line.split(b"=", 1) for line in settings if line)[b"CUDA_VISIBLE_DEVICES"]
+
+
+def test_workers_of_one_device_ask_one_lane(
+    pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     belt = pool()
     assert belt.submit(job(tmp_path, "a.jpg")) and not belt.submit(job(tmp_path, "b.jpg"))
     made = ended(reports_until(belt, lambda reports: len(ended(reports)) == 2))
@@ -416,6 +426,8 @@ def test_workers_of_one_device_ask_one_lane(pool: Callable[..., Conveyor], tmp_p
     assert {report.device for report in made.values()} == {"cuda:0"}  # type: ignore[union-attr]
     assert lane.is_open and lane.serving is None
     assert len(belt._workers()) == 2 and {worker.lane for worker in belt._workers()} == {lane}
+    seen = [seen_by(child.pid) for child in (lane, *belt._workers())]
+    assert seen == [b"0,1", b"", b""]
 
 
 def test_every_device_has_a_lane_of_its_own(pool: Callable[..., Conveyor], tmp_path: Path) -> None:
@@ -541,6 +553,17 @@ def test_a_lane_that_never_opens_is_no_photos_fault(
     assert sorted(type(report).__name__ for report in told_of.values()) == ["Displaced", "NotOpened"]
     [report] = [report for report in told_of.values() if isinstance(report, NotOpened)]
     assert reason in report.reason and "lane-cuda-0.log" in report.reason
+
+
+def test_where_there_are_no_descriptors_left_no_folder_is_to_blame(
+    pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with pytest.raises(EnvironmentProblem, match="no worker can be started: Too many open files"):
+        pool().submit(job(tmp_path, "a.jpg"))
 
 
 def test_a_photo_begins_when_its_lane_is_open_and_not_before(

@@ -24,6 +24,7 @@ from typing import Any
 
 from crm_cli.errors import ErrorClass, UsageError
 from crm_cli.records import Asset, Failed, Job
+from crm_cli.run.machine import no_process
 from crm_cli.run.process import FAREWELL_S, Child, refusal
 from crm_cli.run.wire import frame, from_plain
 from crm_cli.run.worker import NO_LANE, Launch
@@ -420,7 +421,7 @@ class _Lane(Child):
 
     def __init__(self, launch: Launch, *, log: Path, opening_s: float) -> None:
         self.launch = launch
-        self._control, end = socket.socketpair()
+        self._control, end = _joined()
         with end:
             super().__init__("lane", stdin=end, threads=launch.threads, log=log)
         self._opening_s = opening_s
@@ -433,7 +434,7 @@ class _Lane(Child):
 
     def admit(self, number: int) -> socket.socket:
         """Let a worker ask; returns its end of the line, which it is to inherit."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = _joined()
         with ours:
             self._send({"worker": number}, ours.fileno())
         return theirs
@@ -508,6 +509,7 @@ class _Worker(Child):
                 threads=launch.threads,
                 log=log,
                 inherits=line,
+                sees_accelerators=lane is None,
             )
         self.job: Job | None = None
         self.stage = OPENING
@@ -645,6 +647,14 @@ class _Worker(Child):
         with contextlib.suppress(BrokenPipeError):
             self.stdin.write(frame(message))
             self.stdin.flush()
+
+
+def _joined() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a line to a process; EnvironmentProblem where the system gives us none."""
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise no_process(error) from error
 
 
 def deadlines(devices: Sequence[str], changes: Mapping[str, float]) -> Mapping[str, float]:

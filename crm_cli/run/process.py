@@ -25,6 +25,9 @@ DUMP_S = 1.0
 MAX_LOG_BYTES = 1 << 16
 """What is kept as evidence of a child's last words."""
 
+UNSEEN: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
+"""Settings of a process that is to find no accelerator."""
+
 BOOT = "import sys; sys.path.append(sys.argv[1]); from crm_cli.run.{module} import main; main()"
 """Starts a child. Python's -P keeps the current folder off its path: it may hold somebody's torch.py."""
 
@@ -48,15 +51,18 @@ class Child:
         threads: int,
         log: Path,
         inherits: Collection[int] = (),
+        sees_accelerators: bool = True,
     ) -> None:
         """Start `main` of one of our modules.
 
         arguments: what it finds in sys.argv before its parent's number. inherits: descriptors it needs.
+        sees_accelerators: else no library in it takes hundreds of megabytes of each for a context.
         """
         self._log = log
         with log.open("ab") as errors:
             self._log_start = errors.tell()
-            self._process = _spawn(module, arguments, stdin, errors, threads, inherits)
+            settings = {**_thread_limits(threads), **({} if sees_accelerators else UNSEEN)}
+            self._process = _spawn(module, arguments, stdin, errors, settings, inherits)
         assert self._process.stdout is not None
         self.reports = self._process.stdout.fileno()
         self.unframer = Unframer()
@@ -153,7 +159,12 @@ class Child:
 
 
 def _spawn(
-    module: str, arguments: Collection[str], stdin: Any, errors: Any, threads: int, inherits: Collection[int]
+    module: str,
+    arguments: Collection[str],
+    stdin: Any,
+    errors: Any,
+    settings: Mapping[str, str],
+    inherits: Collection[int],
 ) -> subprocess.Popen[bytes]:
     package = Path(__file__).resolve().parents[2]
     code = BOOT.format(module=module)
@@ -163,7 +174,7 @@ def _spawn(
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, **_thread_limits(threads)},
+            env={**os.environ, **settings},
             pass_fds=tuple(inherits),
             # A group of its own: Ctrl-C in the terminal reaches the parent alone, even before a worker
             # can ignore it, and a kill takes a worker's children along.
