@@ -81,7 +81,8 @@ class Served:
         self._desk = desk
         self._open = ExitStack()
         self._control, end = (self._open.enter_context(each) for each in socket.socketpair())
-        self._thread = threading.Thread(target=Server(end, BytesIO()).run, daemon=True)
+        self._server = Server(end, BytesIO())
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
         socket.send_fds(self._control, [frame({"open": Launch(preset=PRESET, device="cpu", threads=1)})], [])
         self._thread.start()
         self._admitted = 0
@@ -95,6 +96,11 @@ class Served:
         with theirs:
             socket.send_fds(self._control, [frame({"worker": self._admitted})], [theirs.fileno()])
         return Lane(self._open.enter_context(Connection(ours.detach())), tell)
+
+    def wait_for_queue(self, requests: int) -> None:
+        """Wait until so many requests wait for another."""
+        while len(self._server._waiting) < requests:
+            time.sleep(0.01)
 
     def close(self) -> None:
         self._control.shutdown(socket.SHUT_RDWR)
@@ -191,13 +197,15 @@ class Painted:
     has_hull = True
     device = torch.device("cpu")
 
-    def __init__(self, shade: float) -> None:
+    def __init__(self, shade: float, served: list[str]) -> None:
         self._shade = shade
+        self._served = served
 
     def seen_as(self, views: SixViews, *, trust: torch.Tensor) -> "Painted":
-        return Painted(float(views.rgb.mean() + trust.sum()))
+        return Painted(float(views.rgb.mean() + trust.sum()), self._served)
 
     def colour(self, points: torch.Tensor) -> torch.Tensor:
+        self._served.append("colour")
         return torch.full_like(points, self._shade)
 
 
@@ -222,7 +230,9 @@ class Shades:
     def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, Painted]:
         if digest == "empty":
             raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
-        return Mesh(vertices=torch.zeros(3, 3).numpy(), faces=torch.zeros(1, 3).long().numpy()), Painted(seed)
+        return Mesh(vertices=torch.zeros(3, 3).numpy(), faces=torch.zeros(1, 3).long().numpy()), Painted(
+            seed, self.served
+        )
 
 
 @pytest.fixture
@@ -268,31 +278,23 @@ def test_what_cannot_be_drawn_is_told_and_the_lane_goes_on(counter: Served) -> N
 
 
 def test_what_is_short_is_served_before_what_has_waited_longer(shades: Shades, counter: Served) -> None:
-    order: list[str] = []
     painter = counter.line()
     field = painter.draw(3, views_of(0), "a")[1]
-
-    def imagine(name: str) -> None:
-        counter.line().imagine(1, cutout_called(name), ignored)
-        order.append(name)
-
     shades.may_go.clear()
-    threads = [threading.Thread(target=imagine, args=(name,)) for name in ("first", "second")]
-    for thread in threads:
+    threads = [
+        threading.Thread(target=counter.line().imagine, args=(1, cutout_called(name), ignored))
+        for name in ("first", "second")
+    ]
+    threads.append(threading.Thread(target=field.colour, args=(torch.zeros(1, 3),)))
+    for waiting, thread in enumerate(threads):
         thread.start()
         while not shades.served:
             time.sleep(0.01)
-
-    def paint() -> None:
-        order.append(f"{field.colour(torch.zeros(1, 3))[0, 0]:g}")
-
-    threads.append(threading.Thread(target=paint))
-    threads[-1].start()
-    time.sleep(0.3)  # all three have asked
+        counter.wait_for_queue(waiting)
     shades.may_go.set()
     for thread in threads:
         thread.join(10)
-    assert order.index("3") < order.index("second") and shades.served == ["first", "second"]
+    assert shades.served == ["first", "colour", "second"]
 
 
 def test_waiting_for_others_is_counted_and_work_is_not(shades: Shades, counter: Served) -> None:
@@ -306,11 +308,13 @@ def test_waiting_for_others_is_counted_and_work_is_not(shades: Shades, counter: 
     while not shades.served:
         time.sleep(0.01)
     threads[1].start()
+    counter.wait_for_queue(1)
     time.sleep(0.4)
     shades.may_go.set()
     for thread in threads:
         thread.join(10)
-    assert first.waited_s < 0.3 < second.waited_s
+    # The first one's answer took as long, of which nothing was waiting.
+    assert second.waited_s >= 0.4 and first.waited_s < second.waited_s
 
 
 def test_a_surprise_is_told_with_its_trace_and_nobody_is_served_after_it(
@@ -340,11 +344,14 @@ def test_who_leaves_while_it_is_served_disturbs_nobody(shades: Shades, counter: 
     assert float(stays.imagine(6, cutout_called("stays"), ignored).rgb.mean()) == 6
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_lane_that_can_hear_nobody_any_more_goes(counter: Served) -> None:
+def test_a_lane_that_can_hear_nobody_any_more_goes(counter: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    surprises: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", surprises.append)
     counter.line()._connection.send_bytes(b"no message")
     counter._thread.join(10)
     assert not counter._thread.is_alive()
+    while not surprises:
+        time.sleep(0.01)
 
 
 def test_nothing_else_can_be_asked() -> None:
