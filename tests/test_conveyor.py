@@ -179,7 +179,7 @@ def test_where_memory_runs_out_a_pool_of_the_cpu_shrinks_to_one(tmp_path: Path) 
     for name in ("a", "b", "c"):
         belt.submit(job(tmp_path, f"{name}.jpg"))
     until_finished(belt, 3)
-    assert [belt.economize() for _ in range(3)] == ["2 at a time", "1 at a time", None]
+    assert [belt.make_fewer() for _ in range(3)] == ["2 at a time", "1 at a time", None]
     assert len(belt._workers()) == 1
     belt.submit(job(tmp_path, "d.jpg"))
     assert not belt.has_room

@@ -90,8 +90,10 @@ class Finished:
     """The process that had it."""
     traceback: str = ""
     signal: int | None = None
+    is_lanes: bool = False
+    """Whether it was a surprise in its lane: memory that lacked was the accelerator's, not the machine's."""
     was_frugal: bool = False
-    """Whether the worker kept less in memory already."""
+    """Whether its lane kept less in memory already."""
     device: str = "cpu"
     peak_bytes: int = 0
     """The most of the device's memory that the worker has held so far; 0 where it has not told."""
@@ -195,19 +197,23 @@ class Conveyor:
         return loads
 
     def economize(self) -> str | None:
-        """Need less memory from now on; says how, or None where nothing is left to save.
+        """Need less of accelerators' memory from now on; says how, or None where nothing is left to save.
 
-        Of an accelerator: keep one network on it at a time and ask for fewer points at once, from the next
-        photo on; the others of its lane begin again. On the CPU half as many photos are made at the same
-        time, and workers that are busy are not disturbed.
+        One network is on each at a time, and asked for fewer points at once. Photos that are on their way
+        begin again.
         """
-        if self._devices[0] != "cpu":
-            if self._is_frugal:
-                return None
-            self._is_frugal = True
-            for lane in list(self._lanes.values()):
-                self._untold += self._drop(lane)
-            return "one network at a time, in smaller pieces"
+        if self._devices[0] == "cpu" or self._is_frugal:
+            return None
+        self._is_frugal = True
+        for lane in list(self._lanes.values()):
+            self._untold += self._drop(lane)
+        return "one network at a time, in smaller pieces"
+
+    def make_fewer(self) -> str | None:
+        """Make half as many photos at the same time from now on; says how, or None where it is one already.
+
+        Workers that are busy are not disturbed.
+        """
         if self._room == 1:
             return None
         self._room //= 2
@@ -321,7 +327,9 @@ class Conveyor:
             worker.complaint = f"unreadable answer ({error})"
             worker.kill()
             return [*reports, *self._bury(worker)]
-        if worker.has_spoilt_lane and worker.lane is not None:
+        if worker.lane is not None and any(
+            isinstance(report, Finished) and report.is_lanes for report in reports
+        ):
             return reports + self._drop(worker.lane)
         if any(isinstance(report, Finished) and report.traceback for report in reports):
             # After a surprise its state is unknown: the next photo gets another.
@@ -515,7 +523,6 @@ class _Worker(Child):
         self.stage = OPENING
         self.is_asking = False
         """Whether what it asked its lane has yet to begin."""
-        self.has_spoilt_lane = False
         self._is_open = False
         self.deadline = time.monotonic() + deadlines_s[OPENING]
         self._send(open=launch)
@@ -583,9 +590,9 @@ class _Worker(Child):
                 worker=self.pid,
                 outcome=from_plain(Failed, message["failed"]),
                 traceback=str(message.get("traceback", "")),
+                is_lanes=from_plain(bool, message.get("is_lanes", False)),
                 was_frugal=self.launch.is_frugal,
             )
-            self.has_spoilt_lane = from_plain(bool, message.get("is_lanes", False))
         peak_bytes = from_plain(int, message.get("peak_bytes", 0))
         return replace(
             finished,

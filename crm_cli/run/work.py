@@ -321,7 +321,8 @@ class Work:
     def _send_back(self, report: NotOpened) -> Iterator[Event]:
         """Queue a photo again whose worker never opened: not its fault, so it costs no attempt."""
         attempt = self._interrupt(report.job)
-        how = self._conveyor.economize() if report.kind == "oom" else None
+        # The machine's memory it is, since the kernel took notice.
+        how = self._conveyor.make_fewer() or self._conveyor.economize() if report.kind == "oom" else None
         if how is not None:
             yield Warned(message=f"out of memory: going on with {how}")
         else:
@@ -456,15 +457,15 @@ class Work:
 
     def _economize(self, turn: Turn, attempt: Attempt, report: Finished) -> Generator[Event, None, Turn]:
         """Make the next try need less memory, and the other photos as well, as far as that goes."""
-        if self._scene.device != "cpu":
-            if report.was_frugal and not turn.on_cpu:
+        if report.is_lanes:
+            if report.was_frugal:
                 yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
                 return replace(turn, on_cpu=True)
-            has_tried = report.was_frugal
+            how = self._conveyor.economize()
         else:
             # Others may have made room since; and one photo alone must not make a run slow for ever.
             has_tried = attempt.turn.number > 1 or self._conveyor.room < attempt.room
-        how = None if has_tried else self._conveyor.economize()
+            how = None if has_tried else self._conveyor.make_fewer()
         if how is not None:
             yield Warned(message=f"out of memory: going on with {how}")
         return turn
