@@ -13,6 +13,7 @@ from dataclasses import replace
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -502,7 +503,9 @@ def test_a_lane_killed_from_outside_is_nobodys_fault(
     [lane] = belt._lanes.values()
     lane.kill()
     told_of = ended(reports_until(belt, lambda reports: len(ended(reports)) == 2))
-    assert isinstance(told_of["stall_a.jpg"], Killed) and isinstance(told_of["b.jpg"], Displaced)
+    killed = told_of["stall_a.jpg"]
+    assert isinstance(killed, Killed) and isinstance(told_of["b.jpg"], Displaced)
+    assert killed.reason == "the lane of cuda:0 was killed in imagine, from outside"
     assert belt._lanes == {} and belt._workers() == []
 
 
@@ -590,15 +593,15 @@ def test_a_photo_begins_when_its_lane_is_open_and_not_before(
 def test_whoever_is_overdue_as_its_lane_is_given_up_is_told_of_once(
     pool: Callable[..., Conveyor], tmp_path: Path
 ) -> None:
-    belt = pool()
-    for name in ("stall_a.jpg", "b.jpg"):
-        belt.submit(job(tmp_path, name))
+    belt = pool(deadlines_s={**LIMITS, "imagine": 30.0})
+    belt.submit(job(tmp_path, "stall_a.jpg"))
     reports_until(belt, lambda reports: any(isinstance(report, Stepped) for report in reports))
+    belt.submit(job(tmp_path, "b.jpg"))
     for worker in belt._workers():
         worker.deadline = 0.0
     told_of = belt.wait(0)
-    assert [type(report) for report in told_of if not isinstance(report, Staged | Opened)] == [
-        Finished, Displaced,
+    assert [(type(report), report.job.path.name) for report in told_of] == [
+        (Finished, "stall_a.jpg"), (Displaced, "b.jpg"),
     ]  # fmt: skip
     assert belt._workers() == [] and belt.wait(0) == []
 
@@ -607,15 +610,33 @@ def test_a_lane_that_hangs_at_the_work_of_a_dead_worker_is_given_up_and_blames_n
     pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     belt = pool(deadlines_s={**LIMITS, "imagine": 30.0})
-    for name in ("stall_a.jpg", "b.jpg"):
-        belt.submit(job(tmp_path, name))
+    belt.submit(job(tmp_path, "stall_a.jpg"))
+    reports_until(belt, lambda reports: any(isinstance(report, Stepped) for report in reports))
+    belt.submit(job(tmp_path, "b.jpg"))
     first, second = belt._workers()
-    reports_until(belt, lambda reports: first.lane.serving == first.number and second.is_asking)  # type: ignore[union-attr]
+    reports_until(belt, lambda reports: second.is_asking)
+    # Whoever waits has no deadline: that of the photo before it counts.
+    assert second.deadline == math.inf > first.deadline
     os.kill(first.pid, signal.SIGSEGV)
     monkeypatch.setattr(conveyor_module, "QUIET_S", 0.5)
     told_of = ended(reports_until(belt, lambda reports: len(ended(reports)) == 2))
     assert isinstance(told_of["stall_a.jpg"], Finished) and isinstance(told_of["b.jpg"], Displaced)
     assert told_of["stall_a.jpg"].outcome.message.startswith("the worker died with SIGSEGV")  # type: ignore[union-attr]
+
+
+def test_what_workers_have_said_is_heard_before_the_end_of_their_lane(
+    pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    belt = pool(workers=1)
+    belt.submit(job(tmp_path, "a.jpg"))
+    [worker] = belt._workers()
+    heard: list[object] = []
+    for read in ("_read", "_read_lane"):
+        monkeypatch.setattr(belt, read, lambda child: [heard.append(child)])
+    keys = [(SimpleNamespace(data=child), 1) for child in (worker.lane, worker)]
+    monkeypatch.setattr(belt._selector, "select", lambda timeout: keys)
+    belt.wait(0)
+    assert heard == [worker, worker.lane]
 
 
 def test_a_lane_that_serves_nobody_is_given_up(
@@ -629,7 +650,9 @@ def test_a_lane_that_serves_nobody_is_given_up(
     with monkeypatch.context() as patched:
         patched.setattr(conveyor_module, "QUIET_S", 0.5)
         told_of = ended(reports_until(belt, lambda reports: bool(ended(reports))))
-    assert isinstance(told_of["b.jpg"], Killed) and belt._lanes == {}
+    given_up = told_of["b.jpg"]
+    assert isinstance(given_up, Killed) and belt._lanes == {}
+    assert given_up.reason.startswith("no sign of life for 0.5 s at nobody's work; see ")
     assert isinstance(run_all(belt, job(tmp_path, "b.jpg"))["b.jpg"], Finished)
 
 

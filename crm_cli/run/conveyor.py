@@ -103,10 +103,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Killed:
-    """Somebody killed the worker, and not for want of memory: the photo is not to blame."""
+    """A worker is gone, and the photo is not to blame.
+
+    Somebody killed it, or its lane, and not for want of memory; or its lane ended at nobody's work.
+    """
 
     job: Job
     stage: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -609,17 +613,19 @@ class _Worker(Child):
     def words_of(self, lane: _Lane) -> Report:
         """Say what the death of its lane means for its photo."""
         assert self.job is not None
-        is_at_fault = lane.serving == self.number
-        if lane.is_open and not is_at_fault:
-            return Killed(job=self.job, stage=self.stage)
+        who, is_at_fault = f"lane of {lane.launch.device}", lane.serving == self.number
+        if lane.is_open and not is_at_fault and not lane.was_killed_from_outside():
+            reason = lane.death(who, limit_s=lane.limit_s).reason
+            return Killed(job=self.job, stage=self.stage, reason=f"{reason} at nobody's work; see {lane.log}")
         limit_s = self._limit_s if is_at_fault else lane.limit_s
-        return self._words(f"lane of {lane.launch.device}", lane, is_open=lane.is_open, limit_s=limit_s)
+        return self._words(who, lane, is_open=lane.is_open, limit_s=limit_s)
 
     def _words(self, who: str, child: Child, *, is_open: bool, limit_s: float) -> Report:
         """Say what a child's death means for the photo of this worker."""
         assert self.job is not None
         if child.was_killed_from_outside():
-            return Killed(job=self.job, stage=self.stage)
+            reason = f"the {who} was killed in {self.stage}, from outside"
+            return Killed(job=self.job, stage=self.stage, reason=reason)
         kind, code, reason = child.death(who, limit_s=limit_s)
         if not is_open:
             return NotOpened(job=self.job, kind=kind, reason=f"{reason}; see {child.log}")

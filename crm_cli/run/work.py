@@ -332,7 +332,7 @@ class Work:
         self._queue.appendleft(attempt.turn)
 
     def _forgive(self, report: Killed) -> Iterator[Event]:
-        """Queue a photo again whose worker was killed from outside; in the end it fails all the same."""
+        """Queue a photo again whose worker is gone, not through it; in the end it fails all the same."""
         attempt = self._interrupt(report.job)
         path, turn = report.job.path, replace(attempt.turn, kills=attempt.turn.kills + 1)
         if attempt.stage == "start":
@@ -341,13 +341,13 @@ class Work:
                 raise _no_worker("somebody kills them")
         if turn.kills <= MAX_KILLS:
             self._queue.appendleft(turn)
-            yield AttemptFailed(path=path, reason=f"its worker was killed in {report.stage}, from outside")
+            yield AttemptFailed(path=path, reason=report.reason)
             return
         failed = Failed(
             path=path,
             kind="crash",
             code="E_KILLED",
-            message=f"its worker was killed {turn.kills} times, from outside",
+            message=f"{report.reason}; so it went {turn.kills} times",
             stage=report.stage,
             attempts=turn.number,
         )
