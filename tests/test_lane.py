@@ -100,7 +100,9 @@ class Served:
 
     def wait_for_queue(self, requests: int) -> None:
         """Wait until so many requests wait for another."""
-        while len(self._server._waiting) < requests:
+        patience = time.monotonic() + 10
+        while len(self._server._waiting) != requests:
+            assert time.monotonic() < patience
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -219,6 +221,8 @@ class Shades:
         self.may_go = threading.Event()
         self.may_go.set()
         self.served: list[str] = []
+        self.drawn_of: list[float] = []
+        """The shades of the views that surfaces were asked for."""
 
     def imagine(self, seed: int, cutout: Cutout, report_step: Callable[[int, int], None]) -> SixViews:
         self.served.append(cutout.digest)
@@ -229,6 +233,7 @@ class Shades:
         return views_of(float(seed))
 
     def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, Painted]:
+        self.drawn_of.append(float(views.rgb[0, 0, 0, 0]))
         if digest == "empty":
             raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
         return Mesh(vertices=torch.zeros(3, 3).numpy(), faces=torch.zeros(1, 3).long().numpy()), Painted(
@@ -269,6 +274,26 @@ def test_every_worker_has_the_colours_of_its_own_field(counter: Served) -> None:
     dressed = fields[0].seen_as(views_of(0.5), trust=torch.tensor([0.25, 0, 0, 0, 0, 0]))
     assert float(dressed.colour(points)[3, 2]) == 0.75 and float(fields[1].colour(points)[0, 0]) == 1.0
     assert lanes[0].place == Shades.place
+
+
+def test_a_surface_is_drawn_of_the_views_that_are_shown_and_not_of_the_last_ones(
+    shades: Shades, counter: Served
+) -> None:
+    lane = counter.line()
+    last = lane.imagine(6, cutout_called("a"), ignored)
+    for views in (last, views_of(0.25), last):
+        lane.draw(1, views, "a")
+    assert shades.drawn_of == [6, 0.25, 6]
+
+
+def test_where_nothing_was_drawn_nobody_has_the_colours_of_what_was_drawn_before() -> None:
+    session = Session(Shades())  # type: ignore[arg-type]
+    views = {"rgb": torch.zeros(6, 3, 8, 8), "ccm": torch.zeros(6, 3, 8, 8), "alpha": torch.ones(6, 1, 8, 8)}
+    session.answer(Message(kind="draw", tensors=views, note={"seed": 1, "digest": "a"}), ignored)
+    with pytest.raises(PhotoError):
+        session.answer(Message(kind="draw", tensors=views, note={"seed": 1, "digest": "empty"}), ignored)
+    with pytest.raises(AssertionError):
+        session.answer(Message(kind="colour", tensors={"points": torch.zeros(1, 3)}), ignored)
 
 
 def test_what_cannot_be_drawn_is_told_and_the_lane_goes_on(counter: Served) -> None:
@@ -343,6 +368,25 @@ def test_who_leaves_while_it_is_served_disturbs_nobody(shades: Shades, counter: 
     gone._connection.close()
     shades.may_go.set()
     assert float(stays.imagine(6, cutout_called("stays"), ignored).rgb.mean()) == 6
+
+
+def test_who_leaves_while_waiting_is_not_served(shades: Shades, counter: Served) -> None:
+    gone, stays = counter.line(), counter.line()
+    shades.may_go.clear()
+    working = threading.Thread(target=stays.imagine, args=(1, cutout_called("stays"), ignored))
+    working.start()
+    while not shades.served:
+        time.sleep(0.01)
+    waiting = threading.Thread(target=gone.imagine, args=(1, cutout_called("gone"), ignored), daemon=True)
+    waiting.start()
+    counter.wait_for_queue(1)
+    with socket.socket(fileno=os.dup(gone._connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    counter.wait_for_queue(0)
+    shades.may_go.set()
+    working.join(10)
+    stays.imagine(1, cutout_called("again"), ignored)
+    assert shades.served == ["stays", "again"]
 
 
 def test_a_lane_that_can_hear_nobody_any_more_goes(counter: Served, monkeypatch: pytest.MonkeyPatch) -> None:
