@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 ErrorClass = Literal["input", "internal", "oom", "crash", "timeout", "quality", "io", "conflict"]
 
@@ -87,3 +88,23 @@ class PhotoError(CrmError):
     def __init__(self, cause: str, *, code: str, remedy: str = "", kind: ErrorClass = "input") -> None:
         super().__init__(cause, code=code, remedy=remedy)
         self.kind: ErrorClass = kind
+
+
+def told(error: CrmError) -> dict[str, Any]:
+    """An expected error as plain words and numbers, for another process to raise again."""
+    return {
+        "cause": error.cause,
+        "code": error.code,
+        "remedy": error.remedy,
+        "exit_code": int(error.exit_code),
+        "kind": getattr(error, "kind", None),
+    }
+
+
+def retold(words: Mapping[str, Any]) -> CrmError:
+    """The error that another process has told of, with its own exit code."""
+    cause, code, remedy = (str(words[name]) for name in ("cause", "code", "remedy"))
+    if words["kind"] is not None:
+        return PhotoError(cause, code=code, remedy=remedy, kind=words["kind"])
+    families = {family.exit_code: family for family in (UsageError, OutputError, EnvironmentProblem)}
+    return families.get(ExitCode(words["exit_code"]), EnvironmentProblem)(cause, code=code, remedy=remedy)

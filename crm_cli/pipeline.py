@@ -7,6 +7,9 @@
     Bake         colour field, photo → texture                accelerator
     Deliver      files, previews, checks                      CPU
 
+Where many workers share an accelerator, its networks are in a process of their own, the lane: `Desk` is what
+that one opens, and the others' lines ask it (see `lane`).
+
 Records in, records out. A station is opened once per worker and called with a batch where a network can
 use one; randomness comes from the photo's digest, so that neither neighbours nor order change a result.
 """
@@ -30,9 +33,10 @@ from crm_cli import __version__, cache, inspection
 from crm_cli.errors import PhotoError
 from crm_cli.fragments import Raster, project
 from crm_cli.frame import FRONT, VIEWS
+from crm_cli.lane import Lane, LaneField
 from crm_cli.models import agree
 from crm_cli.models.cost import forecast_s
-from crm_cli.models.field import Field, surface
+from crm_cli.models.field import Coloured, Field, surface
 from crm_cli.models.imagine import open_imagination
 from crm_cli.models.reconstruction import PlaneField, Reconstruction
 from crm_cli.models.sampler import Progress, dice, ignore
@@ -51,7 +55,7 @@ from crm_cli.records import (
     Verdict,
     WrittenFile,
 )
-from crm_cli.toolbox import Toolbox, open_toolbox
+from crm_cli.toolbox import Place, Toolbox, open_toolbox
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +79,7 @@ class Surface:
     """A surface, the field that colours it, and whether it can be trusted."""
 
     mesh: Mesh
-    field: Field
+    field: Coloured
     confidence: Literal["ok", "low"]
     warnings: tuple[str, ...] = ()
 
@@ -134,6 +138,18 @@ class Imagine:
         return self._imagine(cutouts, report_step)
 
 
+class FarImagine:
+    """The same, where the networks are in a lane, one cut-out after the other."""
+
+    def __init__(self, lane: Lane, seed: int) -> None:
+        self._lane = lane
+        self._seed = seed
+
+    def __call__(self, cutouts: Sequence[Cutout], report_step: Progress = ignore) -> list[SixViews]:
+        """Draw what the photos do not show."""
+        return [self._lane.imagine(self._seed, cutout, report_step) for cutout in cutouts]
+
+
 class Reconstruct:
     """Views → triplane → FlexiCubes surface, or a classical solid where that does not show the photo."""
 
@@ -141,18 +157,23 @@ class Reconstruct:
         self._tools = toolbox
         self._preset = preset
 
-    @torch.inference_mode()
     def __call__(self, views: SixViews, cutout: Cutout) -> Surface:
         """Draw the surface of the networks' field, or a solid where it has none."""
-        noise = dice(self._preset.seed, cutout.digest, "reconstruction")
+        try:
+            mesh, field = self.draw(views, cutout.digest)
+        except PhotoError as error:
+            return self.solid(cutout, error.cause)
+        return Surface(mesh=mesh, field=field, confidence="ok")
+
+    @torch.inference_mode()
+    def draw(self, views: SixViews, digest: str) -> tuple[Mesh, PlaneField | LaneField]:
+        """The surface of the networks' field; PhotoError where it has none. digest: of the photo."""
+        noise = dice(self._preset.seed, digest, "reconstruction")
         network = cast(Reconstruction, self._tools.networks["reconstruction"])
         field = network.field(views, generator=noise)
         if self._tools.is_frugal:
             field = replace(field, chunk=FRUGAL_CHUNK)
-        try:
-            return Surface(mesh=self._draw(field), field=field, confidence="ok")
-        except PhotoError as error:
-            return self.solid(cutout, error.cause)
+        return self._draw(field), field
 
     @torch.inference_mode()
     def solid(self, cutout: Cutout, reason: str) -> Surface:
@@ -179,6 +200,18 @@ class Reconstruct:
             device=self._tools.device,
             surfacer=self._tools.surfacer,
         )
+
+
+class FarReconstruct(Reconstruct):
+    """The same, where the networks are in a lane; solids need none."""
+
+    def __init__(self, toolbox: Toolbox, preset: Preset, lane: Lane) -> None:
+        super().__init__(toolbox, preset)
+        self._lane = lane
+
+    def draw(self, views: SixViews, digest: str) -> tuple[Mesh, PlaneField | LaneField]:
+        """The surface of the networks' field; PhotoError where it has none."""
+        return self._lane.draw(self._preset.seed, views, digest)
 
 
 class Unwrap:
@@ -213,7 +246,7 @@ class Bake:
     def __call__(
         self,
         unwrapped: UnwrappedMesh,
-        field: Field,
+        field: Coloured,
         views: SixViews,
         photo: Photo,
         cutout: Cutout,
@@ -228,7 +261,7 @@ class Bake:
 
         size_px = self._preset.texture.size_px
         finest = 0.0  # the published network is asked at every texel, as published
-        if isinstance(field, PlaneField) and field.hull is not None:
+        if isinstance(field, PlaneField | LaneField) and field.has_hull:
             finest = 2 / views.rgb.shape[-1]  # the embedded one knows nothing finer than a pixel of the views
             depth, alpha = look_at(unwrapped.mesh, self._tools.raster, views.rgb.shape[-1])
             field = field.seen_as(agree.seen_on(views, depth, alpha), trust=self._trust)
@@ -270,9 +303,10 @@ class Bake:
 class Deliver:
     """Files, previews and checks, in the job's scratch folder."""
 
-    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+    def __init__(self, toolbox: Toolbox, preset: Preset, lane: Lane | None = None) -> None:
         self._tools = toolbox
         self._preset = preset
+        self._lane = lane
 
     def __call__(self, job: Job, photo: Photo, cutout: Cutout, kept: Candidate) -> Asset:
         """Write everything that is kept of one photo."""
@@ -351,6 +385,7 @@ class Deliver:
         # Which method `auto` came to depends on what is installed: the file names the one that was used.
         matting = replace(preset.matting, method=cast(Any, cutout.matting))
         tools = self._tools
+        place = self._lane.place if self._lane else tools.place
         said = Provenance(
             crm_version=__version__,
             photo_sha256=cutout.digest,
@@ -358,10 +393,10 @@ class Deliver:
             seed=preset.seed,
             weights=tools.weights.name,
             weights_sha256=tools.weights.digest,
-            device=torch.device(tools.device).type,
-            precision=str(tools.dtype).removeprefix("torch."),
+            device=place.device,
+            precision=place.precision,
             rasteriser=tools.raster.name,
-            surface=tools.surfacer.name,
+            surface=place.surface,
             # Embedded networks have one each, wherever they run.
             more={} if tools.weights.architecture == EMBEDDED else {"threads": str(torch.get_num_threads())},
         )
@@ -371,23 +406,66 @@ class Deliver:
 class Seeded:
     """The stations that draw random numbers, with one seed."""
 
-    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+    def __init__(self, toolbox: Toolbox, preset: Preset, lane: Lane | None = None) -> None:
         self.seed = preset.seed
-        self.imagine = Imagine(toolbox, preset)
-        self.reconstruct = Reconstruct(toolbox, preset)
+        self.imagine = FarImagine(lane, preset.seed) if lane else Imagine(toolbox, preset)
+        self.reconstruct = FarReconstruct(toolbox, preset, lane) if lane else Reconstruct(toolbox, preset)
+
+
+class Desk:
+    """The stations of one accelerator for every worker that has none: what a lane opens.
+
+    A photo's seed may be another than the preset's; its stations are made when it is first asked for.
+    """
+
+    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+        self._tools = toolbox
+        self._preset = preset
+        self._seeded: dict[int, Seeded] = {}
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, is_frugal: bool) -> Desk:
+        """Load the networks, once."""
+        torch.set_flush_denormal(True)
+        toolbox = open_toolbox(
+            preset, device=device, threads=threads, precision=precision, is_frugal=is_frugal
+        )
+        return cls(toolbox, preset)
+
+    @property
+    def place(self) -> Place:
+        """Where the networks calculate."""
+        return self._tools.place
+
+    def imagine(self, seed: int, cutout: Cutout, report_step: Progress) -> SixViews:
+        """Six views of one photo."""
+        [views] = self._of(seed).imagine([cutout], report_step)
+        return views
+
+    def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, PlaneField]:
+        """The surface of the networks' field."""
+        mesh, field = self._of(seed).reconstruct.draw(views, digest)
+        return mesh, cast(PlaneField, field)
+
+    def _of(self, seed: int) -> Seeded:
+        if seed not in self._seeded:
+            self._seeded[seed] = Seeded(self._tools, replace(self._preset, seed=seed))
+        return self._seeded[seed]
 
 
 class Line:
     """All stations of one worker, in a row."""
 
-    def __init__(self, toolbox: Toolbox, preset: Preset) -> None:
+    def __init__(self, toolbox: Toolbox, preset: Preset, lane: Lane | None = None) -> None:
+        """lane: where the networks are, if they are not in the toolbox."""
         self._tools = toolbox
         self._preset = preset
+        self._lane = lane
         self._prepare = Prepare(toolbox, preset)
-        self._seeded = [Seeded(toolbox, replace(preset, seed=seed)) for seed in preset.seeds()]
+        self._seeded = [Seeded(toolbox, replace(preset, seed=seed), lane) for seed in preset.seeds()]
         self._unwrap = Unwrap(toolbox, preset)
         self._bake = Bake(toolbox, preset)
-        self._deliver = Deliver(toolbox, preset)
+        self._deliver = Deliver(toolbox, preset, lane)
 
     @classmethod
     def open(
@@ -399,18 +477,23 @@ class Line:
         precision: str = "auto",
         sharers: int = 1,
         is_frugal: bool = False,
+        lane: Lane | None = None,
     ) -> Line:
-        """Load what the stations need, once; the process takes numbers next to zero for zero, for speed."""
+        """Load what the stations need, once; the process takes numbers next to zero for zero, for speed.
+
+        lane: has the networks on the device; everything else then happens on the CPU.
+        """
         torch.set_flush_denormal(True)
         toolbox = open_toolbox(
             preset,
-            device=device,
+            device="cpu" if lane else device,
             threads=threads,
-            precision=precision,
+            precision="float32" if lane else precision,
             sharers=sharers,
             is_frugal=is_frugal,
+            has_networks=lane is None,
         )
-        return cls(toolbox, preset)
+        return cls(toolbox, preset, lane)
 
     def forecast_s(self) -> float | None:
         """Seconds one photo will take, measured in a moment; None where that is not worth saying.
@@ -418,7 +501,7 @@ class Line:
         As if every seed were tried: which one will be good enough, nobody knows.
         """
         architecture = self._tools.weights.architecture
-        if architecture == EMBEDDED or self._tools.device != "cpu":
+        if architecture == EMBEDDED or self._lane or self._tools.device != "cpu":
             return None
         once_s = forecast_s(architecture, self._preset, device="cpu", dtype=self._tools.dtype)
         return once_s * len(self._seeded)
@@ -438,14 +521,18 @@ class Line:
         """
         if job.seed is not None and job.seed != self._preset.seed:
             # Stations are cheap: what is loaded is the toolbox's.
-            other = Line(self._tools, replace(self._preset, seed=job.seed))
+            other = Line(self._tools, replace(self._preset, seed=job.seed), self._lane)
             return other.convert(job, report_stage, report_step)
-        watch = Stopwatch(report_stage)
+        watch = Stopwatch(report_stage, self._waited_s)
         watch.begin("prepare")
         kept = self._kept(job, 0)
         photo, cutout = (self._prepare.read(job), kept.cutout) if kept else self._prepare(job)
         best = self._best(job, photo, cutout, kept, watch, report_step)
         return replace(self._deliver(job, photo, cutout, best), seconds=watch.stop())
+
+    def _waited_s(self) -> float:
+        """How long the lane has let this line wait so far."""
+        return self._lane.waited_s if self._lane else 0.0
 
     def _best(
         self,
@@ -532,10 +619,15 @@ class Line:
 
 
 class Stopwatch:
-    """Seconds per stage, whose tries add up, and a word to whoever watches the clock from outside."""
+    """Seconds per stage, whose tries add up, and a word to whoever watches the clock from outside.
 
-    def __init__(self, report_stage: Callable[[str], None]) -> None:
+    What a photo has waited for others is of no stage, and told as `queue`.
+    """
+
+    def __init__(self, report_stage: Callable[[str], None], waited_s: Callable[[], float]) -> None:
         self._report = report_stage
+        self._waited_s = waited_s
+        self._waited_before_s = waited_s()
         self._seconds: dict[str, float] = {}
         self._running: tuple[str, float] | None = None
 
@@ -549,10 +641,16 @@ class Stopwatch:
         """End the running stage; return all seconds so far."""
         if self._running is not None:
             stage, began = self._running
-            spent = self._seconds.get(stage, 0.0) + time.perf_counter() - began
-            self._seconds[stage] = round(spent, 3)
+            waited_s = self._waited_s() - self._waited_before_s
+            self._waited_before_s += waited_s
+            self._add(stage, time.perf_counter() - began - waited_s)
+            if waited_s:
+                self._add("queue", waited_s)
             self._running = None
         return self._seconds
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] = round(self._seconds.get(stage, 0.0) + seconds, 3)
 
 
 def look_at(mesh: Mesh, raster: Raster, size_px: int) -> tuple[Tensor, Tensor]:

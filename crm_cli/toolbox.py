@@ -141,6 +141,17 @@ class GraphRecorder:
             torch._C._cuda_releasePool(*place)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where networks calculate, and in what."""
+
+    device: str
+    """Its kind: cpu or cuda."""
+    precision: str
+    surface: str
+    """What draws the surface of their field."""
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Toolbox:
     """Every tool that the stations use, opened and placed."""
@@ -163,6 +174,15 @@ class Toolbox:
     is_frugal: bool = False
     """Whether memory has run out before, and stations should ask for less of it at once."""
 
+    @property
+    def place(self) -> Place:
+        """Where its networks calculate."""
+        return Place(
+            device=self.device.partition(":")[0],
+            precision=str(self.dtype).removeprefix("torch."),
+            surface=self.surfacer.name,
+        )
+
 
 def open_toolbox(
     preset: Preset,
@@ -173,13 +193,15 @@ def open_toolbox(
     sharers: int = 1,
     batch: int = 1,
     is_frugal: bool = False,
+    has_networks: bool = True,
 ) -> Toolbox:
     """Open the tools a preset asks for, or raise EnvironmentProblem.
 
     precision: float32, bfloat16 or float16; auto is what the device does best.
-    sharers: how many processes like this one share the device.
+    sharers: how many processes like this one share the memory of the CPU.
     batch: how many photos the networks are given at a time; with another number the last bits are others.
     is_frugal: keep one network at a time on the device.
+    has_networks: whether there are networks in it, or they are elsewhere; see `lane`.
     """
     import torch
 
@@ -206,7 +228,7 @@ def open_toolbox(
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
     room_bytes = 0 if is_frugal else None if is_small else room_for_networks(device, sharers, batch)
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
-    has_all = networks.preload()
+    has_all = has_networks and networks.preload()
     recorder = GraphRecorder(_why_no_graphs(device, networks_take_turns=not has_all))
     if recorder.why_not is not None and device != "cpu":
         log.warning("kernels are launched one by one: %s", recorder.why_not)
@@ -216,7 +238,7 @@ def open_toolbox(
         raster=choose("rasteriser", RASTERS, device, os.environ.get(RASTERISER, "auto"))(),
         surfacer=choose("surface", SURFACES, device, os.environ.get(SURFACE, "auto"))(),
         weights=weights,
-        networks=networks,
+        networks=networks if has_networks else {},
         dtype=dtype,
         engines=Engines(recorder),
         recorder=recorder,
@@ -277,18 +299,16 @@ def _processor_flags() -> set[str]:
 def room_for_networks(device: str, sharers: int = 1, batch: int = 1) -> int | None:
     """Bytes that networks may take on a device; None where nobody knows.
 
-    Workers open at the same time and all find the same memory free, so each takes its share alone. One that
-    is opened later, for another that is gone, finds the others' share taken: its own is that of the whole
-    accelerator, as far as it is free.
+    sharers: workers that open at the same time on a CPU and all find the same memory free, so that each takes
+    its share alone. An accelerator's networks are in one process.
     """
     import torch
 
     if device == "cpu":
         free = usable_memory()
         return None if free is None else max(0, free // sharers - WORK_BYTES_CPU)
-    free, total = torch.cuda.mem_get_info(device)  # noqa: TID251
-    share = max(free // sharers, min(free, total // sharers))
-    return max(0, share - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
+    free, _ = torch.cuda.mem_get_info(device)  # noqa: TID251
+    return max(0, free - WORK_BYTES - (batch - 1) * WORK_BYTES_MORE)
 
 
 def peak_memory(device: str) -> int:
@@ -345,11 +365,11 @@ def accelerators() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]  # noqa: TID251
 
 
-def free_bytes(devices: Sequence[str]) -> int:
-    """Memory that is free on the fullest of some accelerators."""
+def free_bytes(device: str) -> int:
+    """Memory that is free on an accelerator."""
     import torch
 
-    return int(min(torch.cuda.mem_get_info(device)[0] for device in devices))  # noqa: TID251
+    return int(torch.cuda.mem_get_info(device)[0])  # noqa: TID251
 
 
 def accelerator_name(device: str) -> str:

@@ -32,13 +32,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from crm_cli.errors import EnvironmentProblem, PhotoError
 from crm_cli.names import lod_names
 from crm_cli.preset import Preset
-from crm_cli.records import Asset, Checks, Job, Reason, Verdict, WrittenFile
+from crm_cli.records import Asset, Checks, Crop, Cutout, Job, Mesh, Reason, SixViews, Verdict, WrittenFile
 from crm_cli.run.keeping import MARK
 from crm_cli.run.options import Engine, UsedWeights
+from crm_cli.toolbox import Place
+
+if TYPE_CHECKING:
+    from crm_cli.lane import Lane
+    from crm_cli.models.reconstruction import PlaneField
 
 CHECKS = Checks(
     vertices=8, faces=12, is_closed=True, is_manifold=True, is_oriented=True, volume=1.0, euler=2,
@@ -83,8 +89,17 @@ class FakeLine:
     """Writes one small file a format, from the photo's bytes, the preset and, as sums do, the threads."""
 
     def __init__(
-        self, preset: Preset, threads: int, precision: str, sharers: int, *, device: str, is_frugal: bool
+        self,
+        preset: Preset,
+        threads: int,
+        precision: str,
+        sharers: int,
+        *,
+        device: str,
+        is_frugal: bool,
+        lane: Lane | None,
     ) -> None:
+        self._lane = lane
         self._device = device
         self._is_frugal = is_frugal
         self._preset = preset
@@ -94,11 +109,19 @@ class FakeLine:
 
     @classmethod
     def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+        cls,
+        preset: Preset,
+        *,
+        device: str,
+        threads: int,
+        precision: str,
+        sharers: int,
+        is_frugal: bool,
+        lane: Lane | None,
     ) -> FakeLine:
         assert os.environ["OMP_NUM_THREADS"] == str(threads)
         assert "torch" not in sys.modules
-        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
+        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal, lane=lane)
 
     def forecast_s(self) -> float | None:
         return None
@@ -248,9 +271,7 @@ class ClosedLine(FakeLine):
     """A line that cannot be opened on this machine."""
 
     @classmethod
-    def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
-    ) -> FakeLine:
+    def open(cls, preset: Preset, **opened: Any) -> FakeLine:
         raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
 
 
@@ -258,9 +279,7 @@ class DeadLine(FakeLine):
     """A line whose library crashes while it is loaded."""
 
     @classmethod
-    def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
-    ) -> FakeLine:
+    def open(cls, preset: Preset, **opened: Any) -> FakeLine:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
 
@@ -269,9 +288,7 @@ class KilledLine(FakeLine):
     """A line whose worker somebody kills while it is opened."""
 
     @classmethod
-    def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
-    ) -> FakeLine:
+    def open(cls, preset: Preset, **opened: Any) -> FakeLine:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -280,27 +297,112 @@ class OnceKilledLine(FakeLine):
     """A line whose first worker is killed while it is opened."""
 
     @classmethod
-    def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
-    ) -> FakeLine:
+    def open(cls, preset: Preset, **opened: Any) -> FakeLine:
         with contextlib.suppress(FileExistsError):
             Path(os.environ[FIRST_OPEN]).touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
-        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
+        return super().open(preset, **opened)
 
 
 class LateLine(FakeLine):
     """A line that opens at once in the first worker, and never in the others."""
 
     @classmethod
-    def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
-    ) -> FakeLine:
+    def open(cls, preset: Preset, **opened: Any) -> FakeLine:
         try:
             Path(os.environ[FIRST_OPEN]).touch(exist_ok=False)
         except FileExistsError:
             time.sleep(60)
-        return cls(preset, threads, precision, sharers, device=device, is_frugal=is_frugal)
+        return super().open(preset, **opened)
+
+
+class LaneLine(FakeLine):
+    """A line that asks its lane for views, twice; the fate in a photo's name is the lane's.
+
+    On a CPU it asks nobody, and the fate is its own.
+    """
+
+    def convert(self, job: Job, report_stage: Callable[[str], None], report_step: Steps) -> Asset:
+        if self._lane is None:
+            return super().convert(job, report_stage, report_step)
+        import torch
+
+        report_stage("imagine")
+        cutout = Cutout(
+            rgb=torch.zeros(3, 8, 8),
+            alpha=torch.ones(1, 8, 8),
+            crop=Crop(centre_x=4, centre_y=4, side_px=8),
+            photo=job.path,
+            digest=str(job.root / job.path),
+            matting="",
+        )
+        views = self._lane.imagine(7, cutout, report_step)
+        assert (views.rgb == 7).all()
+        report_stage("reconstruct")
+        self._lane.imagine(7, replace(cutout, digest="again"), report_step)
+        data = f"{os.getpid()} {int(views.ccm[0, 0, 0, 0])}".encode()
+        file = self._write(job, data, "txt")
+        return Asset(photo=job.path, files=(file,), checks=CHECKS, seconds={}, verdict=PASSED)
+
+
+class FakeDesk:
+    """Views whose colours are the seed and whose maps are the number of the request."""
+
+    def __init__(self, device: str, *, is_frugal: bool) -> None:
+        self.place = Place(device=device, precision="float32", surface="own")
+        self._is_frugal = is_frugal
+        self._asked = 0
+
+    @classmethod
+    def open(cls, preset: Preset, *, device: str, threads: int, precision: str, is_frugal: bool) -> FakeDesk:
+        assert os.environ["OMP_NUM_THREADS"] == str(threads)
+        return cls(device, is_frugal=is_frugal)
+
+    def imagine(self, seed: int, cutout: Cutout, report_step: Steps) -> SixViews:
+        import torch
+
+        self._asked += 1
+        path = Path(cutout.digest)
+        job = Job(
+            root=path.parent, path=PurePosixPath(path.name), stem=PurePosixPath(path.stem), id=path.name,
+            scratch=path.parent, max_mpixels=1.0,
+        )  # fmt: skip
+        fate = path.name.partition("_")[0]
+        if fate in ("oom", "huge") or (fate == "big" and not self._is_frugal):
+            raise OutOfMemoryError("CUDA out of memory")
+        _obey(job)
+        _tell_steps(job, report_step)
+        rgb = torch.full((6, 3, 8, 8), float(seed))
+        return SixViews(rgb=rgb, ccm=torch.full_like(rgb, self._asked), alpha=torch.ones(6, 1, 8, 8))
+
+    def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, PlaneField]:
+        raise NotImplementedError
+
+
+class ClosedDesk(FakeDesk):
+    """A desk that cannot be opened on this machine."""
+
+    @classmethod
+    def open(cls, preset: Preset, **opened: Any) -> FakeDesk:
+        raise EnvironmentProblem("no weights", code="E_WEIGHTS_MISSING", remedy="fetch them")
+
+
+class DeadDesk(FakeDesk):
+    """A desk whose library crashes while it is loaded."""
+
+    @classmethod
+    def open(cls, preset: Preset, **opened: Any) -> FakeDesk:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+
+class StuckDesk(FakeDesk):
+    """A desk that never opens."""
+
+    @classmethod
+    def open(cls, preset: Preset, **opened: Any) -> FakeDesk:
+        time.sleep(60)
+        raise AssertionError
 
 
 def _make_folders(job: Job) -> None:
@@ -363,7 +465,12 @@ def _is_first(job: Job) -> bool:
 
 
 def engine(
-    line: str = "FakeLine", weights: str = "w1", *, architecture: str = "small", name: str = "fakes"
+    line: str = "FakeLine",
+    weights: str = "w1",
+    *,
+    architecture: str = "small",
+    name: str = "fakes",
+    desk: str = "FakeDesk",
 ) -> Engine:
     used = UsedWeights(
         name=name,
@@ -372,7 +479,7 @@ def engine(
         stages={"views": weights, "mesh": weights},
         largest_bytes=4_000_000_000,
     )
-    return Engine(line=f"fakes:{line}", weights=lambda preset: used)
+    return Engine(line=f"fakes:{line}", desk=f"fakes:{desk}", weights=lambda preset: used)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +11,7 @@ from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.preset import load_preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import conveyor as conveyor_module
-from crm_cli.run import machine
+from crm_cli.run import machine, process
 from crm_cli.run import worker as worker_module
 from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Spare, Staged, deadlines
 from crm_cli.run.machine import check_device, default_workers, find_devices, memory_problem, threads_each
@@ -135,7 +134,7 @@ def killed_at_work(tmp_path: Path, before: Callable[[], None] = lambda: None) ->
 def test_a_worker_killed_from_outside_is_not_the_photos_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conveyor_module, "memory_kills", lambda: 7)
+    monkeypatch.setattr(process, "memory_kills", lambda: 7)
     report = killed_at_work(tmp_path)
     assert isinstance(report, Killed) and report.job.path == PurePosixPath("hang_a.jpg")
 
@@ -144,9 +143,9 @@ def test_a_worker_killed_from_outside_is_not_the_photos_fault(
 def test_a_kill_that_the_kernel_may_have_done_counts_as_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int | None, int | None]
 ) -> None:
-    monkeypatch.setattr(conveyor_module, "memory_kills", lambda: counts[0])
+    monkeypatch.setattr(process, "memory_kills", lambda: counts[0])
     report = killed_at_work(
-        tmp_path, before=lambda: monkeypatch.setattr(conveyor_module, "memory_kills", lambda: counts[1])
+        tmp_path, before=lambda: monkeypatch.setattr(process, "memory_kills", lambda: counts[1])
     )
     assert isinstance(report, Finished) and isinstance(report.outcome, Failed)
     assert (report.outcome.kind, report.outcome.code) == ("oom", "E_KILLED")
@@ -180,31 +179,11 @@ def test_where_memory_runs_out_a_pool_of_the_cpu_shrinks_to_one(tmp_path: Path) 
     for name in ("a", "b", "c"):
         belt.submit(job(tmp_path, f"{name}.jpg"))
     until_finished(belt, 3)
-    assert [belt.economize() for _ in range(3)] == ["2 at a time", "1 at a time", None]
+    assert [belt.make_fewer() for _ in range(3)] == ["2 at a time", "1 at a time", None]
     assert len(belt._workers()) == 1
     belt.submit(job(tmp_path, "d.jpg"))
     assert not belt.has_room
     until_finished(belt, 1)
-    belt.close()
-
-
-def test_where_memory_runs_out_accelerators_are_shared_no_more(tmp_path: Path) -> None:
-    devices = ["cuda:0", "cuda:1"]
-    launch = Launch(preset=PRESET, device="cuda:0", threads=1, line="fakes:FakeLine")
-    belt = Conveyor(launch, devices=devices, workers=6, deadlines_s=LIMITS, logs=tmp_path)
-    for name in "abcdef":
-        belt.submit(job(tmp_path, f"{name}.jpg"))
-    assert Counter(worker.launch.device for worker in belt._workers()) == {"cuda:0": 3, "cuda:1": 3}
-    assert {worker.launch.sharers for worker in belt._workers()} == {3} and belt.shares_accelerators
-    until_finished(belt, 6)
-    assert belt.economize() == "2 at a time" and not belt.shares_accelerators
-    for name in "gh":
-        belt.submit(job(tmp_path, f"{name}.jpg"))
-    # Each has a device of its own, whichever seats were taken before, and all of its memory.
-    assert sorted(worker.launch.device for worker in belt._workers()) == devices
-    assert {worker.launch.sharers for worker in belt._workers()} == {1}
-    until_finished(belt, 2)
-    assert belt.economize() == "one network at a time, in smaller pieces" and belt.economize() is None
     belt.close()
 
 
@@ -301,30 +280,20 @@ def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.Monkey
     for memory, expected in ((100e9, 8), (6.5e9, 4), (1e8, 1)):
         monkeypatch.setattr(machine, "usable_memory", lambda memory=memory: int(memory))
         assert default_workers(["cpu"]) == expected
-    # Where there is memory for one worker alone, nobody asks what accelerators have.
-    assert default_workers(["cuda:0", "cuda:1"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("free", "weights", "cores", "expected"),
-    [
-        (24e9, 0, 4, 2 * 2),  # as many as there are cores
-        (24e9, 0, 99, 2 * 12),
-        (24e9, 5.5e9, 16, 2 * 3),  # as many as there is memory for
-        (8e9, 5.5e9, 16, 2),
-        (4e9, 5.5e9, 16, 2),  # the one takes its networks in turns
-        (80e9, 5.5e9, 3, 2),
-    ],
-)
-def test_workers_share_accelerators_as_far_as_memory_and_cores_go(
-    free: float, weights: float, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+def test_accelerators_get_a_worker_for_every_core_and_two_each_at_the_least(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
-    monkeypatch.setattr(machine, "ask", lambda code: asked.append(code) or int(free))
-    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
     monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
-    assert default_workers(["cuda:0", "cuda:1"], weights_bytes=int(weights)) == expected
-    assert all("free_bytes(['cuda:0', 'cuda:1'])" in code for code in asked)
+    for cores, expected in ((16, 16), (3, 4), (1, 4)):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        assert default_workers(["cuda:0", "cuda:1"]) == expected
+    # Workers hold no network there, whatever its size.
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    assert default_workers(["cuda:0"], is_small=False) == 16
+    monkeypatch.setattr(machine, "usable_memory", lambda: int(6.5e9))
+    assert default_workers(["cuda:0"], is_small=False) == 4
 
 
 def test_large_networks_take_the_cores_of_a_cpu_and_leave_those_beside_a_gpu(

@@ -17,7 +17,7 @@ from output import exit_code, plant, published, statuses
 from runs import PATHS, reasons, run, start, started, warned
 
 from crm_cli.errors import EnvironmentProblem, UsageError
-from crm_cli.run import batch, conveyor, policy, quarantine, work
+from crm_cli.run import batch, policy, process, quarantine, work
 from crm_cli.run.amounts import Share
 from crm_cli.run.commits import CommitRecord, Records
 from crm_cli.run.events import (
@@ -137,7 +137,7 @@ def test_a_worker_killed_from_outside_costs_its_photo_no_attempt(tmp_path: Path)
     events = run(photos)
     assert statuses(events) == {"onekill_a.jpg": "converted"} and exit_code(events) == 0
     [again] = [event.reason for event in events if isinstance(event, AttemptFailed)]
-    assert again == "its worker was killed in unwrap, from outside"
+    assert again == "the worker was killed in unwrap, from outside"
     assert kinds(tmp_path / "out")["asset_failed"] == 0
 
 
@@ -147,6 +147,7 @@ def test_whoever_is_killed_time_and_again_fails_in_the_end_but_is_not_set_aside(
     assert started(events).count("killed_a.jpg") == MAX_KILLS + 1
     [failed] = [e for e in events if isinstance(e, AssetFinished) and e.status == "failed"]
     assert (failed.kind, failed.code) == ("crash", "E_KILLED")
+    assert failed.reason == "the worker was killed in unwrap, from outside; so it went 6 times"
 
 
 def test_workers_that_somebody_kills_before_their_first_stage_end_the_run_at_last(
@@ -176,7 +177,7 @@ def test_out_of_memory_on_an_accelerator_steps_down_to_frugal_workers_and_then_t
 ) -> None:
     monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
     photos = plant(tmp_path / "in", "big_a.jpg", "big_b.jpg", "huge_c.jpg", "z.jpg")
-    events = run(photos, device="cuda", jobs=1)
+    events = run(photos, device="cuda", jobs=1, engine=fakes.engine("LaneLine"))
     assert set(statuses(events).values()) == {"converted"} and exit_code(events) == 0
     # The first photo finds out; the second is spared, and the third goes on to the CPU at once.
     assert Counter(started(events)) == {"big_a.jpg": 2, "big_b.jpg": 1, "huge_c.jpg": 2, "z.jpg": 1}
@@ -186,21 +187,46 @@ def test_out_of_memory_on_an_accelerator_steps_down_to_frugal_workers_and_then_t
     ]
 
 
-def test_out_of_memory_beside_others_on_an_accelerator_costs_no_try(
+def test_photos_beside_one_that_runs_out_of_memory_on_an_accelerator_begin_again_at_no_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
-    photos = plant(tmp_path / "in", "oom_a.jpg", "p.jpg", "q.jpg")  # all three begin together
-    events = run(photos, device="cuda", jobs=3)
-    assert Counter(statuses(events).values()) == {"converted": 2, "failed": 1} and exit_code(events) == 3
-    # Beside others; alone; with less at once; on the CPU.
-    attempts = [e.attempt for e in events if isinstance(e, AssetStarted) and str(e.path) == "oom_a.jpg"]
-    assert attempts == [1, 1, 2, 3]
-    messages = [message for message in warned(events) if message.startswith("out of memory")]
-    assert messages == [
-        "out of memory: going on with 1 at a time",
-        "out of memory: going on with one network at a time, in smaller pieces",
-    ]
+    # Both begin together; the lane of their device goes when the first has failed.
+    photos = plant(tmp_path / "in", "oom_a.jpg", "steps_p.jpg")
+    events = run(photos, device="cuda", jobs=2, engine=fakes.engine("LaneLine"), deadlines_s={})
+    assert statuses(events) == {"oom_a.jpg": "failed", "steps_p.jpg": "converted"}
+    attempts: dict[str, list[int]] = {}
+    for event in events:
+        if isinstance(event, AssetStarted):
+            attempts.setdefault(str(event.path), []).append(event.attempt)
+    assert attempts.pop("oom_a.jpg") == [1, 2, 3]
+    [beside] = attempts.values()
+    assert set(beside) == {1} and kinds(tmp_path / "out")["interrupted"] == len(beside) - 1 > 0
+
+
+def test_where_a_worker_beside_an_accelerator_runs_out_of_memory_fewer_photos_are_made_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "oom_a.jpg", "b.jpg", "c.jpg")
+    events = run(photos, device="cuda", jobs=2)
+    assert statuses(events) == {"oom_a.jpg": "failed", "b.jpg": "converted", "c.jpg": "converted"}
+    # It is the machine's memory: the networks keep theirs, and no try on the CPU would need less.
+    assert warned(events) == ["out of memory: going on with 1 at a time"]
+
+
+def test_a_photo_whose_networks_crash_their_lane_is_set_aside_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "a.jpg", "b.jpg", "segv_c.jpg", "d.jpg", "e.jpg")
+    events = run(photos, device="cuda", jobs=3, engine=fakes.engine("LaneLine"))
+    outcomes = statuses(events)
+    assert outcomes.pop("segv_c.jpg") == "quarantined"
+    assert outcomes == dict.fromkeys(("a.jpg", "b.jpg", "d.jpg", "e.jpg"), "converted")
+    [last] = [e for e in events if isinstance(e, AssetFinished) and e.path == PurePosixPath("segv_c.jpg")]
+    assert "the lane of cuda:0 died with SIGSEGV in imagine" in last.reason
+    assert started(events).count("segv_c.jpg") == 3
 
 
 def test_ten_failures_in_a_row_trip_the_breaker_and_the_rest_is_left(tmp_path: Path) -> None:
@@ -411,7 +437,7 @@ def test_workers_killed_for_memory_while_they_open_make_room_and_not_an_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = iter(range(10**6))
-    monkeypatch.setattr(conveyor, "memory_kills", lambda: next(kills))
+    monkeypatch.setattr(process, "memory_kills", lambda: next(kills))
     photos = plant(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
     monkeypatch.setenv(fakes.FIRST_OPEN, str(tmp_path / "mark"))
     events = run(photos, jobs=4, engine=fakes.engine("OnceKilledLine"))
@@ -425,6 +451,16 @@ def test_workers_that_never_open_do_not_make_their_photos_suspects(tmp_path: Pat
         with pytest.raises(EnvironmentProblem):
             run(photos, engine=fakes.engine("DeadLine"))
     assert unfinished_attempts(tmp_path / "out") == {}
+
+
+def test_a_lane_that_never_opens_ends_the_run_and_no_photo_is_a_suspect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "find_devices", lambda wanted: ("cuda:0",))
+    photos = plant(tmp_path / "in", "a.jpg", "b.jpg")
+    with pytest.raises(EnvironmentProblem, match="the lane of cuda:0 died with SIGSEGV"):
+        run(photos, device="cuda", jobs=2, engine=fakes.engine("LaneLine", desk="DeadDesk"))
+    assert unfinished_attempts(tmp_path / "out") == {} and kinds(tmp_path / "out")["asset_failed"] == 0
 
 
 def test_a_try_that_failed_after_its_files_were_moved_finds_them_its_own(

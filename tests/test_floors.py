@@ -11,9 +11,10 @@ HOUSE = Path(crm_cli.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"frame", "errors", "names", "installed", "srgb"}),
     frozenset({"records", "preset"}),
-    frozenset({"fragments"}),
+    frozenset({"fragments", "bundle"}),
     frozenset({"models", "mesh", "export"}),
     frozenset({"toolbox", "cache", "inspection"}),
+    frozenset({"lane"}),
     frozenset({"pipeline"}),
     frozenset({"run", "learn"}),
     frozenset({"doctor", "licences", "screen", "bench"}),

@@ -365,7 +365,8 @@ def test_a_stopwatch_names_stages_as_they_begin_and_adds_up_nothing_else(
     now = 100.0
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: now)
     heard: list[str] = []
-    watch = Stopwatch(heard.append)
+    waited = 0.0
+    watch = Stopwatch(heard.append, lambda: waited)
     assert watch.stop() == {}
     watch.begin("prepare")
     assert heard == ["prepare"]
@@ -376,6 +377,9 @@ def test_a_stopwatch_names_stages_as_they_begin_and_adds_up_nothing_else(
     now += 9
     assert watch.stop() == {"prepare": 1.25, "imagine": 0.5}
     assert heard == ["prepare", "imagine"]
+    watch.begin("bake")
+    now, waited = now + 3, 2.0  # for others, of which the stage knows nothing
+    assert watch.stop() == {"prepare": 1.25, "imagine": 0.5, "bake": 1.0, "queue": 2.0}
 
 
 def job_for(root: Path, name: str, scratch: Path) -> Job:
@@ -610,7 +614,7 @@ def test_a_seed_that_makes_nothing_leaves_the_photo_to_the_others(
 def test_the_seconds_of_a_stage_are_those_of_all_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0])
     monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
-    watch = Stopwatch(lambda _: None)
+    watch = Stopwatch(lambda _: None, lambda: 0.0)
     for stage in ("imagine", "bake", "imagine"):
         watch.begin(stage)
     assert watch.stop() == {"imagine": 6.0, "bake": 1.0}

@@ -69,7 +69,7 @@ def require_room(architecture: str, formats: Sequence[str], device: str) -> None
         drawn_bytes(architecture, getattr(torch, name)) for name in (set(formats) if is_cpu else formats)
     )
     needed += WORK_BYTES_CPU if is_cpu else WORK_BYTES
-    free = usable_memory() if is_cpu else free_bytes([device])
+    free = usable_memory() if is_cpu else free_bytes(device)
     if free is not None and needed > free:
         raise EnvironmentProblem(
             f"these networks need {needed / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free",

@@ -71,7 +71,7 @@ class Chain(Line):
 
     def make(self, photo: Photo, cutout: Cutout, views: SixViews) -> Candidate:
         """Make a textured mesh of views and judge it, as every conversion does."""
-        unwatched = Stopwatch(lambda stage: None)
+        unwatched = Stopwatch(lambda stage: None, self._waited_s)
         return self._made(self._seeded[0], views, photo, cutout, unwatched)
 
 

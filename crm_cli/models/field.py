@@ -28,7 +28,15 @@ BASE = 80
 """The grid whose every second vertex is fine enough to begin with; finer grids begin with as many."""
 
 
-class Field(Protocol):
+class Coloured(Protocol):
+    """Colour as a function of world points."""
+
+    def colour(self, points: Tensor) -> Tensor:
+        """SRGB colour [N 3] in [0, 1] at points [N 3]."""
+        ...
+
+
+class Field(Coloured, Protocol):
     """A shape and its colour as functions of world points."""
 
     def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,10 +45,6 @@ class Field(Protocol):
 
     def cube_weights(self, corners: Tensor) -> CubeWeights | None:
         """FlexiCubes weights of cubes with corners [M 8 3] (undeformed); None means neutral ones."""
-        ...
-
-    def colour(self, points: Tensor) -> Tensor:
-        """SRGB colour [N 3] in [0, 1] at points [N 3]."""
         ...
 
 

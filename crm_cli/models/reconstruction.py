@@ -232,6 +232,16 @@ class PlaneField:
     chunk: int | None = None
     """Points asked at once; None: as many as suit the device."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its points are to be."""
+        return self.triplane.planes.device
+
+    @property
+    def has_hull(self) -> bool:
+        """Whether views colour it; the published network paints by itself."""
+        return self.hull is not None
+
     def geometry(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [N], negative inside, and the grid's deformation [N 3]."""
         answers = in_chunks(self._geometry, points, self.chunk)

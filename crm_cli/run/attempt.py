@@ -38,8 +38,6 @@ class Attempt:
     key: str
     room: int = 1
     """How many photos could run at a time when it began."""
-    is_sharing: bool = False
-    """Whether others then had memory of its accelerator."""
     stage: str = "start"
     since: float = 0.0
     seconds: float = 0.0

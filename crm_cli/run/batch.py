@@ -193,7 +193,7 @@ def _run(
     is_small = weights.is_small
     workers = options.jobs or 1
     if options.jobs is None and to_convert > 1:
-        workers = default_workers(devices, is_small=is_small, weights_bytes=weights.half_bytes)
+        workers = default_workers(devices, is_small=is_small)
     workers = min(workers, to_convert)
     if workers and not is_small and devices[0] == "cpu":
         is_half = options.precision in ("bfloat16", "float16")
@@ -210,6 +210,7 @@ def _run(
             threads=threads_each(devices, is_small=is_small, jobs=options.jobs),
             precision=options.precision,
             line=engine.line,
+            desk="" if devices[0] == "cpu" else engine.desk,
         ),
         devices=devices,
         workers=workers,

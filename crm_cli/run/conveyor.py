@@ -2,28 +2,32 @@
 
 A pool of our own, since the standard one fails every photo in flight when one worker dies, without saying
 which photo did it. Here a death belongs to exactly one photo.
+
+An accelerator's networks are in a process of its own, its lane, which all workers of the device ask. Where
+that one dies, hangs or is spoilt, the photo it worked for has done it; its other workers go with it, and
+their photos are no worse for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
-import signal
+import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from crm_cli.errors import CrmError, EnvironmentProblem, ErrorClass, ExitCode, OutputError, UsageError
+from crm_cli.errors import ErrorClass, UsageError
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.machine import no_process
-from crm_cli.run.wire import Unframer, frame, from_plain
-from crm_cli.run.worker import Launch
-from crm_cli.toolbox import memory_kills
+from crm_cli.run.process import FAREWELL_S, Child, refusal
+from crm_cli.run.wire import frame, from_plain
+from crm_cli.run.worker import NO_LANE, Launch
 
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
@@ -48,17 +52,8 @@ It counts from the last sign of life: from the start of the stage, or from the l
 DEADLINES_CPU_S: Mapping[str, float] = {**DEADLINES_S, "imagine": 3600, "reconstruct": 900, "bake": 600}
 """Without an accelerator a single step of the published networks may take minutes."""
 
-FAREWELL_S = 2.0
-"""How long an idle worker may take to leave before it is killed."""
-
-DUMP_S = 1.0
-"""How long a worker that hangs may take to write down where."""
-
-MAX_LOG_BYTES = 1 << 16
-"""What is kept as evidence of a worker's last words."""
-
-BOOT = "import sys; sys.path.append(sys.argv[1]); from crm_cli.run.worker import main; main()"
-"""Starts a worker. Python's -P keeps the current folder off its path: it may hold somebody's torch.py."""
+QUIET_S = 60.0
+"""How long a lane that is at nobody's work may leave a request alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +90,10 @@ class Finished:
     """The process that had it."""
     traceback: str = ""
     signal: int | None = None
+    is_lanes: bool = False
+    """Whether it was a surprise in its lane: memory that lacked was the accelerator's, not the machine's."""
     was_frugal: bool = False
-    """Whether the worker kept less in memory already."""
+    """Whether its lane kept less in memory already."""
     device: str = "cpu"
     peak_bytes: int = 0
     """The most of the device's memory that the worker has held so far; 0 where it has not told."""
@@ -106,10 +103,21 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Killed:
-    """Somebody killed the worker, and not for want of memory: the photo is not to blame."""
+    """A worker is gone, and the photo is not to blame.
+
+    Somebody killed it, or its lane, and not for want of memory; or its lane ended at nobody's work.
+    """
 
     job: Job
     stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Displaced:
+    """A worker had to go with the lane of its device: the photo has nothing to do with it."""
+
+    job: Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +129,7 @@ class NotOpened:
     reason: str
 
 
-Report = Opened | Staged | Stepped | Finished | Killed | NotOpened
+Report = Opened | Staged | Stepped | Finished | Killed | Displaced | NotOpened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +161,11 @@ class Conveyor:
         self._logs = logs
         self._selector = selectors.DefaultSelector()
         self._seats: list[_Worker | None] = [None] * workers
+        self._lanes: dict[str, _Lane] = {}
         self._room = workers
         self._is_frugal = False
+        self._started = 0
+        self._untold: list[Report] = []
 
     @property
     def running(self) -> list[Job]:
@@ -171,13 +182,8 @@ class Conveyor:
         """How many photos may run at a time."""
         return self._room
 
-    @property
-    def shares_accelerators(self) -> bool:
-        """Whether several workers take turns at one accelerator."""
-        return self._devices[0] != "cpu" and self._room > len(self._devices)
-
     def submit(self, job: Job, *, on_cpu: bool = False) -> bool:
-        """Give a photo to an idle worker, or to a new one; returns whether a new one was started for it.
+        """Give a photo to an idle worker, or to a new one; returns whether networks are loaded for it.
 
         on_cpu: whatever devices the others use.
         """
@@ -190,25 +196,28 @@ class Conveyor:
         if len(self._workers()) >= self._room:
             # Opened for something else, it makes room for one that fits.
             self._remove(idle[0][1])
-        self._start(on_cpu=on_cpu).take(job)
-        return True
+        worker, loads = self._start(on_cpu=on_cpu)
+        worker.take(job)
+        return loads
 
     def economize(self) -> str | None:
-        """Need less memory from now on; says how, or None where nothing is left to save.
+        """Need less of accelerators' memory from now on; says how, or None where nothing is left to save.
 
-        First no accelerator is shared any more; then workers keep one network on it at a time and ask for
-        fewer points at once. On the CPU half as many photos are made at the same time. Workers that are busy
-        are not disturbed.
+        One network is on each at a time, and asked for fewer points at once. Photos that are on their way
+        begin again.
         """
-        if self.shares_accelerators:
-            self._room = len(self._devices)
-            self._dismiss_surplus()
-            return f"{self._room} at a time"
-        if self._devices[0] != "cpu":
-            if self._is_frugal:
-                return None
-            self._is_frugal = True
-            return "one network at a time, in smaller pieces"
+        if self._devices[0] == "cpu" or self._is_frugal:
+            return None
+        self._is_frugal = True
+        for lane in list(self._lanes.values()):
+            self._untold += self._drop(lane)
+        return "one network at a time, in smaller pieces"
+
+    def make_fewer(self) -> str | None:
+        """Make half as many photos at the same time from now on; says how, or None where it is one already.
+
+        Workers that are busy are not disturbed.
+        """
         if self._room == 1:
             return None
         self._room //= 2
@@ -216,23 +225,29 @@ class Conveyor:
         return f"{self._room} at a time"
 
     def renew(self, pid: int) -> None:
-        """Replace an idle worker: what it answers may be its own fault."""
+        """Replace an idle worker, and the lane it asks: what they answer may be their own fault."""
         for worker in self._workers():
             if worker.pid == pid and worker.job is None:
-                self._remove(worker)
+                if worker.lane is None:
+                    self._remove(worker)
+                else:
+                    self._untold += self._drop(worker.lane)
 
     def wait(self, timeout_s: float) -> list[Report]:
         """Collect what happened, waiting for at most the given time."""
         now = time.monotonic()
-        nearest = min((worker.deadline for worker in self._workers() if worker.job), default=now + timeout_s)
-        reports: list[Report] = []
-        for key, _ in self._selector.select(max(0.0, min(timeout_s, nearest - now))):
-            reports += self._read(key.data)
-        for worker in self._workers():
-            if worker.job and time.monotonic() >= worker.deadline:
-                worker.give_up()
-                reports += self._bury(worker)
-        return reports
+        ends = [worker.deadline for worker in self._workers() if worker.job]
+        ends += [lane.deadline for lane in self._lanes.values()]
+        left_s = 0.0 if self._untold else min(timeout_s, min(ends, default=math.inf) - now)
+        ready = [key.data for key, _ in self._selector.select(max(0.0, left_s))]
+        reports, self._untold = self._untold, []
+        # Lanes last: what a worker has said before its lane went is known before it goes as well.
+        for child in sorted(ready, key=lambda child: isinstance(child, _Lane)):
+            if isinstance(child, _Lane):
+                reports += self._read_lane(child)
+            elif child in self._seats:
+                reports += self._read(child)
+        return reports + self._end_overdue()
 
     def recall(self) -> list[Job]:
         """End the workers whose photo has not entered a stage, and give back their photos."""
@@ -253,6 +268,8 @@ class Conveyor:
             if worker.job is None:
                 worker.wait_for_exit(max(0.0, patience - time.monotonic()))
             self._remove(worker)
+        for lane in list(self._lanes.values()):
+            self._drop(lane)
         self._selector.close()
 
     def _workers(self) -> list[_Worker]:
@@ -267,25 +284,38 @@ class Conveyor:
     def _launch_on(self, seat: int, *, on_cpu: bool) -> Launch:
         """What a worker on this seat is told."""
         if on_cpu:
-            return replace(self._launch, device="cpu", threads=self._spare.threads)
-        return replace(
-            self._launch,
-            device=self._devices[seat % len(self._devices)],
-            sharers=-(-self._room // len(self._devices)),
-            is_frugal=self._is_frugal,
-        )
+            return replace(self._launch, device="cpu", desk="", threads=self._spare.threads)
+        device = self._devices[seat % len(self._devices)]
+        sharers = self._room if device == "cpu" else 1
+        return replace(self._launch, device=device, is_frugal=self._is_frugal, sharers=sharers)
 
-    def _start(self, *, on_cpu: bool) -> _Worker:
-        """Start a worker on the first empty seat."""
+    def _start(self, *, on_cpu: bool) -> tuple[_Worker, bool]:
+        """Start a worker on the first empty seat, and its lane; whether either of them loads networks."""
         seat = self._seats.index(None)
+        launch = self._launch_on(seat, on_cpu=on_cpu)
+        lane, is_new = self._lane(launch) if launch.desk else (None, True)
+        self._started += 1
         worker = _Worker(
-            self._launch_on(seat, on_cpu=on_cpu),
+            launch,
+            number=self._started,
+            lane=lane,
             log=self._logs / f"worker-{seat + 1}.log",
             deadlines_s=self._spare.deadlines_s if on_cpu else self._deadlines_s,
         )
         self._seats[seat] = worker
         self._selector.register(worker.reports, selectors.EVENT_READ, worker)
-        return worker
+        return worker, is_new
+
+    def _lane(self, launch: Launch) -> tuple[_Lane, bool]:
+        """The lane of a device, and whether it had to be started."""
+        lane = self._lanes.get(launch.device)
+        if lane is not None:
+            return lane, False
+        log = self._logs / f"lane-{launch.device.replace(':', '-')}.log"
+        lane = _Lane(launch, log=log, opening_s=self._deadlines_s[OPENING])
+        self._lanes[launch.device] = lane
+        self._selector.register(lane.reports, selectors.EVENT_READ, lane)
+        return lane, True
 
     def _read(self, worker: _Worker) -> list[Report]:
         """Take in what a worker has sent."""
@@ -301,9 +331,57 @@ class Conveyor:
             worker.complaint = f"unreadable answer ({error})"
             worker.kill()
             return [*reports, *self._bury(worker)]
+        if worker.lane is not None and any(
+            isinstance(report, Finished) and report.is_lanes for report in reports
+        ):
+            return reports + self._drop(worker.lane)
         if any(isinstance(report, Finished) and report.traceback for report in reports):
-            # After a surprise its state is unknown: a poisoned device context answers everything wrongly.
+            # After a surprise its state is unknown: the next photo gets another.
             self._remove(worker)
+        return reports
+
+    def _read_lane(self, lane: _Lane) -> list[Report]:
+        """Take in what a lane has sent; what it does for workers, they tell themselves."""
+        if lane not in self._lanes.values():
+            return []  # dropped a moment ago
+        try:
+            data = os.read(lane.reports, 1 << 16)
+            for message in lane.unframer.feed(data):
+                lane.hear(message)
+                if "ready" in message:
+                    self._begin_at(lane)
+        except (ValueError, KeyError) as error:
+            lane.complaint = f"unreadable answer ({error})"
+            lane.kill()
+        else:
+            if data:
+                return []
+        return self._bury_lane(lane)
+
+    def _begin_at(self, lane: _Lane) -> None:
+        """Start the photos that have waited for a lane to open."""
+        for worker in self._workers():
+            if worker.lane is lane:
+                worker.begin()
+
+    def _end_overdue(self) -> list[Report]:
+        """Give up whatever has not shown a sign of life for too long."""
+        reports: list[Report] = []
+        for worker in self._workers():
+            # One that has gone with its lane, a moment ago, is told of already.
+            if worker not in self._seats or not worker.job or time.monotonic() < worker.deadline:
+                continue
+            if worker.lane is not None and worker.lane.serving == worker.number:
+                worker.lane.give_up()
+                reports += self._bury_lane(worker.lane)
+            else:
+                worker.give_up()
+                reports += self._bury(worker)
+        for lane in list(self._lanes.values()):
+            lane.watch([worker for worker in self._workers() if worker.lane is lane])
+            if time.monotonic() >= lane.deadline:
+                lane.give_up()
+                reports += self._bury_lane(lane)
         return reports
 
     def _bury(self, worker: _Worker) -> list[Report]:
@@ -312,59 +390,179 @@ class Conveyor:
         self._remove(worker)
         return worker.last_words()
 
+    def _bury_lane(self, lane: _Lane) -> list[Report]:
+        """Remove a dead lane with its workers, and say which photo has to do with it.
+
+        It is the one that the lane was at, and none where that one's worker has died before. Where the lane
+        was at nobody's work, one of its photos stands for all, so that a lane that always dies comes to an
+        end.
+        """
+        lane.wait_for_exit(FAREWELL_S)
+        busy = [worker for worker in self._workers() if worker.lane is lane and worker.job is not None]
+        if lane.serving is None:
+            blamed = sorted(busy, key=lambda worker: not worker.is_asking)[:1]
+        else:
+            blamed = [worker for worker in busy if worker.number == lane.serving]
+        reports = [worker.words_of(lane) for worker in blamed]
+        return reports + self._drop(lane, told=blamed)
+
+    def _drop(self, lane: _Lane, *, told: Sequence[_Worker] = ()) -> list[Report]:
+        """Remove a lane with its workers, and give back their photos, but for those told of already."""
+        displaced: list[Report] = []
+        for worker in [one for one in self._workers() if one.lane is lane]:
+            if worker.job is not None and worker not in told:
+                displaced.append(Displaced(job=worker.job))
+            self._remove(worker)
+        del self._lanes[lane.launch.device]
+        self._end(lane)
+        return displaced
+
     def _remove(self, worker: _Worker) -> None:
         """Kill a worker with all its children, and free its seat."""
-        self._selector.unregister(worker.reports)
-        worker.kill()
-        worker.dispose()
+        self._end(worker)
         self._seats[self._seats.index(worker)] = None
 
+    def _end(self, child: Child) -> None:
+        self._selector.unregister(child.reports)
+        child.kill()
+        child.dispose()
 
-class _Worker:
+
+class _Lane(Child):
+    """The process that has an accelerator's networks, as the parent sees it; see `run.lane`."""
+
+    def __init__(self, launch: Launch, *, log: Path, opening_s: float) -> None:
+        self.launch = launch
+        self._control, end = _joined()
+        with end:
+            super().__init__("lane", stdin=end, threads=launch.threads, log=log)
+        self._opening_s = opening_s
+        self.deadline = time.monotonic() + opening_s
+        self.is_open = False
+        self.serving: int | None = None
+        """The number of the worker for whom it is at work."""
+        self.peak_bytes = 0
+        self._send({"open": launch})
+
+    def admit(self, number: int) -> socket.socket:
+        """Let a worker ask; returns its end of the line, which it is to inherit."""
+        ours, theirs = _joined()
+        with ours:
+            self._send({"worker": number}, ours.fileno())
+        return theirs
+
+    def hear(self, message: Mapping[str, Any]) -> None:
+        """Understand one message."""
+        error = refusal(message)
+        if error is not None:
+            raise error
+        if "ready" in message:
+            self.is_open = True
+        elif "begun" in message:
+            self.serving = from_plain(int, message["begun"])
+            self.begin_work()
+        else:
+            self.peak_bytes = from_plain(int, message["peak_bytes"])
+            self.serving = None
+        self.deadline = math.inf
+
+    def watch(self, workers: Sequence[_Worker]) -> None:
+        """Look whether somebody waits for nothing: a lane at nobody's work has no reason not to begin.
+
+        workers: its own. The deadline of a photo counts where the lane is at it; one that is still at the
+        work of a worker that has died has a deadline here.
+        """
+        if not self.is_open:
+            return
+        is_at_work = any(worker.number == self.serving for worker in workers)
+        if is_at_work or not any(worker.is_asking for worker in workers):
+            self.deadline = math.inf
+        elif self.deadline == math.inf:
+            self.deadline = time.monotonic() + QUIET_S
+
+    def dispose(self) -> None:
+        """Reap the process and close what leads to it."""
+        self._control.close()
+        super().dispose()
+
+    @property
+    def limit_s(self) -> float:
+        """How long it could leave without a sign of life, where nobody else's limit counts."""
+        return QUIET_S if self.is_open else self._opening_s
+
+    def _send(self, message: Mapping[str, Any], *descriptors: int) -> None:
+        # One that died meanwhile is noticed at its reports.
+        with contextlib.suppress(OSError):
+            socket.send_fds(self._control, [frame(message)], descriptors)
+
+
+class _Worker(Child):
     """One worker process as the parent sees it."""
 
-    def __init__(self, launch: Launch, *, log: Path, deadlines_s: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        number: int,
+        lane: _Lane | None,
+        log: Path,
+        deadlines_s: Mapping[str, float],
+    ) -> None:
         self.launch = launch
-        self._log = log
+        self.number = number
+        self.lane = lane
         self._deadlines_s = deadlines_s
-        with log.open("ab") as errors:
-            self._log_start = errors.tell()
-            self._process = _spawn(launch, errors)
-        assert self._process.stdout is not None
-        self.reports = self._process.stdout.fileno()
-        self.unframer = Unframer()
+        with contextlib.ExitStack() as ends:
+            line = [ends.enter_context(lane.admit(number)).fileno()] if lane else []
+            super().__init__(
+                "worker",
+                *(str(descriptor) for descriptor in line or [NO_LANE]),
+                stdin=subprocess.PIPE,
+                threads=launch.threads,
+                log=log,
+                inherits=line,
+                sees_accelerators=lane is None,
+            )
         self.job: Job | None = None
         self.stage = OPENING
-        self.complaint = ""
-        self._is_overdue = False
-        self._memory_kills: int | None = None
+        self.is_asking = False
+        """Whether what it asked its lane has yet to begin."""
         self._is_open = False
         self.deadline = time.monotonic() + deadlines_s[OPENING]
         self._send(open=launch)
 
-    @property
-    def pid(self) -> int:
-        """The process."""
-        return self._process.pid
-
     def take(self, job: Job) -> None:
-        """Hand a photo over; a worker that is still opening starts it when it is ready."""
+        """Hand a photo over; it is started when the worker is ready, and its lane."""
         self.job = job
-        self._memory_kills = memory_kills()
-        if self._is_open:
-            self._enter(START)
-            self._send(job=job)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the photo that it has, if it is ready and its lane is.
+
+        Not before: a photo that has entered a stage speaks for the machine, and what never opens must not
+        look like one that works.
+        """
+        if self.job is None:
+            return
+        self.begin_work()
+        if not self._is_open:
+            return
+        if self.lane is not None and not self.lane.is_open:
+            self.deadline = math.inf  # the lane's own counts
+            return
+        self._enter(START)
+        self._send(job=self.job)
 
     def hear(self, message: Mapping[str, Any]) -> list[Report]:
         """Understand one message."""
         job = self.job
-        if "refused" in message:
-            raise _reraised(message["refused"])
+        error = refusal(message)
+        if error is not None:
+            raise error
         if "ready" in message:
             forecast_s = from_plain(float | None, message.get("forecast_s"))  # type: ignore[arg-type]
             self._is_open = True
-            if job is not None:
-                self.take(job)
+            self.begin()
             return [Opened(forecast_s=forecast_s)]
         if job is None:
             raise ValueError("an answer nobody asked for")
@@ -375,143 +573,99 @@ class _Worker:
             done, of = from_plain(tuple[int, ...], message["step"])
             self._enter(self.stage)  # it lives: its deadline starts again
             return [Stepped(job=job, done=done, of=of)]
-        if "done" in message:
-            finished = Finished(job=job, worker=self.pid, outcome=from_plain(Asset, message["done"]))
-        else:
-            outcome = from_plain(Failed, message["failed"])
-            trace = str(message.get("traceback", ""))
-            finished = Finished(
-                job=job,
-                worker=self.pid,
-                outcome=outcome,
-                traceback=trace,
-                was_frugal=self.launch.is_frugal,
-            )
-        finished = replace(
-            finished,
-            device=self.launch.device,
-            peak_bytes=from_plain(int, message.get("peak_bytes", 0)),
-        )
+        if "lane" in message:
+            self._enter(self.stage)
+            self.is_asking = message["lane"] == "asked"
+            if self.is_asking:
+                # It waits for others' photos, whose own deadlines count.
+                self.deadline = math.inf
+            return []
+        finished = self._finished(job, message)
         # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
         self.job = None
         return [finished]
+
+    def _finished(self, job: Job, message: Mapping[str, Any]) -> Finished:
+        if "done" in message:
+            finished = Finished(job=job, worker=self.pid, outcome=from_plain(Asset, message["done"]))
+        else:
+            finished = Finished(
+                job=job,
+                worker=self.pid,
+                outcome=from_plain(Failed, message["failed"]),
+                traceback=str(message.get("traceback", "")),
+                is_lanes=from_plain(bool, message.get("is_lanes", False)),
+                was_frugal=self.launch.is_frugal,
+            )
+        peak_bytes = from_plain(int, message.get("peak_bytes", 0))
+        return replace(
+            finished,
+            device=self.launch.device,
+            peak_bytes=peak_bytes if self.lane is None else self.lane.peak_bytes,
+        )
 
     def last_words(self) -> list[Report]:
         """Say what its death means for the photo it had."""
         if self.job is None:
             return []
-        if self._was_killed_from_outside():
-            return [Killed(job=self.job, stage=self.stage)]
-        kind, code, reason = self._cause_of_death()
-        if not self._is_open:
-            return [NotOpened(job=self.job, kind=kind, reason=f"{reason}; see {self._log}")]
-        message = f"{reason} in {self.stage}"
-        failed = Failed(path=self.job.path, kind=kind, code=code, message=message, stage=self.stage)
-        status = self._process.returncode or 0
-        return [
-            Finished(
-                job=self.job,
-                worker=self.pid,
-                outcome=failed,
-                signal=-status if status < 0 else None,
-                was_frugal=self.launch.is_frugal,
-                log=self._last_log(),
-            )
-        ]
+        return [self._words("worker", self, is_open=self._is_open, limit_s=self._limit_s)]
 
-    def give_up(self) -> None:
-        """End a process that gives no sign of life, after it has written down where it hangs."""
-        self._is_overdue = True
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGABRT)  # faulthandler answers, also from native code
-        self.wait_for_exit(DUMP_S)
-        self.kill()
+    def words_of(self, lane: _Lane) -> Report:
+        """Say what the death of its lane means for its photo."""
+        assert self.job is not None
+        who, is_at_fault = f"lane of {lane.launch.device}", lane.serving == self.number
+        if lane.is_open and not is_at_fault and not lane.was_killed_from_outside():
+            reason = lane.death(who, limit_s=lane.limit_s).reason
+            return Killed(job=self.job, stage=self.stage, reason=f"{reason} at nobody's work; see {lane.log}")
+        limit_s = self._limit_s if is_at_fault else lane.limit_s
+        return self._words(who, lane, is_open=lane.is_open, limit_s=limit_s)
 
-    def kill(self) -> None:
-        """Kill the process and everything it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+    def _words(self, who: str, child: Child, *, is_open: bool, limit_s: float) -> Report:
+        """Say what a child's death means for the photo of this worker."""
+        assert self.job is not None
+        if child.was_killed_from_outside():
+            reason = f"the {who} was killed in {self.stage}, from outside"
+            return Killed(job=self.job, stage=self.stage, reason=reason)
+        kind, code, reason = child.death(who, limit_s=limit_s)
+        if not is_open:
+            return NotOpened(job=self.job, kind=kind, reason=f"{reason}; see {child.log}")
+        failed = Failed(
+            path=self.job.path, kind=kind, code=code, message=f"{reason} in {self.stage}", stage=self.stage
+        )
+        return Finished(
+            job=self.job,
+            worker=self.pid,
+            outcome=failed,
+            signal=child.signal,
+            was_frugal=self.launch.is_frugal,
+            log=child.last_log(),
+        )
 
     def close_commands(self) -> None:
         """Tell the process that nothing more will come."""
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self.stdin.close()
 
-    def wait_for_exit(self, timeout_s: float) -> None:
-        """Give the process time to end by itself."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
-
-    def dispose(self) -> None:
-        """Reap the process and close its pipes; an empty log is no evidence.
-
-        One that not even SIGKILL ends, as under a driver or disk that hangs, is left to the system.
-        """
-        self.wait_for_exit(FAREWELL_S)
-        self.close_commands()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        with contextlib.suppress(OSError):
-            if self._log.stat().st_size == 0:
-                self._log.unlink()
+    @property
+    def _limit_s(self) -> float:
+        """How long it may go without a sign of life in its stage."""
+        return self._deadlines_s.get(self.stage, max(self._deadlines_s.values()))
 
     def _enter(self, stage: str) -> None:
         self.stage = stage
-        longest = max(self._deadlines_s.values())
-        self.deadline = time.monotonic() + self._deadlines_s.get(stage, longest)
+        self.deadline = time.monotonic() + self._limit_s
 
     def _send(self, **message: Any) -> None:
-        assert self._process.stdin is not None
         # A worker that died meanwhile is noticed at the other pipe.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(frame(message))
-            self._process.stdin.flush()
-
-    def _was_killed_from_outside(self) -> bool:
-        """Whether somebody sent SIGKILL who was neither this process nor, as it counts them, the kernel."""
-        is_ours = self._is_overdue or self.complaint
-        before, after = self._memory_kills, memory_kills()
-        is_known = before is not None and after == before
-        return self._process.returncode == -signal.SIGKILL and is_known and not is_ours
-
-    def _last_log(self) -> str:
-        """The end of what this process has said; its seat's log holds its predecessors' words as well."""
-        with contextlib.suppress(OSError), self._log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - MAX_LOG_BYTES))
-            return file.read(MAX_LOG_BYTES).decode("utf-8", "backslashreplace")
-        return ""
-
-    def _cause_of_death(self) -> tuple[ErrorClass, str, str]:
-        """Class, code and words for how the process ended."""
-        status = self._process.returncode or 0
-        if self._is_overdue:
-            limit_s = self._deadlines_s.get(self.stage, 0)
-            return "timeout", "E_TIMEOUT", f"no sign of life for {limit_s:g} s"
-        if self.complaint:
-            return "crash", "E_PROTOCOL", self.complaint
-        if status == -signal.SIGKILL:
-            return "oom", "E_KILLED", "the worker was killed, most likely for want of memory"
-        if status < 0:
-            return "crash", "E_CRASH", f"the worker died with {signal.Signals(-status).name}"
-        return "crash", "E_EXIT", f"the worker left with status {status}"
+            self.stdin.write(frame(message))
+            self.stdin.flush()
 
 
-def _spawn(launch: Launch, errors: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start a worker process that complains into a file."""
-    package = Path(__file__).resolve().parents[2]
+def _joined() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a line to a process; EnvironmentProblem where the system gives us none."""
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT, str(package), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, **_thread_limits(launch.threads)},
-            # A group of its own: Ctrl-C in the terminal reaches the parent alone, even before a worker
-            # can ignore it, and a kill takes a worker's children along.
-            process_group=0,
-        )
+        return socket.socketpair()
     except OSError as error:
         raise no_process(error) from error
 
@@ -527,20 +681,3 @@ def deadlines(devices: Sequence[str], changes: Mapping[str, float]) -> Mapping[s
             )
         table[names[name.lower()]] = seconds
     return table
-
-
-def _thread_limits(threads: int) -> dict[str, str]:
-    """Environment that keeps every numeric library of a worker to its share of the cores.
-
-    Set before the start: most of them read it once, when they are loaded.
-    """
-    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
-    return {f"{name}_NUM_THREADS": str(threads) for name in names}
-
-
-def _reraised(refusal: Mapping[str, Any]) -> CrmError:
-    """The error with which a worker refused to open or to go on, with its own exit code."""
-    code = ExitCode(int(refusal["exit_code"]))
-    family = {kind.exit_code: kind for kind in (UsageError, OutputError, EnvironmentProblem)}
-    kind = family.get(code, EnvironmentProblem)
-    return kind(str(refusal["cause"]), code=str(refusal["code"]), remedy=str(refusal["remedy"]))

@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from crm_cli.errors import EnvironmentProblem, UsageError
-from crm_cli.toolbox import WORK_BYTES, WORK_BYTES_CPU, usable_cores, usable_memory
+from crm_cli.toolbox import WORK_BYTES_CPU, usable_cores, usable_memory
 
 MEMORY_PER_WORKER = 1_500_000_000
 """Bytes: torch, the small networks, and one photo at full size."""
-
-CONTEXT_BYTES = 700_000_000
-"""What a process takes on an accelerator before it has put anything there: its context and its kernels."""
-
-MAX_SHARERS = 12
-"""Workers of one accelerator at most. Estimated: two core-seconds a photo beside the 0.17 s that ten steps of
-each published network take at twice their floor on an H200; further workers would only wait for it."""
 
 ANSWER_S = 300.0
 """How long torch may take to say which devices there are; a driver that hangs takes for ever."""
@@ -95,30 +88,21 @@ def _may_have_accelerator() -> bool:
     return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
 
 
-def default_workers(devices: Sequence[str], *, is_small: bool = True, weights_bytes: int = 0) -> int:
-    """How many photos to make at the same time.
+def default_workers(devices: Sequence[str], *, is_small: bool = True) -> int:
+    """How many photos to make at the same time: one for each core, as long as memory lasts.
 
-    On the CPU one for each core, as long as memory lasts. Several share an accelerator, as far as its memory
-    and the cores go: while one unwraps, bakes and writes, the others keep the accelerator busy.
+    Those of an accelerator take turns at it: while it imagines one, others are cut out, unwrapped and
+    written. Never fewer than two for each, so that it finds the next one ready.
 
     is_small: the networks are the embedded ones. Of larger ones a single worker uses every core of a CPU:
     more would be no faster together, and would fill gigabytes each.
-    weights_bytes: what the networks take on an accelerator, for each worker again.
     """
     memory = usable_memory()
     by_memory = memory // MEMORY_PER_WORKER if memory is not None else usable_cores()
     at_most = max(1, min(usable_cores(), by_memory))
     if devices[0] != "cpu":
-        return len(devices) * _sharers(devices, at_most // len(devices), weights_bytes)
+        return max(2 * len(devices), at_most)
     return at_most if is_small else 1
-
-
-def _sharers(devices: Sequence[str], at_most: int, weights_bytes: int) -> int:
-    """How many workers each accelerator has room for, as the fullest one has it."""
-    if at_most < 2:
-        return 1
-    free = ask(f"from crm_cli.toolbox import free_bytes; answer = free_bytes({list(devices)})")
-    return max(1, min(at_most, MAX_SHARERS, int(free) // (CONTEXT_BYTES + WORK_BYTES + weights_bytes)))
 
 
 def threads_each(devices: Sequence[str], *, is_small: bool, jobs: int | None) -> int:

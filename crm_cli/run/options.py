@@ -18,7 +18,7 @@ from crm_cli.run.keeping import CACHE_SIZE, read_size
 from crm_cli.run.lists import Listed
 from crm_cli.run.products import Product
 from crm_cli.run.selection import Selection
-from crm_cli.run.worker import PIPELINE
+from crm_cli.run.worker import DESK, PIPELINE
 
 if TYPE_CHECKING:
     from crm_cli.models.weights import WeightsSet
@@ -55,8 +55,6 @@ class UsedWeights:
     """Digest of the weights that a stage reads, by stage."""
     largest_bytes: int = 0
     """What the largest part takes in single precision; 0 where that is not worth a thought."""
-    half_bytes: int = 0
-    """What all parts take in half precision; likewise."""
 
     @property
     def is_small(self) -> bool:
@@ -69,6 +67,8 @@ class Engine:
     """What converts a photo, and which weights it reads. Tests swap it; no preset can."""
 
     line: str
+    desk: str
+    """What has the networks of an accelerator, for the lines."""
     weights: Callable[[Preset], UsedWeights]
     """Finds what a preset's weights are on this machine; raises EnvironmentProblem where there are none."""
 
@@ -221,7 +221,6 @@ def used_weights(preset: Preset) -> UsedWeights:
         digest=found.digest,
         stages={"views": found.digest_of(*views), "mesh": found.digest_of("reconstruction")},
         largest_bytes=max(wide),
-        half_bytes=sum(wide) // 2,
     )
 
 
@@ -247,4 +246,4 @@ def load_suited(name: str, overrides: Sequence[Override], engine: Engine) -> Res
     return load_preset(name, overrides, architecture=architecture)
 
 
-PRODUCTION = Engine(line=PIPELINE, weights=used_weights)
+PRODUCTION = Engine(line=PIPELINE, desk=DESK, weights=used_weights)

@@ -18,7 +18,16 @@ from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
-from crm_cli.run.conveyor import Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
+from crm_cli.run.conveyor import (
+    Displaced,
+    Finished,
+    Killed,
+    NotOpened,
+    Opened,
+    Report,
+    Staged,
+    Stepped,
+)
 from crm_cli.run.events import (
     AssetFinished,
     AssetStarted,
@@ -199,6 +208,8 @@ class Work:
                 yield from self._send_back(report)
             case Killed():
                 yield from self._forgive(report)
+            case Displaced():
+                self._queue.appendleft(self._interrupt(report.job).turn)
             case Opened():
                 yield from self._foresee(report)
             case Staged():
@@ -246,12 +257,11 @@ class Work:
             job=job,
             key=key,
             room=self._conveyor.room,
-            is_sharing=self._conveyor.shares_accelerators and not turn.on_cpu,
         )
         with writing(self._options.out):  # a new worker opens its log there
-            is_new = self._conveyor.submit(job, on_cpu=turn.on_cpu)
+            loads = self._conveyor.submit(job, on_cpu=turn.on_cpu)
         yield AssetStarted(path=found.path, attempt=turn.number)
-        if is_new and not self._weights.is_small:
+        if loads and not self._weights.is_small:
             yield WeightsLoading(path=found.path, weights=self._weights.name)
 
     def _other_caches(self, sha256: str, recipe: Recipe) -> tuple[Path, ...]:
@@ -277,7 +287,8 @@ class Work:
     def _send_back(self, report: NotOpened) -> Iterator[Event]:
         """Queue a photo again whose worker never opened: not its fault, so it costs no attempt."""
         attempt = self._interrupt(report.job)
-        how = self._conveyor.economize() if report.kind == "oom" else None
+        # The machine's memory it is, since the kernel took notice.
+        how = self._conveyor.make_fewer() or self._conveyor.economize() if report.kind == "oom" else None
         if how is not None:
             yield Warned(message=f"out of memory: going on with {how}")
         else:
@@ -287,7 +298,7 @@ class Work:
         self._queue.appendleft(attempt.turn)
 
     def _forgive(self, report: Killed) -> Iterator[Event]:
-        """Queue a photo again whose worker was killed from outside; in the end it fails all the same."""
+        """Queue a photo again whose worker is gone, not through it; in the end it fails all the same."""
         attempt = self._interrupt(report.job)
         path, turn = report.job.path, replace(attempt.turn, kills=attempt.turn.kills + 1)
         if attempt.stage == "start":
@@ -296,13 +307,13 @@ class Work:
                 raise _no_worker("somebody kills them")
         if turn.kills <= MAX_KILLS:
             self._queue.appendleft(turn)
-            yield AttemptFailed(path=path, reason=f"its worker was killed in {report.stage}, from outside")
+            yield AttemptFailed(path=path, reason=report.reason)
             return
         failed = Failed(
             path=path,
             kind="crash",
             code="E_KILLED",
-            message=f"its worker was killed {turn.kills} times, from outside",
+            message=f"{report.reason}; so it went {turn.kills} times",
             stage=report.stage,
             attempts=turn.number,
         )
@@ -412,18 +423,15 @@ class Work:
 
     def _economize(self, turn: Turn, attempt: Attempt, report: Finished) -> Generator[Event, None, Turn]:
         """Make the next try need less memory, and the other photos as well, as far as that goes."""
-        if self._scene.device != "cpu":
-            if attempt.is_sharing:
-                # Others may have had what it lacked: no try of its own.
-                turn = replace(turn, number=attempt.turn.number)
-            if report.was_frugal and not turn.on_cpu:
+        if report.is_lanes:
+            if report.was_frugal:
                 yield Warned(message=f"{turn.planned.found.path}: out of memory again; trying on the CPU")
                 return replace(turn, on_cpu=True)
-            has_tried = report.was_frugal or self._conveyor.room < attempt.room
+            how = self._conveyor.economize()
         else:
             # Others may have made room since; and one photo alone must not make a run slow for ever.
             has_tried = attempt.turn.number > 1 or self._conveyor.room < attempt.room
-        how = None if has_tried else self._conveyor.economize()
+            how = None if has_tried else self._conveyor.make_fewer()
         if how is not None:
             yield Warned(message=f"out of memory: going on with {how}")
         return turn

@@ -5,9 +5,12 @@ over stdin and a private copy of stdout, in length-prefixed JSON:
 
     parent → worker   {"open": Launch}, then {"job": Job} for each photo; end of file means: leave
     worker → parent   {"ready": true, "forecast_s": seconds or null} once; then for each photo {"stage": name}
-                      as often as it enters one, {"step": [done, of]} at most once a second, and
+                      as often as it enters one, {"step": [done, of]} at most once a second, {"lane": where}
+                      as what it asked an accelerator's lane is "asked", "begun" and "answered", and
                       {"done": Asset} or {"failed": Failed}, either with "peak_bytes", the most memory it
                       has held so far; at any time {"refused": …}, its last word
+
+Where its accelerator has a lane, a worker inherits its end of a pair of sockets to it; see `crm_cli.lane`.
 """
 
 from __future__ import annotations
@@ -26,17 +29,26 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from crm_cli.errors import CrmError, ErrorClass, PhotoError
+from crm_cli.errors import CrmError, ErrorClass, PhotoError, told
 from crm_cli.names import display_name
 from crm_cli.preset import Preset
 from crm_cli.records import Asset, Failed, Job
 from crm_cli.run.wire import Unframer, frame, from_plain
 from crm_cli.toolbox import peak_memory
 
+if TYPE_CHECKING:
+    from crm_cli.lane import Lane
+
 PIPELINE = "crm_cli.pipeline:Line"
 """What converts photos, as `module:class`."""
+
+DESK = "crm_cli.pipeline:Desk"
+"""What the lane of an accelerator opens."""
+
+NO_LANE = -1
+"""Stands for the descriptor of a worker's line to its lane, where it has none."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Errors of a disk, or of a limit on files, that takes no more of what we write."""
@@ -55,7 +67,15 @@ class Line(Protocol):
 
     @classmethod
     def open(
-        cls, preset: Preset, *, device: str, threads: int, precision: str, sharers: int, is_frugal: bool
+        cls,
+        preset: Preset,
+        *,
+        device: str,
+        threads: int,
+        precision: str,
+        sharers: int,
+        is_frugal: bool,
+        lane: Lane | None,
     ) -> Line:
         """Load what the stations need."""
 
@@ -81,25 +101,33 @@ class Launch:
     threads: int
     precision: str = "auto"
     sharers: int = 1
-    """How many workers share its device."""
+    """How many workers share the memory of the CPU."""
     is_frugal: bool = False
     """Whether memory has run out before, and less of it should do."""
     line: str = PIPELINE
     """Never taken from a preset: a preset can name no code."""
+    desk: str = ""
+    """What the lane of the device opens; empty where workers have the device themselves."""
 
 
 def main() -> None:
     """Serve until the parent closes the pipe."""
-    _die_with(int(sys.argv[-1]))
+    *_, line_to_lane, parent = sys.argv
+    commands, reports = settle(int(parent))
+    serve(commands, reports, line_to_lane=int(line_to_lane))
+
+
+def settle(parent: int) -> tuple[BinaryIO, BinaryIO]:
+    """Become a child that lives as long as its parent; the pipes to it."""
+    _die_with(parent)
     # The parent decides what an interrupt means; a worker finishes its photo, or is killed.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     faulthandler.enable()
-    commands, reports = _claim_pipes()
-    serve(commands, reports)
+    return _claim_pipes()
 
 
-def serve(commands: BinaryIO, reports: BinaryIO) -> None:
+def serve(commands: BinaryIO, reports: BinaryIO, *, line_to_lane: int = NO_LANE) -> None:
     """Answer every message until the end of the stream."""
 
     def send(**message: Any) -> None:
@@ -113,9 +141,9 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
             launch = from_plain(Launch, message["open"])
             device = launch.device
             try:
-                line = open_line(launch)
+                line = open_line(launch, _lane(line_to_lane, lambda where: send(lane=where)))
             except CrmError as error:
-                send(refused=_describe(error))
+                send(refused=told(error))
                 return
             send(ready=True, forecast_s=line.forecast_s())
         else:
@@ -130,10 +158,26 @@ def serve(commands: BinaryIO, reports: BinaryIO) -> None:
                 return
 
 
-def open_line(launch: Launch) -> Line:
+def _lane(descriptor: int, tell: Callable[[str], None]) -> Lane | None:
+    """The line to the lane of its device, where there is one."""
+    if descriptor == NO_LANE:
+        return None
+    from multiprocessing.connection import Connection
+
+    from crm_cli.lane import Lane
+
+    return Lane(Connection(descriptor), tell)
+
+
+def named(path: str) -> Any:
+    """What a `module:class` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def open_line(launch: Launch, lane: Lane | None) -> Line:
     """Import the pipeline and open it."""
-    module, _, name = launch.line.partition(":")
-    factory: type[Line] = getattr(importlib.import_module(module), name)
+    factory: type[Line] = named(launch.line)
     return factory.open(
         launch.preset,
         device=launch.device,
@@ -141,6 +185,7 @@ def open_line(launch: Launch) -> Line:
         precision=launch.precision,
         sharers=launch.sharers,
         is_frugal=launch.is_frugal,
+        lane=lane,
     )
 
 
@@ -179,15 +224,39 @@ def convert_one(
     except PhotoError as error:
         return {"failed": Failed.from_error(job.path, error, stage=stage)}
     except CrmError as error:
-        return {"refused": _describe(error)}
+        return {"refused": told(error)}
     # The one place that catches everything: no list of what can go wrong in a library is ever complete.
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return {"failed": Failed.from_error(job.path, _too_long(job), stage=stage)}
+        surprise = Surprise.of(error)
+        failed = Failed(
+            path=job.path, kind=surprise.kind, code=surprise.code, message=surprise.words, stage=stage
+        )
+        return {"failed": failed, "traceback": surprise.trace, "is_lanes": surprise.is_lanes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surprise:
+    """An exception that nobody expected."""
+
+    kind: ErrorClass
+    code: str
+    words: str
+    trace: str
+    is_lanes: bool = False
+    """Whether it was raised in the lane of the device, whose state is unknown since."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Surprise:
+        """Describe the exception that is being handled."""
+        # The lane's module is heavy, and whoever never imported it has no failure of it.
+        lane = sys.modules.get("crm_cli.lane")
+        if lane is not None and isinstance(error, lane.LaneFailure):
+            return cls(kind=error.kind, code=error.code, words=str(error), trace=error.trace, is_lanes=True)
         kind, code = _classify(error)
-        text = f"{type(error).__name__}: {error}"[:2000]
-        failed = Failed(path=job.path, kind=kind, code=code, message=text, stage=stage)
-        return {"failed": failed, "traceback": traceback.format_exc()}
+        words = f"{type(error).__name__}: {error}"[:2000]
+        return cls(kind=kind, code=code, words=words, trace=traceback.format_exc())
 
 
 def _too_long(job: Job) -> PhotoError:
@@ -208,13 +277,6 @@ def _classify(error: Exception) -> tuple[ErrorClass, str]:
     if is_memory or "can't allocate memory" in str(error):
         return "oom", "E_MEMORY"
     return "internal", "E_INTERNAL"
-
-
-def _describe(error: CrmError) -> dict[str, Any]:
-    """An expected error, as the parent will raise it again."""
-    return {
-        "cause": error.cause, "code": error.code, "remedy": error.remedy, "exit_code": int(error.exit_code)
-    }  # fmt: skip
 
 
 def _messages(stream: BinaryIO) -> Iterator[dict[str, Any]]:
