@@ -491,7 +491,7 @@ class Line:
             precision="float32" if lane else precision,
             sharers=sharers,
             is_frugal=is_frugal,
-            has_networks=lane is None,
+            lane_device=device if lane else "",
         )
         return cls(toolbox, preset, lane)
 

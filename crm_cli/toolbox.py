@@ -193,7 +193,7 @@ def open_toolbox(
     sharers: int = 1,
     batch: int = 1,
     is_frugal: bool = False,
-    has_networks: bool = True,
+    lane_device: str = "",
 ) -> Toolbox:
     """Open the tools a preset asks for, or raise EnvironmentProblem.
 
@@ -201,7 +201,8 @@ def open_toolbox(
     sharers: how many processes like this one share the memory of the CPU.
     batch: how many photos the networks are given at a time; with another number the last bits are others.
     is_frugal: keep one network at a time on the device.
-    has_networks: whether there are networks in it, or they are elsewhere; see `lane`.
+    lane_device: of the lane that has the networks, so that there are none in this box; see `lane`. Nothing
+        else is done there, but for a rasteriser that is asked for by name.
     """
     import torch
 
@@ -212,6 +213,7 @@ def open_toolbox(
     from crm_cli.models.shelf import Shelf
     from crm_cli.models.weights import find
 
+    raster, surface = (os.environ.get(name, "auto") for name in (RASTERISER, SURFACE))
     device = resolve_device(device)
     if device != "cpu":
         torch.cuda.set_device(device)  # noqa: TID251  # libraries that are not told use the current one
@@ -228,17 +230,17 @@ def open_toolbox(
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
     room_bytes = 0 if is_frugal else None if is_small else room_for_networks(device, sharers, batch)
     networks = Shelf(weights, device=device, dtype=dtype, room_bytes=room_bytes)
-    has_all = has_networks and networks.preload()
+    has_all = not lane_device and networks.preload()
     recorder = GraphRecorder(_why_no_graphs(device, networks_take_turns=not has_all))
     if recorder.why_not is not None and device != "cpu":
         log.warning("kernels are launched one by one: %s", recorder.why_not)
     return Toolbox(
         device=device,
         mattes=mattes,
-        raster=choose("rasteriser", RASTERS, device, os.environ.get(RASTERISER, "auto"))(),
-        surfacer=choose("surface", SURFACES, device, os.environ.get(SURFACE, "auto"))(),
+        raster=choose("rasteriser", RASTERS, device if raster == "auto" else lane_device or device, raster)(),
+        surfacer=choose("surface", SURFACES, device, "auto" if lane_device else surface)(),
         weights=weights,
-        networks=networks if has_networks else {},
+        networks={} if lane_device else networks,
         dtype=dtype,
         engines=Engines(recorder),
         recorder=recorder,

@@ -149,18 +149,15 @@ def test_colours_are_rounded_and_clipped(raster):
     assert (bake(flat((0, 0, 1, 1)), colour_at, raster, size_px=4).texture == (101, 255, 0)).all()
 
 
-def test_points_are_asked_for_in_bounded_chunks(raster, monkeypatch):
+def test_points_are_asked_for_together(raster):
     asked = []
 
     def colour_at(points):
         asked.append(len(points))
         return points
 
-    whole = bake(flat((0, 0, 1, 1)), colour_at, raster, size_px=32).texture
-    monkeypatch.setattr(bakery, "POINTS_AT_ONCE", 300)
-    chunked = bake(flat((0, 0, 1, 1)), colour_at, raster, size_px=32).texture
-    assert asked == [1024, 300, 300, 300, 124]
-    assert np.array_equal(whole, chunked)
+    bake(flat((0, 0, 1, 1)), colour_at, raster, size_px=32)
+    assert asked == [1024]
 
 
 def test_a_texture_without_a_covered_texel_fails_the_photo(raster):

@@ -482,11 +482,17 @@ def test_workers_of_one_device_ask_one_lane(
     assert seen == [b"0,1", b"", b""]
 
 
-def test_every_device_has_a_lane_of_its_own(pool: Callable[..., Conveyor], tmp_path: Path) -> None:
+def test_every_device_has_a_lane_of_its_own(
+    pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("CRM_RASTERISER", "nvdiffrast")
     belt = pool(devices=["cuda:0", "cuda:1"], workers=4)
     made = run_all(belt, *(job(tmp_path, f"{name}.jpg") for name in "abcd"))
     assert all(isinstance(report.outcome, Asset) for report in made.values())  # type: ignore[union-attr]
     assert set(belt._lanes) == {"cuda:0", "cuda:1"}
+    # Who asks for a rasteriser by name wants workers to see what it may need.
+    assert {seen_by(worker.pid) for worker in belt._workers()} == {b"0,1"}
     assert sorted(worker.lane.launch.device for worker in belt._workers() if worker.lane) == [
         "cuda:0", "cuda:0", "cuda:1", "cuda:1",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from miniature import write
 
 from crm_cli import toolbox
 from crm_cli.errors import EnvironmentProblem, ExitCode
-from crm_cli.mesh.raster import RASTERS
+from crm_cli.mesh.raster import RASTERS, TorchRaster
 from crm_cli.models import weights
 from crm_cli.models.shelf import Shelf
 from crm_cli.preset import Override, Preset, load_preset
@@ -481,3 +481,26 @@ def test_a_tool_can_be_named_and_one_that_cannot_work_says_why(monkeypatch: pyte
         with pytest.raises(EnvironmentProblem, match=says):
             open_toolbox(preset_with(), device="cpu", threads=1)
         monkeypatch.delenv(variable)
+
+
+def test_beside_a_lane_all_is_done_on_the_cpu_but_for_a_rasteriser_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opened() -> toolbox.Toolbox:
+        return open_toolbox(preset_with(), device="cpu", threads=1, lane_device="cuda:0")
+
+    class OnGpus(TorchRaster):
+        name = "nvdiffrast"
+
+        @staticmethod
+        def why_not(device: str) -> str | None:
+            return None if device.startswith("cuda") else "needs CUDA"
+
+    monkeypatch.setattr("crm_cli.mesh.raster.RASTERS", (TorchRaster, OnGpus))
+    # What draws the surface is the lane's business.
+    monkeypatch.setenv("CRM_SURFACE", "nosuch")
+    box = opened()
+    assert box.networks == {} and box.device == "cpu"
+    assert (box.raster.name, box.surfacer.name) == ("torch", "crm")
+    monkeypatch.setenv("CRM_RASTERISER", "nvdiffrast")
+    assert opened().raster.name == "nvdiffrast"

@@ -22,9 +22,6 @@ from crm_cli.mesh.inspect import corners
 from crm_cli.mesh.projection import GRAZING_COS, Projection, facing, vertex_facing
 from crm_cli.records import Mesh, TexturedMesh, UnwrappedMesh
 
-POINTS_AT_ONCE = 1 << 17
-"""Surface points asked for together: 128 floats of network activation each are 64 MB."""
-
 STEPS = (2, 4)
 """Texels from one asked for to the next, where they are finer than what is to be seen. No more than the least
 padding: what is read between two must lie in one chart."""
@@ -96,9 +93,8 @@ def bake(
 
 
 def _ask(colour_at: ColourAt, points: Tensor) -> Tensor:
-    """Colours [N 3] of points [N 3], so many at once."""
-    colours = [colour_at(chunk).detach() for chunk in torch.split(points, POINTS_AT_ONCE)]
-    return torch.cat(colours).clamp(0, 1)
+    """Colours [N 3] of points [N 3], asked for together: a lane that serves others may let each call wait."""
+    return colour_at(points).detach().clamp(0, 1)
 
 
 def _step(unwrapped: UnwrappedMesh, finest: float, *, size_px: int) -> int:

@@ -28,6 +28,7 @@ from crm_cli.run.machine import no_process
 from crm_cli.run.process import FAREWELL_S, Child, refusal
 from crm_cli.run.wire import frame, from_plain
 from crm_cli.run.worker import NO_LANE, Launch
+from crm_cli.toolbox import RASTERISER
 
 OPENING = "opening"
 """What a worker does before its first photo: loads libraries and weights."""
@@ -521,7 +522,8 @@ class _Worker(Child):
                 threads=launch.threads,
                 log=log,
                 inherits=line,
-                sees_accelerators=lane is None,
+                # A rasteriser that somebody asks for by name may need one.
+                sees_accelerators=lane is None or RASTERISER in os.environ,
             )
         self.job: Job | None = None
         self.stage = OPENING
