@@ -36,8 +36,9 @@ FOR_EVER_S = 1e6
 Whereabouts = Literal["asked", "begun", "answered"]
 """Of a request: it waits for the lane, is at work there, or is back."""
 
-SHORT = frozenset({"dress", "colour"})
-"""What is served before anything else that waits: it takes milliseconds, and its photo is nearly done."""
+SHORT = frozenset({"draw", "dress", "colour"})
+"""What is served before a photo is imagined, and between the steps of one that is: beside those it takes no
+time, and its own photo is nearly done."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -79,6 +80,11 @@ class Networks(Protocol):
     @property
     def place(self) -> Place:
         """Where and in what they calculate."""
+        ...
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether not all of them are in memory at a time, so that going to and fro between them costs."""
         ...
 
     def imagine(self, seed: int, cutout: Cutout, report_step: Progress) -> SixViews:

@@ -437,6 +437,11 @@ class Desk:
         """Where the networks calculate."""
         return self._tools.place
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether not all networks are in memory at a time."""
+        return self._tools.takes_turns
+
     def imagine(self, seed: int, cutout: Cutout, report_step: Progress) -> SixViews:
         """Six views of one photo."""
         [views] = self._of(seed).imagine([cutout], report_step)

@@ -173,6 +173,8 @@ class Toolbox:
     """Photos in one call of a network."""
     is_frugal: bool = False
     """Whether memory has run out before, and stations should ask for less of it at once."""
+    takes_turns: bool = False
+    """Whether its networks are not all in memory at a time."""
 
     @property
     def place(self) -> Place:
@@ -246,6 +248,7 @@ def open_toolbox(
         recorder=recorder,
         batch=batch,
         is_frugal=is_frugal,
+        takes_turns=not has_all,
     )
 
 

@@ -350,6 +350,7 @@ class FakeDesk:
 
     def __init__(self, device: str, *, is_frugal: bool) -> None:
         self.place = Place(device=device, precision="float32", surface="own")
+        self.takes_turns = False
         self._is_frugal = is_frugal
         self._asked = 0
 

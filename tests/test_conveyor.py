@@ -282,16 +282,16 @@ def test_workers_are_bounded_by_memory_and_never_none(monkeypatch: pytest.Monkey
         assert default_workers(["cpu"]) == expected
 
 
-def test_accelerators_get_a_worker_for_every_core_and_two_each_at_the_least(
+def test_accelerators_get_a_worker_for_every_core_and_one_more_and_two_each_at_the_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "usable_memory", lambda: int(1e12))
-    for cores, expected in ((16, 16), (3, 4), (1, 4)):
+    for cores, expected in ((16, 18), (3, 5), (1, 4)):
         monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
         assert default_workers(["cuda:0", "cuda:1"]) == expected
     # Workers hold no network there, whatever its size.
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
-    assert default_workers(["cuda:0"], is_small=False) == 16
+    assert default_workers(["cuda:0"], is_small=False) == 17
     monkeypatch.setattr(machine, "usable_memory", lambda: int(6.5e9))
     assert default_workers(["cuda:0"], is_small=False) == 4
 

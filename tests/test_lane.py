@@ -42,7 +42,7 @@ from crm_cli.run.conveyor import (
     Stepped,
 )
 from crm_cli.run.lane import Server
-from crm_cli.run.wire import frame
+from crm_cli.run.wire import Unframer, frame
 from crm_cli.run.worker import Launch
 from crm_cli.toolbox import Place, open_toolbox
 
@@ -82,7 +82,8 @@ class Served:
         self._desk = desk
         self._open = ExitStack()
         self._control, end = (self._open.enter_context(each) for each in socket.socketpair())
-        self._server = Server(end, BytesIO())
+        self._reports = BytesIO()
+        self._server = Server(end, self._reports)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         socket.send_fds(self._control, [frame({"open": Launch(preset=PRESET, device="cpu", threads=1)})], [])
         self._thread.start()
@@ -97,6 +98,10 @@ class Served:
         with theirs:
             socket.send_fds(self._control, [frame({"worker": self._admitted})], [theirs.fileno()])
         return Lane(self._open.enter_context(Connection(ours.detach())), tell)
+
+    def said(self) -> list[dict[str, object]]:
+        """What it has told its parent."""
+        return list(Unframer().feed(self._reports.getvalue()))
 
     def wait_for_queue(self, requests: int) -> None:
         """Wait until so many requests wait for another."""
@@ -167,6 +172,7 @@ class Blank:
     """A desk whose networks draw nothing."""
 
     place = Place(device="cuda", precision="bfloat16", surface="kaolin")
+    takes_turns = False
 
     def __init__(self, desk: Desk) -> None:
         self.imagine = desk.imagine
@@ -216,6 +222,7 @@ class Shades:
     """A desk whose answers say what was asked, once it may go on."""
 
     place = Place(device="cpu", precision="float32", surface="own")
+    takes_turns = True
 
     def __init__(self) -> None:
         self.may_go = threading.Event()
@@ -228,12 +235,15 @@ class Shades:
         self.served.append(cutout.digest)
         report_step(1, 2)
         assert self.may_go.wait(10)
+        report_step(2, 2)
         if cutout.digest == "boom":
             raise MemoryError("no more")
         return views_of(float(seed))
 
     def draw(self, seed: int, views: SixViews, digest: str) -> tuple[Mesh, Painted]:
         self.drawn_of.append(float(views.rgb[0, 0, 0, 0]))
+        if digest == "boom":
+            raise MemoryError("no more")
         if digest == "empty":
             raise PhotoError("the reconstruction is empty", code="E_NO_SURFACE", kind="quality")
         return Mesh(vertices=torch.zeros(3, 3).numpy(), faces=torch.zeros(1, 3).long().numpy()), Painted(
@@ -244,6 +254,12 @@ class Shades:
 @pytest.fixture
 def shades() -> Shades:
     return Shades()
+
+
+class Whole(Shades):
+    """The same, with all its networks in memory."""
+
+    takes_turns = False
 
 
 @pytest.fixture
@@ -321,6 +337,69 @@ def test_what_is_short_is_served_before_what_has_waited_longer(shades: Shades, c
     for thread in threads:
         thread.join(10)
     assert shades.served == ["first", "colour", "second"]
+
+
+def test_what_is_short_is_served_between_steps_and_said_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shades = Whole()
+    served = Served(shades, monkeypatch)
+    painter = served.line()
+    field = painter.draw(3, views_of(0), "a")[1]
+    shades.may_go.clear()
+    views: list[SixViews] = []
+    long = threading.Thread(
+        target=lambda: views.append(served.line().imagine(4, cutout_called("long"), ignored))
+    )
+    long.start()
+    while not shades.served:
+        time.sleep(0.01)
+    short = threading.Thread(target=field.colour, args=(torch.zeros(1, 3),))
+    short.start()
+    served.wait_for_queue(1)
+    late = threading.Thread(target=served.line().imagine, args=(1, cutout_called("late"), ignored))
+    late.start()
+    served.wait_for_queue(2)
+    shades.may_go.set()
+    for thread in (long, short, late):
+        thread.join(10)
+    served.close()
+    assert shades.served == ["long", "colour", "late"] and float(views[0].rgb.mean()) == 4
+    # Whoever hears the lane die knows at whose work it was.
+    words = [(name, said[name]) for said in served.said() for name in ("begun", "done") if name in said]
+    assert words == [
+        ("begun", 1), ("done", 1), ("begun", 2), ("begun", 1), ("done", 1), ("begun", 2), ("done", 2),
+        ("begun", 3), ("done", 3),
+    ]  # fmt: skip
+
+
+def test_a_surprise_between_steps_spoils_what_it_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = Whole()
+    served = Served(shades, monkeypatch)
+    shades.may_go.clear()
+    long = threading.Thread(
+        target=served.line().imagine, args=(4, cutout_called("long"), ignored), daemon=True
+    )
+    long.start()
+    while not shades.served:
+        time.sleep(0.01)
+    failures: list[LaneFailure] = []
+
+    def draw() -> None:
+        try:
+            served.line().draw(1, views_of(0), "boom")
+        except LaneFailure as failure:
+            failures.append(failure)
+
+    short = threading.Thread(target=draw)
+    short.start()
+    served.wait_for_queue(1)
+    shades.may_go.set()
+    short.join(10)
+    long.join(0.5)
+    assert [failure.kind for failure in failures] == ["oom"] and long.is_alive()
+    assert [said["done"] for said in served.said() if "done" in said] == [2]
+    served.close()
 
 
 def test_waiting_for_others_is_counted_and_work_is_not(shades: Shades, counter: Served) -> None:

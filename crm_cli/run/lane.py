@@ -1,13 +1,15 @@
 """The process that has an accelerator's networks, and serves the workers that have none.
 
-It takes one request at a time: an accelerator does two things no faster at once than one after the other. The
-parent speaks to it over a socket, in length-prefixed JSON, with descriptors beside it:
+It does one thing at a time: an accelerator does two no faster together than one after the other. What is
+short goes first, and between two steps of what is long, so that photos which are nearly done do not wait
+for others to be imagined; but not where networks take turns in memory, and each would have to be fetched
+again. The parent speaks to it over a socket, in length-prefixed JSON, with descriptors beside it:
 
     parent → lane   {"open": Launch}, then {"worker": number} for each worker, with the lane's end of the pair
                     of sockets that joins them; end of file means: leave
-    lane → parent   {"ready": true} once; {"begun": number} before anything is done for a worker, and {"done":
-                    number, "peak_bytes": the most memory held so far} after; at any time {"refused": …}, its
-                    last word
+    lane → parent   {"ready": true} once; {"begun": number} before anything is done for a worker, and again
+                    where it goes on after something short; {"done": number, "peak_bytes": the most memory
+                    held so far} after; at any time {"refused": …}, its last word
 
 What it says to the parent is how the parent knows whose request a lane died of.
 """
@@ -36,7 +38,11 @@ MOST_BYTES = 1 << 16
 
 
 class Desk(Protocol):
-    """The networks of one accelerator; see `lane.Networks` for what else it has."""
+    """The networks of one accelerator; see `lane.Networks` for what else they do."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether not all networks are in memory at a time."""
 
     @classmethod
     def open(cls, preset: Preset, *, device: str, threads: int, precision: str, is_frugal: bool) -> Any:
@@ -93,6 +99,11 @@ class Server:
         self._has_changed = threading.Condition()
         """Guards what waits, and whether anything still may."""
         self._is_over = False
+        self._is_spoilt = False
+        """Whether a surprise has left the networks in a state that nobody knows."""
+        self._may_part = False
+        """Whether something short may come between the steps of something long."""
+        self._device = "cpu"
 
     def run(self) -> None:
         """Serve until the parent closes its end."""
@@ -114,13 +125,14 @@ class Server:
         except CrmError as error:
             self._report(refused=told(error))
             return
+        self._device, self._may_part = launch.device, not desk.takes_turns
         self._report(ready=True)
         threading.Thread(target=self._listen, args=(desk, commands), daemon=True).start()
-        while (turn := self._next()) is not None:
-            if not self._serve(*turn, device=launch.device):
-                # Its state is unknown. Whoever asks now is not to get a wrong answer, nor the blame.
-                with self._has_changed:
-                    self._has_changed.wait_for(lambda: self._is_over)
+        while not self._is_spoilt and (turn := self._next()) is not None:
+            self._serve(*turn)
+        # Whoever asks after a surprise is not to get a wrong answer, nor the blame.
+        with self._has_changed:
+            self._has_changed.wait_for(lambda: self._is_over)
 
     def _listen(self, desk: Any, commands: list[dict[str, Any]] | None) -> None:
         """Take in workers and what they ask, until the parent has gone."""
@@ -169,32 +181,51 @@ class Server:
         """What is served next: the first short request, or else the first; None where the parent has gone."""
         with self._has_changed:
             self._has_changed.wait_for(lambda: self._waiting or self._is_over)
-            if self._is_over:
-                return None
-            order = range(len(self._waiting))
-            return self._waiting.pop(min(order, key=lambda index: self._waiting[index][1].kind not in SHORT))
+            return None if self._is_over else self._next_short() or self._waiting.pop(0)
 
-    def _serve(self, guest: _Guest, request: Message, *, device: str) -> bool:
-        """Do what one worker asks; False after a surprise."""
+    def _next_short(self) -> tuple[_Guest, Message] | None:
+        """The first short request that waits, if one does. Asked with what waits guarded."""
+        numbers = (number for number, (_, request) in enumerate(self._waiting) if request.kind in SHORT)
+        number = next(numbers, None)
+        return None if number is None else self._waiting.pop(number)
+
+    def _serve(self, guest: _Guest, request: Message) -> None:
+        """Do what one worker asks."""
         self._report(begun=guest.number)
         guest.tell(guest.session.begun())
-        is_sound = True
+
+        def report_step(done: int, of: int) -> None:
+            guest.tell(Message(kind="step", note={"done": done, "of": of}))
+            self._serve_between(guest)
+
         try:
-            answer = guest.session.answer(
-                request, lambda done, of: guest.tell(Message(kind="step", note={"done": done, "of": of}))
-            )
+            answer = guest.session.answer(request, report_step)
         except CrmError as error:
             answer = Message(kind="refused", note=told(error))
         # As in a worker: no list of what can go wrong in a library is ever complete.
         except Exception as error:
-            surprise, is_sound = Surprise.of(error), False
+            if self._is_spoilt:
+                return
+            surprise, self._is_spoilt = Surprise.of(error), True
             note = {
                 "words": surprise.words, "kind": surprise.kind, "code": surprise.code, "trace": surprise.trace
             }  # fmt: skip
             answer = Message(kind="failed", note=note)
-        self._report(done=guest.number, peak_bytes=peak_memory(device))
+        else:
+            if self._is_spoilt:  # by something short, between two steps
+                return
+        self._report(done=guest.number, peak_bytes=peak_memory(self._device))
         guest.tell(answer)
-        return is_sound
+
+    def _serve_between(self, longer: _Guest) -> None:
+        """Serve what is short between two steps of what a worker has asked for."""
+        while self._may_part and not self._is_spoilt:
+            with self._has_changed:
+                turn = self._next_short()
+            if turn is None:
+                return
+            self._serve(*turn)
+            self._report(begun=longer.number)
 
     def _report(self, **message: Any) -> None:
         self._reports.write(frame(message))

@@ -92,15 +92,17 @@ def default_workers(devices: Sequence[str], *, is_small: bool = True) -> int:
     """How many photos to make at the same time: one for each core, as long as memory lasts.
 
     Those of an accelerator take turns at it: while it imagines one, others are cut out, unwrapped and
-    written. Never fewer than two for each, so that it finds the next one ready.
+    written. One more for each, since one waits for it, and two each at the least, so that it finds the next
+    one ready.
 
     is_small: the networks are the embedded ones. Of larger ones a single worker uses every core of a CPU:
     more would be no faster together, and would fill gigabytes each.
     """
-    memory = usable_memory()
-    by_memory = memory // MEMORY_PER_WORKER if memory is not None else usable_cores()
-    at_most = max(1, min(usable_cores(), by_memory))
-    if devices[0] != "cpu":
+    memory, cores = usable_memory(), usable_cores()
+    has_accelerator = devices[0] != "cpu"
+    wanted = cores + len(devices) if has_accelerator else cores
+    at_most = max(1, wanted if memory is None else min(wanted, memory // MEMORY_PER_WORKER))
+    if has_accelerator:
         return max(2 * len(devices), at_most)
     return at_most if is_small else 1
 
