@@ -306,7 +306,7 @@ def keeping(**stages: str) -> Engine:
     """Fakes that keep what they imagine; stages: other weights for a stage."""
     used = fakes.engine().weights(load_preset("tiny").preset)
     used = replace(used, stages={**used.stages, **stages})
-    return Engine(line="fakes:KeepingLine", weights=lambda preset: used)
+    return replace(fakes.engine("KeepingLine"), weights=lambda preset: used)
 
 
 def imagined(events: list[Event]) -> list[str]:
