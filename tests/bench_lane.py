@@ -28,7 +28,8 @@ from crm_cli.bundle import bundled, unbundled
 from crm_cli.pipeline import Imagine, Prepare, Reconstruct
 from crm_cli.preset import DEFAULT, load_preset
 from crm_cli.records import Asset, Cutout, Job, Mesh, SixViews
-from crm_cli.run.conveyor import DEADLINES_S, Conveyor, Finished
+from crm_cli.run.conveyor import DEADLINES_S, Conveyor
+from crm_cli.run.reports import Finished
 from crm_cli.run.worker import Launch
 from crm_cli.toolbox import Place, open_toolbox, usable_cores
 

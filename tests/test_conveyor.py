@@ -13,8 +13,9 @@ from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import conveyor as conveyor_module
 from crm_cli.run import machine, process
 from crm_cli.run import worker as worker_module
-from crm_cli.run.conveyor import Conveyor, Finished, Killed, NotOpened, Opened, Spare, Staged, deadlines
+from crm_cli.run.conveyor import Conveyor, Spare, deadlines
 from crm_cli.run.machine import check_device, default_workers, find_devices, memory_problem, threads_each
+from crm_cli.run.reports import Finished, Killed, NotOpened, Opened, Staged
 from crm_cli.run.wire import Unframer, frame, from_plain, to_plain
 from crm_cli.run.worker import STEP_PAUSE_S, Launch, seldom
 

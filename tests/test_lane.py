@@ -26,22 +26,10 @@ from crm_cli.models.reconstruction import PlaneField
 from crm_cli.pipeline import Desk, Line
 from crm_cli.preset import load_preset
 from crm_cli.records import Asset, Cutout, Failed, Job, Mesh, SixViews
-from crm_cli.run import conveyor as conveyor_module
-from crm_cli.run import process
-from crm_cli.run.conveyor import (
-    DEADLINES_S,
-    Conveyor,
-    Displaced,
-    Finished,
-    Killed,
-    NotOpened,
-    Opened,
-    Report,
-    Spare,
-    Staged,
-    Stepped,
-)
+from crm_cli.run import crew, process
+from crm_cli.run.conveyor import DEADLINES_S, Conveyor, Spare
 from crm_cli.run.lane import Server
+from crm_cli.run.reports import Displaced, Finished, Killed, NotOpened, Opened, Report, Staged, Stepped
 from crm_cli.run.wire import Unframer, frame
 from crm_cli.run.worker import Launch
 from crm_cli.toolbox import Place, open_toolbox
@@ -747,7 +735,7 @@ def test_a_lane_that_hangs_at_the_work_of_a_dead_worker_is_given_up_and_blames_n
     # Whoever waits has no deadline: that of the photo before it counts.
     assert second.deadline == math.inf > first.deadline
     os.kill(first.pid, signal.SIGSEGV)
-    monkeypatch.setattr(conveyor_module, "QUIET_S", 0.5)
+    monkeypatch.setattr(crew, "QUIET_S", 0.5)
     told_of = ended(reports_until(belt, lambda reports: len(ended(reports)) == 2))
     assert isinstance(told_of["stall_a.jpg"], Finished) and isinstance(told_of["b.jpg"], Displaced)
     assert told_of["stall_a.jpg"].outcome.message.startswith("the worker died with SIGSEGV")  # type: ignore[union-attr]
@@ -777,7 +765,7 @@ def test_a_lane_that_serves_nobody_is_given_up(
     os.kill(lane.pid, signal.SIGSTOP)  # it lives, and does nothing
     belt.submit(job(tmp_path, "b.jpg"))
     with monkeypatch.context() as patched:
-        patched.setattr(conveyor_module, "QUIET_S", 0.5)
+        patched.setattr(crew, "QUIET_S", 0.5)
         told_of = ended(reports_until(belt, lambda reports: bool(ended(reports))))
     given_up = told_of["b.jpg"]
     assert isinstance(given_up, Killed) and belt._lanes == {}

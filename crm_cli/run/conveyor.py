@@ -10,31 +10,20 @@ their photos are no worse for it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import selectors
-import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from crm_cli.errors import ErrorClass, UsageError
-from crm_cli.records import Asset, Failed, Job
-from crm_cli.run.machine import no_process
-from crm_cli.run.process import FAREWELL_S, Child, refusal
-from crm_cli.run.wire import frame, from_plain
-from crm_cli.run.worker import NO_LANE, Launch
-from crm_cli.toolbox import RASTERISER
-
-OPENING = "opening"
-"""What a worker does before its first photo: loads libraries and weights."""
-
-START = "start"
-"""Where a photo is that a worker has but did not begin."""
+from crm_cli.errors import UsageError
+from crm_cli.records import Job
+from crm_cli.run.crew import OPENING, START, LaneProcess, WorkerProcess
+from crm_cli.run.process import FAREWELL_S, Child
+from crm_cli.run.reports import Displaced, Finished, Report
+from crm_cli.run.worker import Launch
 
 DEADLINES_S: Mapping[str, float] = {
     OPENING: 900,
@@ -52,85 +41,6 @@ It counts from the last sign of life: from the start of the stage, or from the l
 
 DEADLINES_CPU_S: Mapping[str, float] = {**DEADLINES_S, "imagine": 3600, "reconstruct": 900, "bake": 600}
 """Without an accelerator a single step of the published networks may take minutes."""
-
-QUIET_S = 60.0
-"""How long a lane that is at nobody's work may leave a request alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """A photo has entered a stage."""
-
-    job: Job
-    stage: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A worker is ready; what it expects a photo to take."""
-
-    forecast_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
-    """A photo is so far within its stage."""
-
-    job: Job
-    done: int
-    of: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """A photo is through, one way or the other."""
-
-    job: Job
-    outcome: Asset | Failed
-    worker: int
-    """The process that had it."""
-    traceback: str = ""
-    signal: int | None = None
-    is_lanes: bool = False
-    """Whether it was a surprise in its lane: memory that lacked was the accelerator's, not the machine's."""
-    was_frugal: bool = False
-    """Whether its lane kept less in memory already."""
-    device: str = "cpu"
-    peak_bytes: int = 0
-    """The most of the device's memory that the worker has held so far; 0 where it has not told."""
-    log: str = ""
-    """The end of what a worker said before it died: its complaints, and where its threads were."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Killed:
-    """A worker is gone, and the photo is not to blame.
-
-    Somebody killed it, or its lane, and not for want of memory; or its lane ended at nobody's work.
-    """
-
-    job: Job
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Displaced:
-    """A worker had to go with the lane of its device: the photo has nothing to do with it."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotOpened:
-    """A worker died before it could start the photo, which is not to blame."""
-
-    job: Job
-    kind: ErrorClass
-    reason: str
-
-
-Report = Opened | Staged | Stepped | Finished | Killed | Displaced | NotOpened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +71,8 @@ class Conveyor:
         self._deadlines_s = deadlines_s
         self._logs = logs
         self._selector = selectors.DefaultSelector()
-        self._seats: list[_Worker | None] = [None] * workers
-        self._lanes: dict[str, _Lane] = {}
+        self._seats: list[WorkerProcess | None] = [None] * workers
+        self._lanes: dict[str, LaneProcess] = {}
         self._room = workers
         self._is_frugal = False
         self._started = 0
@@ -243,8 +153,8 @@ class Conveyor:
         ready = [key.data for key, _ in self._selector.select(max(0.0, left_s))]
         reports, self._untold = self._untold, []
         # Lanes last: what a worker has said before its lane went is known before it goes as well.
-        for child in sorted(ready, key=lambda child: isinstance(child, _Lane)):
-            if isinstance(child, _Lane):
+        for child in sorted(ready, key=lambda child: isinstance(child, LaneProcess)):
+            if isinstance(child, LaneProcess):
                 reports += self._read_lane(child)
             elif child in self._seats:
                 reports += self._read(child)
@@ -273,7 +183,7 @@ class Conveyor:
             self._drop(lane)
         self._selector.close()
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[WorkerProcess]:
         return [worker for worker in self._seats if worker is not None]
 
     def _dismiss_surplus(self) -> None:
@@ -290,13 +200,13 @@ class Conveyor:
         sharers = self._room if device == "cpu" else 1
         return replace(self._launch, device=device, is_frugal=self._is_frugal, sharers=sharers)
 
-    def _start(self, *, on_cpu: bool) -> tuple[_Worker, bool]:
+    def _start(self, *, on_cpu: bool) -> tuple[WorkerProcess, bool]:
         """Start a worker on the first empty seat, and its lane; whether either of them loads networks."""
         seat = self._seats.index(None)
         launch = self._launch_on(seat, on_cpu=on_cpu)
         lane, is_new = self._lane(launch) if launch.desk else (None, True)
         self._started += 1
-        worker = _Worker(
+        worker = WorkerProcess(
             launch,
             number=self._started,
             lane=lane,
@@ -307,18 +217,18 @@ class Conveyor:
         self._selector.register(worker.reports, selectors.EVENT_READ, worker)
         return worker, is_new
 
-    def _lane(self, launch: Launch) -> tuple[_Lane, bool]:
+    def _lane(self, launch: Launch) -> tuple[LaneProcess, bool]:
         """The lane of a device, and whether it had to be started."""
         lane = self._lanes.get(launch.device)
         if lane is not None:
             return lane, False
         log = self._logs / f"lane-{launch.device.replace(':', '-')}.log"
-        lane = _Lane(launch, log=log, opening_s=self._deadlines_s[OPENING])
+        lane = LaneProcess(launch, log=log, opening_s=self._deadlines_s[OPENING])
         self._lanes[launch.device] = lane
         self._selector.register(lane.reports, selectors.EVENT_READ, lane)
         return lane, True
 
-    def _read(self, worker: _Worker) -> list[Report]:
+    def _read(self, worker: WorkerProcess) -> list[Report]:
         """Take in what a worker has sent."""
         reports: list[Report] = []
         try:
@@ -341,7 +251,7 @@ class Conveyor:
             self._remove(worker)
         return reports
 
-    def _read_lane(self, lane: _Lane) -> list[Report]:
+    def _read_lane(self, lane: LaneProcess) -> list[Report]:
         """Take in what a lane has sent; what it does for workers, they tell themselves."""
         if lane not in self._lanes.values():
             return []  # dropped a moment ago
@@ -359,7 +269,7 @@ class Conveyor:
                 return []
         return self._bury_lane(lane)
 
-    def _begin_at(self, lane: _Lane) -> None:
+    def _begin_at(self, lane: LaneProcess) -> None:
         """Start the photos that have waited for a lane to open."""
         for worker in self._workers():
             if worker.lane is lane:
@@ -385,13 +295,13 @@ class Conveyor:
                 reports += self._bury_lane(lane)
         return reports
 
-    def _bury(self, worker: _Worker) -> list[Report]:
+    def _bury(self, worker: WorkerProcess) -> list[Report]:
         """Remove a dead worker and say which photo it took along."""
         worker.wait_for_exit(FAREWELL_S)
         self._remove(worker)
         return worker.last_words()
 
-    def _bury_lane(self, lane: _Lane) -> list[Report]:
+    def _bury_lane(self, lane: LaneProcess) -> list[Report]:
         """Remove a dead lane with its workers, and say which photo has to do with it.
 
         It is the one that the lane was at, and none where that one's worker has died before. Where the lane
@@ -407,7 +317,7 @@ class Conveyor:
         reports = [worker.words_of(lane) for worker in blamed]
         return reports + self._drop(lane, told=blamed)
 
-    def _drop(self, lane: _Lane, *, told: Sequence[_Worker] = ()) -> list[Report]:
+    def _drop(self, lane: LaneProcess, *, told: Sequence[WorkerProcess] = ()) -> list[Report]:
         """Remove a lane with its workers, and give back their photos, but for those told of already."""
         displaced: list[Report] = []
         for worker in [one for one in self._workers() if one.lane is lane]:
@@ -418,7 +328,7 @@ class Conveyor:
         self._end(lane)
         return displaced
 
-    def _remove(self, worker: _Worker) -> None:
+    def _remove(self, worker: WorkerProcess) -> None:
         """Kill a worker with all its children, and free its seat."""
         self._end(worker)
         self._seats[self._seats.index(worker)] = None
@@ -427,249 +337,6 @@ class Conveyor:
         self._selector.unregister(child.reports)
         child.kill()
         child.dispose()
-
-
-class _Lane(Child):
-    """The process that has an accelerator's networks, as the parent sees it; see `run.lane`."""
-
-    def __init__(self, launch: Launch, *, log: Path, opening_s: float) -> None:
-        self.launch = launch
-        self._control, end = _joined()
-        with end:
-            super().__init__("lane", stdin=end, threads=launch.threads, log=log)
-        self._opening_s = opening_s
-        self.deadline = time.monotonic() + opening_s
-        self.is_open = False
-        self.serving: int | None = None
-        """The number of the worker for whom it is at work."""
-        self.peak_bytes = 0
-        self._send({"open": launch})
-
-    def admit(self, number: int) -> socket.socket:
-        """Let a worker ask; returns its end of the line, which it is to inherit."""
-        ours, theirs = _joined()
-        with ours:
-            self._send({"worker": number}, ours.fileno())
-        return theirs
-
-    def hear(self, message: Mapping[str, Any]) -> None:
-        """Understand one message."""
-        error = refusal(message)
-        if error is not None:
-            raise error
-        if "ready" in message:
-            self.is_open = True
-        elif "begun" in message:
-            self.serving = from_plain(int, message["begun"])
-            self.begin_work()
-        else:
-            self.peak_bytes = from_plain(int, message["peak_bytes"])
-            self.serving = None
-        self.deadline = math.inf
-
-    def watch(self, workers: Sequence[_Worker]) -> None:
-        """Look whether somebody waits for nothing: a lane at nobody's work has no reason not to begin.
-
-        workers: its own. The deadline of a photo counts where the lane is at it; one that is still at the
-        work of a worker that has died has a deadline here.
-        """
-        if not self.is_open:
-            return
-        is_at_work = any(worker.number == self.serving for worker in workers)
-        if is_at_work or not any(worker.is_asking for worker in workers):
-            self.deadline = math.inf
-        elif self.deadline == math.inf:
-            self.deadline = time.monotonic() + QUIET_S
-
-    def dispose(self) -> None:
-        """Reap the process and close what leads to it."""
-        self._control.close()
-        super().dispose()
-
-    @property
-    def limit_s(self) -> float:
-        """How long it could leave without a sign of life, where nobody else's limit counts."""
-        return QUIET_S if self.is_open else self._opening_s
-
-    def _send(self, message: Mapping[str, Any], *descriptors: int) -> None:
-        # One that died meanwhile is noticed at its reports.
-        with contextlib.suppress(OSError):
-            socket.send_fds(self._control, [frame(message)], descriptors)
-
-
-class _Worker(Child):
-    """One worker process as the parent sees it."""
-
-    def __init__(
-        self,
-        launch: Launch,
-        *,
-        number: int,
-        lane: _Lane | None,
-        log: Path,
-        deadlines_s: Mapping[str, float],
-    ) -> None:
-        self.launch = launch
-        self.number = number
-        self.lane = lane
-        self._deadlines_s = deadlines_s
-        with contextlib.ExitStack() as ends:
-            line = [ends.enter_context(lane.admit(number)).fileno()] if lane else []
-            super().__init__(
-                "worker",
-                *(str(descriptor) for descriptor in line or [NO_LANE]),
-                stdin=subprocess.PIPE,
-                threads=launch.threads,
-                log=log,
-                inherits=line,
-                # A rasteriser that somebody asks for by name may need one.
-                sees_accelerators=lane is None or RASTERISER in os.environ,
-            )
-        self.job: Job | None = None
-        self.stage = OPENING
-        self.is_asking = False
-        """Whether what it asked its lane has yet to begin."""
-        self._is_open = False
-        self.deadline = time.monotonic() + deadlines_s[OPENING]
-        self._send(open=launch)
-
-    def take(self, job: Job) -> None:
-        """Hand a photo over; it is started when the worker is ready, and its lane."""
-        self.job = job
-        self.begin()
-
-    def begin(self) -> None:
-        """Start the photo that it has, if it is ready and its lane is.
-
-        Not before: a photo that has entered a stage speaks for the machine, and what never opens must not
-        look like one that works.
-        """
-        if self.job is None:
-            return
-        self.begin_work()
-        if not self._is_open:
-            return
-        if self.lane is not None and not self.lane.is_open:
-            self.deadline = math.inf  # the lane's own counts
-            return
-        self._enter(START)
-        self._send(job=self.job)
-
-    def hear(self, message: Mapping[str, Any]) -> list[Report]:
-        """Understand one message."""
-        job = self.job
-        error = refusal(message)
-        if error is not None:
-            raise error
-        if "ready" in message:
-            forecast_s = from_plain(float | None, message.get("forecast_s"))  # type: ignore[arg-type]
-            self._is_open = True
-            self.begin()
-            return [Opened(forecast_s=forecast_s)]
-        if job is None:
-            raise ValueError("an answer nobody asked for")
-        if "stage" in message:
-            self._enter(str(message["stage"]))
-            return [Staged(job=job, stage=self.stage)]
-        if "step" in message:
-            done, of = from_plain(tuple[int, ...], message["step"])
-            self._enter(self.stage)  # it lives: its deadline starts again
-            return [Stepped(job=job, done=done, of=of)]
-        if "lane" in message:
-            self._enter(self.stage)
-            self.is_asking = message["lane"] == "asked"
-            if self.is_asking:
-                # It waits for others' photos, whose own deadlines count.
-                self.deadline = math.inf
-            return []
-        finished = self._finished(job, message)
-        # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
-        self.job = None
-        return [finished]
-
-    def _finished(self, job: Job, message: Mapping[str, Any]) -> Finished:
-        if "done" in message:
-            finished = Finished(job=job, worker=self.pid, outcome=from_plain(Asset, message["done"]))
-        else:
-            finished = Finished(
-                job=job,
-                worker=self.pid,
-                outcome=from_plain(Failed, message["failed"]),
-                traceback=str(message.get("traceback", "")),
-                is_lanes=from_plain(bool, message.get("is_lanes", False)),
-                was_frugal=self.launch.is_frugal,
-            )
-        peak_bytes = from_plain(int, message.get("peak_bytes", 0))
-        return replace(
-            finished,
-            device=self.launch.device,
-            peak_bytes=peak_bytes if self.lane is None else self.lane.peak_bytes,
-        )
-
-    def last_words(self) -> list[Report]:
-        """Say what its death means for the photo it had."""
-        if self.job is None:
-            return []
-        return [self._words("worker", self, is_open=self._is_open, limit_s=self._limit_s)]
-
-    def words_of(self, lane: _Lane) -> Report:
-        """Say what the death of its lane means for its photo."""
-        assert self.job is not None
-        who, is_at_fault = f"lane of {lane.launch.device}", lane.serving == self.number
-        if lane.is_open and not is_at_fault and not lane.was_killed_from_outside():
-            reason = lane.death(who, limit_s=lane.limit_s).reason
-            return Killed(job=self.job, stage=self.stage, reason=f"{reason} at nobody's work; see {lane.log}")
-        limit_s = self._limit_s if is_at_fault else lane.limit_s
-        return self._words(who, lane, is_open=lane.is_open, limit_s=limit_s)
-
-    def _words(self, who: str, child: Child, *, is_open: bool, limit_s: float) -> Report:
-        """Say what a child's death means for the photo of this worker."""
-        assert self.job is not None
-        if child.was_killed_from_outside():
-            reason = f"the {who} was killed in {self.stage}, from outside"
-            return Killed(job=self.job, stage=self.stage, reason=reason)
-        kind, code, reason = child.death(who, limit_s=limit_s)
-        if not is_open:
-            return NotOpened(job=self.job, kind=kind, reason=f"{reason}; see {child.log}")
-        failed = Failed(
-            path=self.job.path, kind=kind, code=code, message=f"{reason} in {self.stage}", stage=self.stage
-        )
-        return Finished(
-            job=self.job,
-            worker=self.pid,
-            outcome=failed,
-            signal=child.signal,
-            was_frugal=self.launch.is_frugal,
-            log=child.last_log(),
-        )
-
-    def close_commands(self) -> None:
-        """Tell the process that nothing more will come."""
-        with contextlib.suppress(OSError):
-            self.stdin.close()
-
-    @property
-    def _limit_s(self) -> float:
-        """How long it may go without a sign of life in its stage."""
-        return self._deadlines_s.get(self.stage, max(self._deadlines_s.values()))
-
-    def _enter(self, stage: str) -> None:
-        self.stage = stage
-        self.deadline = time.monotonic() + self._limit_s
-
-    def _send(self, **message: Any) -> None:
-        # A worker that died meanwhile is noticed at the other pipe.
-        with contextlib.suppress(BrokenPipeError):
-            self.stdin.write(frame(message))
-            self.stdin.flush()
-
-
-def _joined() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a line to a process; EnvironmentProblem where the system gives us none."""
-    try:
-        return socket.socketpair()
-    except OSError as error:
-        raise no_process(error) from error
 
 
 def deadlines(devices: Sequence[str], changes: Mapping[str, float]) -> Mapping[str, float]:

@@ -18,16 +18,6 @@ from crm_cli.records import Asset, Failed, Job
 from crm_cli.run import quarantine
 from crm_cli.run.attempt import Attempt, Turn
 from crm_cli.run.commits import CommitRecord, Output, Recipe
-from crm_cli.run.conveyor import (
-    Displaced,
-    Finished,
-    Killed,
-    NotOpened,
-    Opened,
-    Report,
-    Staged,
-    Stepped,
-)
 from crm_cli.run.events import (
     AssetFinished,
     AssetStarted,
@@ -48,6 +38,16 @@ from crm_cli.run.options import Stop, makes_views_anew
 from crm_cli.run.papers import Papers
 from crm_cli.run.plan import Planned, summary
 from crm_cli.run.policy import MAX_INTERRUPTIONS, MAX_KILLS, TRIES, Ending, may_try_again
+from crm_cli.run.reports import (
+    Displaced,
+    Finished,
+    Killed,
+    NotOpened,
+    Opened,
+    Report,
+    Staged,
+    Stepped,
+)
 from crm_cli.run.scene import Scene
 from crm_cli.run.search import PassedOver
 from crm_cli.run.sources import staged
