@@ -609,6 +609,27 @@ def test_a_photo_that_waits_for_another_has_no_deadline_and_what_works_tells_its
     assert steps[-1] <= STEPS and len(steps) >= 4
 
 
+def test_a_photo_that_another_came_between_is_not_given_up_for_it(
+    pool: Callable[..., Conveyor], tmp_path: Path
+) -> None:
+    belt = pool(workers=1, deadlines_s={**LIMITS, "imagine": 60.0})
+    belt.submit(job(tmp_path, "stall_a.jpg"))
+    reports_until(belt, lambda reports: any(isinstance(report, Stepped) for report in reports))
+    [worker], [lane] = belt._workers(), belt._lanes.values()
+    assert worker.is_served and lane.serving == worker.number
+    lane.serving, worker.deadline = worker.number + 1, time.monotonic() - 1
+    assert belt.wait(0.1) == [] and belt._workers() == [worker]
+    # Nobody with that number is there any more: the lane itself has a deadline then.
+    assert lane.deadline < time.monotonic() + crew.QUIET_S + 1
+    lane.serving = worker.number
+    worker.go_on()
+    assert worker.deadline > time.monotonic() + 30
+    worker.deadline = time.monotonic() - 1
+    [failed] = belt.wait(0.1)
+    assert isinstance(failed, Finished) and isinstance(failed.outcome, Failed)
+    assert failed.outcome.kind == "timeout"
+
+
 def test_a_lane_killed_from_outside_is_nobodys_fault(
     pool: Callable[..., Conveyor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,9 @@ class Conveyor:
                 lane.hear(message)
                 if "ready" in message:
                     self._begin_at(lane)
+                for worker in self._workers():
+                    if worker.lane is lane and worker.number == lane.serving:
+                        worker.go_on()
         except (ValueError, KeyError) as error:
             lane.complaint = f"unreadable answer ({error})"
             lane.kill()
@@ -282,6 +285,8 @@ class Conveyor:
             # One that has gone with its lane, a moment ago, is told of already.
             if worker not in self._seats or not worker.job or time.monotonic() < worker.deadline:
                 continue
+            if worker.stands_aside:
+                continue  # what it stands aside for has a deadline of its own
             if worker.lane is not None and worker.lane.serving == worker.number:
                 worker.lane.give_up()
                 reports += self._bury_lane(worker.lane)

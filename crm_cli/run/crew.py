@@ -78,7 +78,7 @@ class LaneProcess(Child):
         if not self.is_open:
             return
         is_at_work = any(worker.number == self.serving for worker in workers)
-        if is_at_work or not any(worker.is_asking for worker in workers):
+        if is_at_work or not any(worker.is_asking or worker.is_served for worker in workers):
             self.deadline = math.inf
         elif self.deadline == math.inf:
             self.deadline = time.monotonic() + QUIET_S
@@ -131,6 +131,8 @@ class WorkerProcess(Child):
         self.stage = OPENING
         self.is_asking = False
         """Whether what it asked its lane has yet to begin."""
+        self.is_served = False
+        """Whether that has begun, and is not back."""
         self._is_open = False
         self.deadline = time.monotonic() + deadlines_s[OPENING]
         self._send(open=launch)
@@ -157,6 +159,16 @@ class WorkerProcess(Child):
         self._enter(START)
         self._send(job=self.job)
 
+    @property
+    def stands_aside(self) -> bool:
+        """Whether its lane does something short for another before it goes on with what this one asked."""
+        return self.is_served and self.lane is not None and self.lane.serving not in (None, self.number)
+
+    def go_on(self) -> None:
+        """Start its deadline again: its lane is back at its work."""
+        if self.is_served:
+            self._enter(self.stage)
+
     def hear(self, message: Mapping[str, Any]) -> list[Report]:
         """Understand one message."""
         job = self.job
@@ -179,7 +191,7 @@ class WorkerProcess(Child):
             return [Stepped(job=job, done=done, of=of)]
         if "lane" in message:
             self._enter(self.stage)
-            self.is_asking = message["lane"] == "asked"
+            self.is_asking, self.is_served = message["lane"] == "asked", message["lane"] == "begun"
             if self.is_asking:
                 # It waits for others' photos, whose own deadlines count.
                 self.deadline = math.inf
@@ -187,6 +199,7 @@ class WorkerProcess(Child):
         finished = self._finished(job, message)
         # Only now: a worker whose answer cannot be read still has the photo, and its death is the answer.
         self.job = None
+        self.is_asking = self.is_served = False
         return [finished]
 
     def _finished(self, job: Job, message: Mapping[str, Any]) -> Finished:
