@@ -465,6 +465,15 @@ def _is_first(job: Job) -> bool:
     return is_first
 
 
+def job(tmp_path: Path, name: str) -> Job:
+    """A photo in a folder, and a scratch folder beside it."""
+    (tmp_path / name).write_bytes(os.fsencode(name))
+    scratch = tmp_path / f"scratch-{name}"
+    scratch.mkdir(exist_ok=True)
+    path = PurePosixPath(name)
+    return Job(root=tmp_path, path=path, stem=path.with_suffix(""), id=name, scratch=scratch, max_mpixels=1.0)
+
+
 def engine(
     line: str = "FakeLine",
     weights: str = "w1",

@@ -1,11 +1,10 @@
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
-from fakes import PHOTO_S, SLOW_S
+from fakes import PHOTO_S, SLOW_S, job
 
 from crm_cli.errors import EnvironmentProblem, UsageError
 from crm_cli.preset import load_preset
@@ -27,14 +26,6 @@ LIMITS = {**conveyor_module.DEADLINES_S, "unwrap": 1.0}
 @pytest.fixture(autouse=True)
 def fakes_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-def job(tmp_path: Path, name: str) -> Job:
-    (tmp_path / name).write_bytes(os.fsencode(name))
-    scratch = tmp_path / f"scratch-{name}"
-    scratch.mkdir(exist_ok=True)
-    path = PurePosixPath(name)
-    return Job(root=tmp_path, path=path, stem=path.with_suffix(""), id=name, scratch=scratch, max_mpixels=1.0)
 
 
 def pool(tmp_path: Path, workers: int = 1, line: str = "FakeLine") -> Conveyor:

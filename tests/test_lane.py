@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fakes import STEPS
+from fakes import STEPS, job
 
 from crm_cli.errors import EnvironmentProblem, PhotoError, UsageError, retold, told
 from crm_cli.export.provenance import read_label
@@ -477,14 +477,6 @@ def test_nothing_else_can_be_asked() -> None:
 @pytest.fixture
 def fakes_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-def job(tmp_path: Path, name: str) -> Job:
-    (tmp_path / name).write_bytes(os.fsencode(name))
-    scratch = tmp_path / f"scratch-{name}"
-    scratch.mkdir(exist_ok=True)
-    path = PurePosixPath(name)
-    return Job(root=tmp_path, path=path, stem=path.with_suffix(""), id=name, scratch=scratch, max_mpixels=1.0)
 
 
 @pytest.fixture
