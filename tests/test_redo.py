@@ -13,7 +13,7 @@ from test_gc import crm
 from test_retry import KIND, again
 from test_sheet import called
 
-from crm_cli.errors import UsageError
+from crm_cli.errors import OutputError, UsageError
 from crm_cli.pipeline import Line
 from crm_cli.preset import Override, load_preset
 from crm_cli.records import Job
@@ -245,6 +245,15 @@ def test_damaged_kept_decisions_end_a_run_rather_than_undo_a_redo(photos: Path, 
     file = out / ".crm" / "decisions.json"
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UsageError, match=r"\.crm/decisions\.json: not a decisions file"):
+        run(photos, out, "seed=5", GLB)
+
+
+def test_kept_decisions_that_a_disk_does_not_give_end_a_run_too(photos: Path, out: Path) -> None:
+    take(out, downloaded(out, {"a.jpg": "redo"}))
+    file = out / ".crm" / "decisions.json"
+    file.unlink()
+    file.mkdir()  # opens, and cannot be read
+    with pytest.raises(OutputError, match="cannot be read: Is a directory"):
         run(photos, out, "seed=5", GLB)
 
 

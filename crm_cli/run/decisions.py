@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from crm_cli.errors import UsageError
 from crm_cli.preset import Preset
-from crm_cli.run.files import read_whole, write_atomically
+from crm_cli.run.files import read_whole, unreadable, write_atomically
 from crm_cli.run.wire import from_plain, to_plain
 
 SCHEMA = "crm.decisions/1"
@@ -98,13 +98,16 @@ def _wrong(source: str, problem: str) -> UsageError:
 def kept_decisions(out: Path) -> dict[str, Decision]:
     """What an output folder keeps, by asset id; nothing where it keeps nothing.
 
-    UsageError where the file is damaged: without it, redone assets would silently be made as they first were.
+    UsageError where the file is damaged, OutputError where the disk does not give it: without it, redone
+    assets would silently be made as they first were.
     """
     path = _file(out)
     try:
         raw = read_whole(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise unreadable(out, error) from error
     return {decision.id: decision for decision in read_decisions(raw, source=str(path))}
 
 
